@@ -1,0 +1,201 @@
+"""What a normalization layer is: one input contract, and the facts that tests, callbacks and the catalogue read.
+
+Shapes: `N` samples, `C` features (channels), `*` any number of positions, often written `s` (`L`, `H x W`, `D x H x W`).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.errors import InputError
+
+Axis = Literal["N", "C", "C/G", "s"]
+Family = Literal["batch", "sample", "mixed", "whitening", "weight", "pointwise", "own"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Where a layer was published."""
+
+    title: str
+    year: int
+    arxiv: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.year}" + (f", arXiv {self.arxiv})" if self.arxiv else ")")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is true of a layer class with its default arguments; each fact is held by a two-sided law in the tests.
+
+    Args:
+        family: the folder of the zoo, or "own" for a layer that lives outside it.
+        formula: the equation, in one line.
+        paper: where it was published.
+        axes: what the statistics run over on `(N, C, *)`: samples "N", channels "C", the channels of one group "C/G",
+            positions "s". Empty for a layer without statistics. For a layer that acts on a weight `(C, I, *)`, whose
+            every output channel is a sample of its own, "s" stands for all axes but the first.
+        centres: `f(x + c) = f(x)` for a constant c, while training.
+        scales: `f(a x) = f(x)` for a > 0, while training (up to eps).
+        stateful: keeps running statistics, which move in training and never in evaluation.
+        train_differs: computes something else in evaluation than in training.
+        dense: has a meaning on `(N, C)`, without positions.
+        syncs: can take its statistics over all ranks (`sync=True`).
+        folds: is affine per channel in evaluation, so that it can be folded into the linear layer before it.
+        acts_on: the "activation" `(N, C, *)` or the "weight" `(C, I, *)` of the layer before it.
+        wants_partner: leaves the scale of activations to a norm of another kind, which networks put behind the layer.
+        brings_activation: ends with a nonlinearity of its own, in the place of the network's.
+        exceptions: law -> why this layer does not keep it.
+    """
+
+    family: Family = "own"
+    formula: str = ""
+    paper: Paper | None = None
+    axes: tuple[Axis, ...] = ()
+    centres: bool = False
+    scales: bool = False
+    stateful: bool = False
+    train_differs: bool = False
+    dense: bool = True
+    syncs: bool = False
+    folds: bool = False
+    acts_on: Literal["activation", "weight"] = "activation"
+    wants_partner: bool = False
+    brings_activation: bool = False
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def cancels_bias(self) -> bool:
+        """Whether a bias per channel, added just before the layer, changes nothing.
+
+        It does not when the layer subtracts a mean that is the channel's own: the axes hold no "C".
+        """
+        return self.acts_on == "activation" and self.centres and set(self.axes) <= {"N", "s"}
+
+
+class Norm(nn.Module):
+    """A normalization layer: `(N, C, *)` in; same shape, dtype and memory format out.
+
+    A layer of your own needs `normalize`, and an `__init__` whose first argument is `num_features`. Everything else,
+    `facts` included, has a default.
+
+    Args:
+        num_features: number of channels C.
+
+    Raises:
+        InputError: `num_features` is not a positive integer; an input without C channels, without floating dtype, or
+            without positions where the layer needs them.
+    """
+
+    facts: ClassVar[Facts] = Facts()
+    num_features: int
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
+            raise InputError(
+                f"{name}(num_features={num_features!r}): num_features must be an integer of at least 1; "
+                f"give the number of channels of the layer's input, for example {name}(64)."
+            )
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        return self.normalize(x)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """The layer itself, on an input that has passed `check`."""
+        raise NotImplementedError(f"{type(self).__name__} must define normalize(self, x).")
+
+    def check(self, x: Tensor) -> None:
+        """Raises `InputError` unless the layer can take x."""
+        name, shape = type(self).__name__, tuple(x.shape)
+        if not x.is_floating_point():
+            raise InputError(f"{name} got {x.dtype}; it normalizes floating point: convert the input with .float().")
+        if len(shape) < 2 or shape[1] != self.num_features:
+            raise InputError(
+                f"{name}({self.num_features}) got an input of shape {shape}; it takes (N, {self.num_features}, *), "
+                f"channels second: build it as {name}({shape[1] if len(shape) > 1 else 'C'}) or move the channels."
+            )
+        if len(shape) == 2 and not self.facts.dense:
+            raise InputError(
+                f"{name} got an input of shape {shape}; its statistics run over the positions of each channel, and "
+                f"(N, C) has none: use it behind a convolution, or take LayerNorm, RMSNorm or BatchNorm here."
+            )
+
+    def drop_activation(self) -> None:
+        """Removes the activation that the layer brings, for a place where the network wants none (before a sum)."""
+
+    def add_affine(self, *, weight: bool = True, bias: bool = True) -> None:
+        """Registers `weight` (ones) and `bias` (zeros), one value per channel, or None in their place."""
+        self.weight = nn.Parameter(torch.ones(self.num_features)) if weight else None
+        self.bias = nn.Parameter(torch.zeros(self.num_features)) if bias else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Norm":
+        # Running statistics stay float32 under .half() and .bfloat16(): an average moved by a tenth of a difference
+        # stops moving when the difference falls below 8 bits.
+        before = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if new is not None and torch.finfo(new.dtype).bits < 32:
+                self._buffers[name] = old.to(new.device, torch.promote_types(new.dtype, torch.float32))
+        return self
+
+    def extra_repr(self) -> str:
+        settings = {name: getattr(self, name) for name in keyword_defaults(type(self)) if hasattr(self, name)}
+        return ", ".join([str(self.num_features), *(f"{name}={value}" for name, value in settings.items())])
+
+
+def keyword_defaults(layer: type[Norm]) -> dict[str, Any]:
+    """The arguments of a layer besides `num_features`, and their defaults."""
+    parameters = list(inspect.signature(layer).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+
+
+def require_positive(layer: Norm, **values: float) -> None:
+    """Raises `InputError` unless every named argument is a number above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise InputError(
+                f"{type(layer).__name__}({name}={value!r}): {name} must be above 0; the default is "
+                f"{keyword_defaults(type(layer))[name]}."
+            )
+
+
+def per_channel(v: Tensor, x: Tensor) -> Tensor:
+    """Views a vector (C,) such that it broadcasts against x of shape (N, C, *)."""
+    return v.view(-1, *[1] * (x.dim() - 2))
+
+
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`weight x + bias` per channel, either of them absent."""
+    if weight is not None:
+        x = x * per_channel(weight, x)
+    if bias is not None:
+        x = x + per_channel(bias, x)
+    return x
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in the dtype in which statistics are computed: float64 stays, everything narrower becomes float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def positions_first(x: Tensor) -> Tensor:
+    """(N, C, *) -> (N, *, C): a view, free for a channels-last tensor."""
+    return x.movedim(1, -1)
+
+
+def channels_second(x: Tensor, like: Tensor) -> Tensor:
+    """(N, *, C) -> (N, C, *), laid out in memory as `like` was."""
+    x = x.movedim(-1, 1)
+    if like.is_contiguous():
+        return x.contiguous()
+    return x

@@ -1,0 +1,111 @@
+"""Batch renormalization: in training, too, the output is that of the running statistics."""
+
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Paper, affine, at_least_float32
+from normzoo.norms.batch._normalize import batch_norm
+from normzoo.norms.batch._statistics import BatchStatistics
+from normzoo.norms.batch.batch_norm import ranks
+
+
+class BatchRenorm(BatchStatistics):
+    """Corrects batch normalization towards the running statistics, within bounds that widen over training.
+
+    `y = weight ((x - mean) / std r + d) + bias`, with `std = sqrt(var + eps)` of the batch and, without gradient,
+    `r = clip(std / running_std, 1 / r_max, r_max)` and `d = clip((mean - running_mean) / running_std, -d_max, d_max)`
+
+    At r = 1, d = 0, where training starts, this is `BatchNorm`; within the bounds, training computes what evaluation
+    does. The bounds grow linearly from 1 and 0 between step `warmup` and steps `r_steps` and `d_steps`.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        r_max: final bound of the ratio of standard deviations, at least 1.
+        d_max: final bound of the shift, in running standard deviations, at least 0.
+        warmup: training steps with r = 1 and d = 0.
+        r_steps: step at which `r_max` is reached.
+        d_steps: step at which `d_max` is reached.
+        eps: added to the variance, in its units.
+        momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: learn `weight` and `bias`, (C,) each.
+        sync: take the statistics over the batches of all ranks, weighted by their counts.
+
+    Buffers `running_mean`, `running_var`: (C,). The running variance averages the biased one, as the paper does
+    (torch's layers average the unbiased): an unbiased one would pull r below 1 in small batches.
+
+    Raises:
+        InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
+
+    Reference: Sergey Ioffe. Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models.
+    2017. arXiv 1702.03275, algorithm 1; the bounds' schedule is that of its section 4.
+    """
+
+    facts = Facts(
+        family="batch",
+        formula="y = weight ((x - mean) / std r + d) + bias, r and d from the running statistics, clipped",
+        paper=Paper(
+            title="Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models",
+            year=2017,
+            arxiv="1702.03275",
+        ),
+        axes=("N", "s"),
+        centres=True,
+        scales=True,
+        stateful=True,
+        train_differs=True,
+        syncs=True,
+        folds=True,
+    )
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        warmup: int = 5_000,
+        r_steps: int = 40_000,
+        d_steps: int = 25_000,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        sync: bool = False,
+    ) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
+        if r_max < 1 or d_max < 0:
+            raise InputError(
+                f"BatchRenorm(r_max={r_max}, d_max={d_max}): r_max is at least 1 and d_max at least 0, which is "
+                f"BatchNorm; the defaults are 3 and 5."
+            )
+        if warmup < 0 or r_steps < warmup or d_steps < warmup:
+            raise InputError(
+                f"BatchRenorm(warmup={warmup}, r_steps={r_steps}, d_steps={d_steps}): the bounds widen after the "
+                f"warm-up, so 0 <= warmup <= r_steps and warmup <= d_steps; lower the warm-up."
+            )
+        self.r_max, self.d_max = r_max, d_max
+        self.warmup, self.r_steps, self.d_steps = warmup, r_steps, d_steps
+        self.sync = sync
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The bounds of r and d at this step: scalars."""
+        assert self.num_batches_tracked is not None
+        since = (self.num_batches_tracked - self.warmup).float()
+        r_part = (since / max(self.r_steps - self.warmup, 1)).clamp(0, 1)
+        d_part = (since / max(self.d_steps - self.warmup, 1)).clamp(0, 1)
+        return 1 + (self.r_max - 1) * r_part, self.d_max * d_part
+
+    def normalize_by_batch(self, x: Tensor) -> Tensor:
+        group = ranks() if self.sync else None
+        if x.numel() == 0 and group is None:
+            return self.normalize_empty(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        z, mean, var, count = batch_norm(x, None, None, self.eps, group)
+        self.require_several(count, x)
+        r_max, d_max = self.bounds()
+        running_std = (self.running_var + self.eps).sqrt()
+        r = ((var + self.eps).sqrt() / running_std).clamp(1 / r_max, r_max)
+        d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max)
+        self.update(mean, var, count, unbiased=False)
+        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d + self.bias)
+        return affine(at_least_float32(z), weight, bias).to(x.dtype)

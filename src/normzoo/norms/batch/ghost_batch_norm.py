@@ -1,0 +1,81 @@
+"""Batch normalization over parts of the batch."""
+
+import torch
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms.batch._normalize import batch_norm
+from normzoo.norms.batch._statistics import BatchStatistics
+
+
+class GhostBatchNorm(BatchStatistics):
+    """Normalizes each part ("ghost batch") of a large batch by its own statistics, as small batches are.
+
+    `y_k = weight (x_k - mean(x_k)) / sqrt(var(x_k) + eps) + bias` for the parts x_k of the batch
+
+    Every part moves the running statistics in turn, as if the parts had come one after the other. The batch is cut
+    into `ceil(N / ghost_size)` parts as equal as `torch.chunk` makes them.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        ghost_size: largest number of samples in a part.
+        eps: added to the variance, in its units.
+        momentum: weight of the newest part in the running statistics, in [0, 1]; None for the average of all parts.
+        affine: learn `weight` and `bias`, (C,) each.
+        track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
+
+    Raises:
+        InputError: a part with one value per channel in training; an argument out of range; an input that is not
+            (N, C, *).
+
+    Reference: Elad Hoffer, Itay Hubara, Daniel Soudry. Train longer, generalize better: closing the generalization gap
+    in large batch training of neural networks. 2017. arXiv 1705.08741, algorithm 1.
+    """
+
+    facts = Facts(
+        family="batch",
+        formula="y_k = weight (x_k - mean(x_k)) / sqrt(var(x_k) + eps) + bias, for parts x_k of the batch",
+        paper=Paper(
+            title="Train longer, generalize better: closing the generalization gap in large batch training of neural "
+            "networks",
+            year=2017,
+            arxiv="1705.08741",
+        ),
+        axes=("N", "s"),
+        centres=True,
+        scales=True,
+        stateful=True,
+        train_differs=True,
+        folds=True,
+    )
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        ghost_size: int = 32,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__(
+            num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats
+        )
+        if ghost_size < 1:
+            raise InputError(
+                f"GhostBatchNorm(ghost_size={ghost_size}): a part holds at least 1 sample; the default is 32."
+            )
+        self.ghost_size = ghost_size
+
+    def normalize_by_batch(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return self.normalize_empty(x)
+        parts = []
+        for part in x.chunk(-(-len(x) // self.ghost_size)):
+            self.require_several(part.numel() // part.shape[1], part)
+            y, mean, var, count = batch_norm(part, self.weight, self.bias, self.eps)
+            self.update(mean, var, count)
+            parts.append(y)
+        return torch.cat(parts)

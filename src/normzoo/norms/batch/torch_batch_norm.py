@@ -1,0 +1,56 @@
+"""The batch normalization that ships with torch."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.norms._base import Facts
+from normzoo.norms.batch._statistics import BatchStatistics
+from normzoo.norms.batch.batch_norm import BatchNorm
+
+
+class TorchBatchNorm(BatchStatistics):
+    """`BatchNorm` by torch's own kernel: the same arguments, equation and state, for comparison and for speed.
+
+    `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variance, in its units.
+        momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: learn `weight` and `bias`, (C,) each.
+        track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
+
+    Raises:
+        InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
+
+    Reference: `torch.nn.functional.batch_norm`, after arXiv 1502.03167.
+    """
+
+    facts = Facts(
+        family="batch",
+        formula=BatchNorm.facts.formula,
+        paper=BatchNorm.facts.paper,
+        axes=("N", "s"),
+        centres=True,
+        scales=True,
+        stateful=True,
+        train_differs=True,
+        folds=True,
+        exceptions={
+            "checkpointing": "in torch the forward pass that checkpointing repeats moves the running statistics again",
+        },
+    )
+
+    def normalize_by_batch(self, x: Tensor) -> Tensor:
+        self.require_several(x.numel() // x.shape[1], x)
+        mean, var, momentum = self.running_mean, self.running_var, self.momentum
+        if not self.training:  # without running statistics; the kernel must not look for them
+            mean = var = None
+        elif self.num_batches_tracked is not None and x.numel() > 0:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1 / float(self.num_batches_tracked)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum or 0.0, self.eps)
+
+    def normalize_by_running(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)

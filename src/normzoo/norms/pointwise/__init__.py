@@ -1,0 +1,1 @@
+"""No statistics at all: each value on its own."""

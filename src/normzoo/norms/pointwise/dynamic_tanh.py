@@ -1,0 +1,43 @@
+"""Dynamic tanh (DyT)."""
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.norms._base import Facts, Norm, Paper, affine, require_positive
+
+
+class DynamicTanh(Norm):
+    """Squashes every value by a tanh of learned steepness, which is what trained layer norms look like.
+
+    `y = weight tanh(alpha x) + bias`, alpha one learned number
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        alpha: steepness at the start; the paper's default, 0.5, suits everything but the widest language models.
+
+    Parameters `alpha` (1,), `weight` and `bias` (C,).
+
+    Raises:
+        InputError: alpha not above 0; an input that is not (N, C, *).
+
+    Reference: Jiachen Zhu, Xinlei Chen, Kaiming He, Yann LeCun, Zhuang Liu. Transformers without Normalization. 2025.
+    arXiv 2503.10622, equation 1.
+    """
+
+    facts = Facts(
+        family="pointwise",
+        formula="y = weight tanh(alpha x) + bias",
+        paper=Paper(title="Transformers without Normalization", year=2025, arxiv="2503.10622"),
+    )
+
+    def __init__(self, num_features: int, *, alpha: float = 0.5) -> None:
+        super().__init__(num_features)
+        require_positive(self, alpha=alpha)
+        self.alpha = nn.Parameter(torch.tensor([alpha]))
+        self.add_affine()
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return affine(torch.tanh(self.alpha * x), self.weight, self.bias).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return str(self.num_features)

@@ -1,0 +1,1 @@
+"""Statistics within one sample: no state, training equals evaluation."""

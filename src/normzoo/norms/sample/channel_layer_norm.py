@@ -1,0 +1,46 @@
+"""Layer normalization over the channels of every position."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.norms._base import Facts, Norm, Paper, channels_second, positions_first, require_positive
+
+
+class ChannelLayerNorm(Norm):
+    """Normalizes each position of each sample by the mean and variance over its channels.
+
+    `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over channels
+
+    This is what transformers and ConvNeXt call LayerNorm; timm calls it LayerNorm2d. Fastest on channels-last inputs.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variance, in its units.
+        affine: learn `weight` and `bias`, (C,) each.
+
+    Raises:
+        InputError: eps not above 0; an input that is not (N, C, *).
+
+    Reference: Zhuang Liu, Hanzi Mao, Chao-Yuan Wu, Christoph Feichtenhofer, Trevor Darrell, Saining Xie. A ConvNet for
+    the 2020s. 2022. arXiv 2201.03545, section 2.6; the equation is that of arXiv 1607.06450.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = weight (x - mean) / sqrt(var + eps) + bias",
+        paper=Paper(title="A ConvNet for the 2020s", year=2022, arxiv="2201.03545"),
+        axes=("C",),
+        centres=True,
+        scales=True,
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+        self.affine = affine
+        self.add_affine(weight=affine, bias=affine)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(positions_first(x), (self.num_features,), self.weight, self.bias, self.eps)
+        return channels_second(y, like=x).to(x.dtype)

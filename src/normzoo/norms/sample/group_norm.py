@@ -1,0 +1,60 @@
+"""Group normalization."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Norm, Paper, require_positive
+
+
+class GroupNorm(Norm):
+    """Normalizes each group of channels of each sample by the group's mean and variance.
+
+    `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over the group's channels and positions
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        num_groups: groups G of C / G neighbouring channels; must divide C. None for the most groups up to the paper's
+            32 that leave at least 4 channels in each, so that every C and (N, C) work: 64 -> 16, 100 -> 25, 256 -> 32.
+        eps: added to the variance, in its units.
+        affine: learn `weight` and `bias`, (C,) each.
+
+    Raises:
+        InputError: num_groups does not divide C; one value per group, whose variance is 0; eps not above 0; an input
+            that is not (N, C, *).
+
+    Reference: Yuxin Wu, Kaiming He. Group Normalization. 2018. arXiv 1803.08494, equation 7.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = weight (x - mean) / sqrt(var + eps) + bias",
+        paper=Paper(title="Group Normalization", year=2018, arxiv="1803.08494"),
+        axes=("C/G", "s"),
+        centres=True,
+        scales=True,
+    )
+
+    def __init__(
+        self, num_features: int, *, num_groups: int | None = None, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        divisors = [g for g in range(1, num_features + 1) if num_features % g == 0]
+        if num_groups is not None and num_groups not in divisors:
+            raise InputError(
+                f"GroupNorm({num_features}, num_groups={num_groups}): num_groups must divide the number of channels; "
+                f"of {num_features} the divisors are {', '.join(map(str, divisors))}."
+            )
+        self.num_groups = num_groups or max((g for g in divisors if g <= 32 and num_features // g >= 4), default=1)
+        self.eps = eps
+        self.affine = affine
+        self.add_affine(weight=affine, bias=affine)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if x.shape[2:].numel() * self.num_features == self.num_groups:
+            raise InputError(
+                f"GroupNorm({self.num_features}, num_groups={self.num_groups}) got an input of shape {tuple(x.shape)}: "
+                f"one value per group has no variance, and every output would be the bias; take fewer groups."
+            )
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)

@@ -1,0 +1,56 @@
+"""Instance normalization."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Norm, Paper, require_positive
+
+
+class InstanceNorm(Norm):
+    """Normalizes each channel of each sample by its mean and variance over positions.
+
+    `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over positions
+
+    Unlike torch's, it learns a scale and a shift by default, as every layer here does, and keeps channels-last.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variance, in its units.
+        affine: learn `weight` and `bias`, (C,) each.
+
+    Raises:
+        InputError: an input without positions, (N, C); a single position, whose variance is 0; eps not above 0; an
+            input that is not (N, C, *).
+
+    Reference: Dmitry Ulyanov, Andrea Vedaldi, Victor Lempitsky. Instance Normalization: The Missing Ingredient for Fast
+    Stylization. 2016. arXiv 1607.08022, equation 4.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = weight (x - mean) / sqrt(var + eps) + bias",
+        paper=Paper(
+            title="Instance Normalization: The Missing Ingredient for Fast Stylization", year=2016, arxiv="1607.08022"
+        ),
+        axes=("s",),
+        centres=True,
+        scales=True,
+        dense=False,
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+        self.affine = affine
+        self.add_affine(weight=affine, bias=affine)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if x.shape[2:].numel() == 1:
+            raise InputError(
+                f"InstanceNorm({self.num_features}) got an input of shape {tuple(x.shape)}: one position per channel "
+                f"has no variance, and every output would be the bias; use larger images or fewer strides."
+            )
+        # A group per channel: the same numbers as F.instance_norm, whose kernel loses channels-last.
+        return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps).to(x.dtype)

@@ -1,0 +1,48 @@
+"""Layer normalization."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.norms._base import Facts, Norm, Paper, require_positive
+
+
+class LayerNorm(Norm):
+    """Normalizes each sample by the mean and variance over all of its channels and positions.
+
+    `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over channels and positions
+
+    On images this is the layer of the paper (`torch.nn.GroupNorm` with one group), with a scale and a shift per
+    channel; for statistics at every position apart take `ChannelLayerNorm`. On (N, C) the two are one.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variance, in its units.
+        affine: learn `weight` and `bias`, (C,) each.
+
+    Raises:
+        InputError: eps not above 0; an input that is not (N, C, *).
+
+    Reference: Jimmy Lei Ba, Jamie Ryan Kiros, Geoffrey E. Hinton. Layer Normalization. 2016. arXiv 1607.06450,
+    equation 3.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = weight (x - mean) / sqrt(var + eps) + bias",
+        paper=Paper(title="Layer Normalization", year=2016, arxiv="1607.06450"),
+        axes=("C", "s"),
+        centres=True,
+        scales=True,
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+        self.affine = affine
+        self.add_affine(weight=affine, bias=affine)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:  # the same numbers; the kernel for rows is the faster one
+            return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps).to(x.dtype)
+        return F.group_norm(x, 1, self.weight, self.bias, self.eps).to(x.dtype)

@@ -1,0 +1,42 @@
+"""Root-mean-square normalization."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.norms._base import Facts, Norm, Paper, channels_second, positions_first, require_positive
+
+
+class RMSNorm(Norm):
+    """Divides each position of each sample by the root mean square of its channels, without subtracting a mean.
+
+    `y = weight x / sqrt(mean(x^2) + eps)`, the mean over channels
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the mean square, in its units.
+        affine: learn `weight`, (C,); there is no bias.
+
+    Raises:
+        InputError: eps not above 0; an input that is not (N, C, *).
+
+    Reference: Biao Zhang, Rico Sennrich. Root Mean Square Layer Normalization. 2019. arXiv 1910.07467, equation 4.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = weight x / sqrt(mean(x^2) + eps)",
+        paper=Paper(title="Root Mean Square Layer Normalization", year=2019, arxiv="1910.07467"),
+        axes=("C",),
+        scales=True,
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+        self.affine = affine
+        self.add_affine(weight=affine, bias=False)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(positions_first(x), (self.num_features,), self.weight, self.eps)
+        return channels_second(y, like=x).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Normalizes the weight of the layer before it, not its output."""

@@ -1,0 +1,61 @@
+"""Weight standardization."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive
+from normzoo.norms.weight._weight import WeightTransform, per_output
+
+
+class WeightStandardization(WeightTransform):
+    """Gives the weight of every output channel mean 0 and variance 1.
+
+    `w = (v - mean) / sqrt(var + eps)`, mean and biased variance over all entries of an output channel
+
+    Of the three conventions in use this is the paper's: the biased variance, eps inside the root. A weight of variance
+    1 multiplies the scale of its input by about the root of its fan-in, so the paper pairs it with a norm of the output.
+
+    Args:
+        num_features: number of output channels C of the layer whose weight v, (C, I, *), is standardized.
+        eps: added to the variance, in its units.
+        then: the norm that a network puts behind the layer; None for the paper's GroupNorm, NoNorm for none.
+
+    Raises:
+        InputError: eps not above 0; a weight that is not (C, I, *).
+
+    Reference: Siyuan Qiao, Huiyu Wang, Chenxi Liu, Wei Shen, Alan Yuille. Micro-Batch Training with Batch-Channel
+    Normalization and Weight Standardization. 2019. arXiv 1903.10520, equations 4 to 7.
+    """
+
+    facts = Facts(
+        family="weight",
+        formula="w = (v - mean) / sqrt(var + eps)",
+        paper=Paper(
+            title="Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
+            year=2019,
+            arxiv="1903.10520",
+        ),
+        axes=("s",),
+        centres=True,
+        scales=True,
+        folds=True,
+        acts_on="weight",
+        wants_partner=True,
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, then: Callable[[int], Norm] | None = None) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+        self.then = then
+
+    def normalize(self, x: Tensor) -> Tensor:
+        v = at_least_float32(x)
+        inner = tuple(range(1, v.dim()))
+        centred = v - v.mean(inner, keepdim=True)
+        var = centred.square().mean(inner)
+        return (centred * per_output((var + self.eps).rsqrt(), v)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
