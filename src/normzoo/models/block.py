@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normzoo.errors import InputError
+from normzoo.models.init import Init, Kaiming
 from normzoo.norms import GroupNorm, NoNorm, Norm
 
 NormFactory = Callable[[int], Norm]
@@ -24,10 +25,11 @@ class Block(nn.Module):
     network's; and where the norm subtracts each channel's own mean right behind the layer, the layer has no bias.
 
     Args:
-        layer: builds the layer, given whether it has a bias.
+        layer: the layer, with a bias; the block removes it where the norm cancels it.
         norm: builds the norm from the number of the layer's output features.
         activation: builds the activation; None where the network wants none.
         norm_position: "before" or "after" the activation.
+        init: fills the layer, before a norm of weights takes it over; None for `Kaiming()`.
 
     Raises:
         InputError: the norm has no meaning behind this layer.
@@ -35,43 +37,42 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        layer: Callable[[bool], Layer],
+        layer: Layer,
         norm: NormFactory,
         activation: ActivationFactory | None = nn.ReLU,
         norm_position: Position = "before",
+        init: Init | None = None,
     ) -> None:
         super().__init__()
-        with_bias = layer(True)
-        features = with_bias.weight.shape[0]
+        features = layer.weight.shape[0]
         built = norm(features)
         if not isinstance(built, Norm):
             raise InputError(
                 f"norm={norm!r} built a {type(built).__name__}; a network takes layers of normzoo.norms.Norm: derive "
                 f"yours from it (see CONTRIBUTING.md), or wrap what you have in normalize(self, x)."
             )
-        if isinstance(with_bias, nn.Linear) and not built.facts.dense:
+        if isinstance(layer, nn.Linear) and not built.facts.dense:
             raise InputError(
-                f"{type(built).__name__} cannot stand behind a linear layer: its statistics run over the positions of a "
-                f"channel, and (N, {features}) has none. Take LayerNorm, RMSNorm or BatchNorm, or use ConvNet or ResNet."
+                f"{type(built).__name__} cannot stand behind a linear layer: its statistics run over the positions of "
+                f"a channel, and (N, {features}) has none. Take LayerNorm, RMSNorm or BatchNorm, or train a ConvNet or "
+                f"ResNet."
             )
         if activation is None:
             built.drop_activation()
-            norm_position = "before"
-        cancels = built.facts.cancels_bias and (norm_position == "before" or built.facts.brings_activation)
-        self.layer = layer(False) if cancels else with_bias
-        self.norm = attach(built, self.layer)
-        wants_activation = activation is not None and not built.facts.brings_activation
-        self.activation = activation() if activation is not None and wants_activation else nn.Identity()
-        self.norm_position = norm_position
+        brings_activation = activation is not None and built.facts.brings_activation
+        # Norm first also where it is the activation itself, and where there is none.
+        self.norm_first = norm_position == "before" or brings_activation or activation is None
+        if built.facts.cancels_bias and self.norm_first:
+            layer.register_parameter("bias", None)
+        (init or Kaiming())(layer)
+        self.layer = layer
+        self.norm = attach(built, layer)
+        self.activation = nn.Identity() if activation is None or brings_activation else activation()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
-        if self.norm_position == "before":
-            return self.activation(self.norm(x))  # type: ignore[no-any-return]
-        return self.norm(self.activation(x))  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        return f"norm_position={self.norm_position}"
+        x = self.activation(self.norm(x)) if self.norm_first else self.norm(self.activation(x))
+        return x
 
 
 def attach(norm: Norm, layer: Layer) -> Norm:

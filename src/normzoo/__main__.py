@@ -1,0 +1,70 @@
+"""The command `normzoo`: finds out what is asked for before it imports what that needs."""
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from normzoo import __version__
+from normzoo.errors import InputError
+
+COMMANDS = {
+    "fit": "train a network, then test the best checkpoint",
+    "validate": "score a checkpoint on the validation images",
+    "test": "score a checkpoint on the test images",
+    "predict": "write a checkpoint's predictions for the test images to a file",
+    "norms": "list the normalization layers, or show one layer's card",
+}
+
+HELP = """usage: normzoo COMMAND [options]
+
+Train networks with any normalization layer, and see in TensorBoard what the layer does.
+
+commands:
+{commands}
+
+  normzoo COMMAND --help lists a command's options; normzoo fit --model.net.help=MLP those of a class.
+
+examples:
+  normzoo fit                                            # an MLP with BatchNorm on scikit-learn's digits
+  normzoo fit -c configs/digits_mlp.yaml --model.net.norm=LayerNorm
+  normzoo fit --data=FashionMNIST --model.net=ResNet --model.net.norm=GroupNorm --model.net.norm.num_groups=4
+  normzoo test --ckpt_path=lightning_logs/digits_mlp/000
+  normzoo norms GroupNorm
+  tensorboard --logdir=lightning_logs
+""".format(commands="\n".join(f"  {name:10}{does}" for name, does in COMMANDS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0, or 1 with one message on standard error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"normzoo {__version__}")
+        return 0
+    try:
+        if command not in COMMANDS:
+            close = get_close_matches(command, COMMANDS, n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            raise InputError(f"unknown command {command!r}: {meant}The commands are {', '.join(COMMANDS)}.")
+        if command == "norms":
+            from normzoo.catalogue import main as run
+        else:
+            from normzoo.cli import main as run
+        run(arguments if command != "norms" else rest)
+    except InputError as error:
+        if os.environ.get("NORMZOO_TRACEBACK"):
+            raise
+        print(f"normzoo: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("normzoo: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

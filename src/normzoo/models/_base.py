@@ -1,0 +1,52 @@
+"""What a network is: images in, logits out, and a check that says which images."""
+
+from torch import Tensor, nn
+
+from normzoo.errors import InputError
+
+
+class Network(nn.Module):
+    """A classifier of images: (N, C, H, W) in, logits (N, num_classes) out.
+
+    Args:
+        input_shape: (C, H, W) of one image.
+        num_classes: number of logits.
+
+    Raises:
+        InputError: a size that is not positive, or an image of another shape in `forward`.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        name, shape = type(self).__name__, tuple(input_shape)
+        if len(shape) != 3 or any(size < 1 for size in shape):
+            raise InputError(f"{name}(input_shape={shape}): an image is (C, H, W), each at least 1, as (3, 32, 32).")
+        if num_classes < 1:
+            raise InputError(f"{name}(num_classes={num_classes}): a classifier has at least 1 class; digits have 10.")
+        self.input_shape = shape
+        self.num_classes = num_classes
+
+    def check(self, images: Tensor, *, any_size: bool) -> None:
+        """Raises `InputError` for images of another shape than the network was built for.
+
+        Args:
+            images: (N, C, H, W).
+            any_size: whether only C matters.
+        """
+        got, want = tuple(images.shape[1:]), self.input_shape
+        if got != want and not (any_size and len(got) == 3 and got[0] == want[0]):
+            size = "H, W" if any_size else f"{want[1]}, {want[2]}"
+            raise InputError(
+                f"{type(self).__name__} got images of shape {got}; it was built for ({want[0]}, {size}): build it with "
+                f"input_shape={got}, or resize the images."
+            )
+
+    def require_size(self, halvings: int) -> None:
+        """Raises `InputError` unless every halving of the image has at least two pixels to halve."""
+        smallest = 2**halvings
+        if min(self.input_shape[1:]) < smallest:
+            height, width = self.input_shape[1:]
+            raise InputError(
+                f"{type(self).__name__} halves the image {halvings} times and needs at least {smallest} x {smallest} "
+                f"pixels, but the images are {height} x {width}: take a network that halves less often, or resize."
+            )

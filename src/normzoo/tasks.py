@@ -1,0 +1,224 @@
+"""The LightningModules: network + loss + metrics + optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from normzoo.errors import InputError
+from normzoo.norms import Norm
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+Batch = tuple[Tensor, Tensor]
+
+# A training curve of a short run has at least this many points, if it has as many steps.
+CURVE_POINTS = 50
+
+
+class Classifier(LightningModule):
+    """Trains any network that maps images (N, C, H, W) to logits (N, K), by cross entropy.
+
+    Logs `train/loss`, `train/accuracy` and `lr` every `trainer.log_every_n_steps` steps, or more often in a run too
+    short for 50 points; after each epoch `val/loss`, `val/accuracy` and `val/calibration_error` (the expected
+    calibration error over 15 bins); and the same under `test/`.
+
+    Args:
+        net: the network.
+        optimizer: builds the optimizer from groups of parameters. Norm parameters, biases and other vectors are a
+            group of their own, without weight decay.
+        lr_scheduler: builds the schedule from the optimizer; None keeps the rate. One with `total_steps` moves every
+            step, and is told the length of the run if it does not know it; every other moves every epoch.
+        label_smoothing: share of the target's probability that is spread over all classes, in [0, 1).
+        num_classes: number of classes K; None for the network's own `num_classes`.
+        channels_last: keep convolution weights and activations with their channels next to each other in memory,
+            which convolutions on CPUs and tensor cores prefer. Changes results by rounding only.
+        compile: compile the network by `torch.compile` when fitting starts; needs a C++ compiler and about a minute.
+
+    Attributes:
+        curve: the newest point of the training curve, for a progress bar to show.
+
+    Raises:
+        InputError: no number of classes to be had; a label smoothing out of range.
+    """
+
+    # What a checkpoint is the best by, for the command line.
+    monitor = "val/accuracy"
+    monitor_mode = "max"
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        lr_scheduler: SchedulerFactory | None = None,
+        label_smoothing: float = 0.0,
+        num_classes: int | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        # On the command line, the resolved configuration: enough to build the module anew from a checkpoint. In Python
+        # the network is an object, which does not belong into a checkpoint.
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(logger=False)
+        classes = num_classes or getattr(net, "num_classes", None)
+        if not isinstance(classes, int) or classes < 1:
+            raise InputError(
+                f"Classifier(num_classes={num_classes}): the network, a {type(net).__name__}, does not say its number "
+                f"of classes; pass num_classes, or give the network an attribute of that name."
+            )
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"Classifier(label_smoothing={label_smoothing}): it lies in [0, 1); 0.1 is common.")
+        self.net = net
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = lr_scheduler
+        self.label_smoothing = label_smoothing
+        self.channels_last = channels_last
+        self.compile_net = compile
+        metrics = {
+            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
+            "calibration_error": MulticlassCalibrationError(classes, n_bins=15, validate_args=False),
+        }
+        self.metrics = nn.ModuleDict({stage: MetricCollection(metrics).clone() for stage in ("val", "test")})
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.curve: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compile_net and stage == "fit":
+            self.net.compile()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dim() == 4 and not self.channels_last:
+            images = images.contiguous()
+        return self.net(images)  # type: ignore[no-any-return]
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of logits (N, K) and labels (N,), the mean over samples, in nats."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    # Training. A metric logged by Lightning's self.log costs as much as a step of a small network, so sums stay on the
+    # device and are read once per point of the curve.
+
+    def on_train_start(self) -> None:
+        steps = self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches
+        self.log_every = int(max(1, min(self.trainer.log_every_n_steps, steps // CURVE_POINTS)))
+        self.sums = torch.zeros(2, device=self.device)
+        self.summed_steps = self.summed_samples = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = self.loss(logits, labels)
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            self.sums += torch.stack([loss.detach().float(), correct.float()])
+        self.summed_steps += 1
+        self.summed_samples += len(labels)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.summed_steps >= self.log_every:
+            self.log_curve()
+
+    def on_train_end(self) -> None:
+        if self.summed_steps:
+            self.log_curve()
+
+    def log_curve(self) -> None:
+        """Logs the mean loss and accuracy since the last point, over all ranks."""
+        counts = torch.tensor([self.summed_steps, self.summed_samples], device=self.device)
+        totals = self.trainer.strategy.reduce(torch.cat([self.sums, counts]), reduce_op="sum")
+        assert isinstance(totals, Tensor)
+        loss, correct, steps, samples = totals.tolist()
+        self.curve = {
+            "train/loss": loss / steps,
+            "train/accuracy": correct / samples,
+            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        for logger in self.loggers:
+            logger.log_metrics(self.curve, step=self.trainer.global_step)
+        self.sums.zero_()
+        self.summed_steps = self.summed_samples = 0
+
+    # Evaluation.
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_evaluation("test")
+
+    def evaluate(self, stage: str, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.metrics[stage].update(logits, labels)  # type: ignore[operator, union-attr]
+        self.losses[stage].update(self.loss(logits, labels), weight=len(labels))  # type: ignore[operator, union-attr]
+
+    def log_evaluation(self, stage: str) -> None:
+        values = {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}  # type: ignore[operator, union-attr]
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=stage == "val")
+        self.losses[stage].reset()  # type: ignore[operator, union-attr]
+        self.metrics[stage].reset()  # type: ignore[operator, union-attr]
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> dict[str, Tensor]:
+        """The most probable class (N,) of each image and its probability (N,); the labels too where they are known."""
+        images, labels = (batch, None) if isinstance(batch, Tensor) else batch
+        probability, predicted = self(images).float().softmax(1).max(1)
+        known = {} if labels is None else {"label": labels}
+        return {"predicted": predicted, "probability": probability, **known}
+
+    # Optimization.
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer_factory(parameter_groups(self.net))
+        if self.scheduler_factory is None:
+            return optimizer
+        scheduler = self.scheduler_factory(optimizer)
+        by_step = hasattr(scheduler, "total_steps")
+        if by_step and scheduler.total_steps is None:
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise InputError(
+                    f"{type(scheduler).__name__}(total_steps=None): the run has no end to schedule for; set "
+                    f"trainer.max_epochs, trainer.max_steps or total_steps."
+                )
+            scheduler.set_total_steps(int(steps))
+        interval = "step" if by_step else "epoch"
+        return {  # type: ignore[return-value]
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "val/loss"},
+        }
+
+
+def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
+    """Splits the parameters of a network into those with and those without weight decay.
+
+    Without: every parameter of a `Norm`, and every vector and scalar, which are biases and the parameters of other
+    libraries' norms. Shrinking them does not make a network simpler, and shrinks what a norm has just learned.
+    """
+    of_norms = {id(p) for m in net.modules() if isinstance(m, Norm) for p in m.parameters(recurse=False)}
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            (spared if parameter.ndim < 2 or id(parameter) in of_norms else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
