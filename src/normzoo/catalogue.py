@@ -74,6 +74,7 @@ def shape(sizes: Sequence[int]) -> str:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Prints a row per layer."""
     from rich.console import Console
     from rich.table import Table
 

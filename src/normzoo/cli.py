@@ -1,34 +1,306 @@
 """The command line of training: LightningCLI with this project's defaults, run folders and messages."""
 
+import json
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 import normzoo.data
 import normzoo.models
-import normzoo.norms
 import normzoo.schedules
-import normzoo.tasks  # noqa: F401  (imported classes go by their short names)
+import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
+from normzoo import checkpoints
+from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
+from normzoo.errors import InputError
+from normzoo.messages import explain
+from normzoo.runs import remove_if_empty, shared_run, unused
+from normzoo.runtime import keep_pages
+
+DEFAULTS = {
+    "model": {"class_path": "normzoo.tasks.Classifier", "init_args": {"net": {"class_path": "normzoo.models.MLP"}}},
+    "data": {"class_path": "normzoo.data.Digits"},
+}
+
+# What the data set tells the network and the task, as attributes of the one and arguments of the others.
+LINKS = {
+    "data.input_shape": ("net.init_args.input_shape",),
+    "data.num_classes": ("net.init_args.num_classes", "num_classes"),
+}
+
+NOISE = (
+    "The number of training batches",  # the task chooses a shorter interval itself
+    ".*does not have many workers",  # images are in memory: workers would only copy them
+    ".*LeafSpec",  # Lightning's own use of torch
+    "Checkpoint directory .* exists and is not empty",
+)
+
+
+class Parser(LightningArgumentParser):
+    """Raises an `InputError` where the parser would print its usage and exit."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise find_input_error(ex) or InputError(
+            f"{explain(message)}\nnormzoo COMMAND --help lists all options."
+        ) from ex
+
+
+class Instantiator(_InstantiatorFn):
+    """Lightning's, but for classes that lack what a link would set: a link is an offer."""
+
+    def __call__(self, class_type: type, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
+        self.cli._dump_config()
+        there = json.dumps(self.cli.config_dump.get(self.key))
+        links = {k: v for k, v in applied_instantiation_links.items() if f'"{k.split(".")[-1]}"' in there}
+        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
 
 
 class CLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`; only the parser of the one that is asked for is built.
+
+    Args:
+        arguments: the command and its options.
+    """
+
     def __init__(self, arguments: Sequence[str]) -> None:
         self.command = arguments[0]
         super().__init__(
-            LightningModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-            args=list(arguments), auto_configure_optimizers=False, seed_everything_default=0,
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(arguments),
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
         )
+
+    # The parser.
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"model": {"class_path": "normzoo.tasks.Classifier", "init_args": {"net": {"class_path": "normzoo.models.MLP"}}}, "data": {"class_path": "normzoo.data.Digits"}})
-        parser.link_arguments("data.input_shape", "model.init_args.net.init_args.input_shape", apply_on="instantiate")
-        parser.link_arguments("data.num_classes", "model.init_args.net.init_args.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.add_argument("--experiment", default="default", help="The experiment, a folder of numbered runs.")
+        parser.add_argument("--runs", default="lightning_logs", help="The folder of all experiments.")
+        parser.add_argument(
+            "--keep_pages",
+            type=bool,
+            default=True,
+            help="Let freed memory stay with the process: faster steps on a CPU under Linux, the same results.",
+        )
+        if self.command == "fit":
+            parser.add_argument(
+                "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training has ended."
+            )
+        if self.command == "predict":
+            parser.add_argument("--output", default=None, help="The CSV file to write. (default: in the run's folder)")
+        parser.set_defaults(DEFAULTS)
+        for source, targets in LINKS.items():
+            for target in targets:
+                parser.link_arguments(source, f"model.init_args.{target}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        arguments = list(args)
+        if self.command != "fit":
+            arguments = self.with_checkpoint(arguments)
+        self.config = parser.parse_args(arguments)
+        settings = self.config[self.command]
+        if self.command == "fit" and settings.get("ckpt_path"):
+            settings.ckpt_path = str(checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs)))
+
+    def with_checkpoint(self, arguments: list[str]) -> list[str]:
+        """Puts the network and the data set of the checkpoint before the user's own flags, which therefore win."""
+        if {"-h", "--help"} & set(arguments) or any(a.startswith("--print_config") for a in arguments):
+            return arguments
+        root = Path(flag("--runs", arguments) or "lightning_logs")
+        given = flag("--ckpt_path", arguments)
+        if given is None:
+            raise InputError(
+                f"{self.command} needs trained weights: --ckpt_path=FILE_OR_RUN. {checkpoints.advice(root)}"
+            )
+        file = checkpoints.find_checkpoint(given, root)
+        found = {"model": without_links(checkpoints.saved_model(file)), "data": checkpoints.saved_data(file)}
+        flags = [f"--{key}={json.dumps(value)}" for key, value in found.items() if value]
+        return [self.command, *flags, *arguments[1:], f"--ckpt_path={file}"]
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyperparameters win over the user's flags, without a word."""
+
+    # The run.
+
+    def before_instantiate_classes(self) -> None:
+        self.settings = self.config[self.command]
+        if self.settings.keep_pages:
+            keep_pages()
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message)
+
+    def _add_instantiators(self) -> None:
+        self.parser.add_instantiator(Instantiator(cli=self, key="model"), LightningModule, subclasses=True)
+        self.parser.add_instantiator(Instantiator(cli=self, key="data"), LightningDataModule, subclasses=True)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise find_input_error(error) or InputError(
+                f"the run cannot be built: {error}\nNORMZOO_TRACEBACK=1 shows where."
+            ) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        callbacks = list(config.callbacks or []) if isinstance(config.callbacks, list) else [config.callbacks]
+        callbacks = [callback for callback in callbacks if callback is not None]
+        self.run: Path | None = None
+        if self.command == "fit" and not config.fast_dev_run:
+            self.run = shared_run(Path(self.settings.runs), self.settings.experiment)
+            if config.default_root_dir is None:
+                config.default_root_dir = str(self.run)
+            if config.logger is None or config.logger is True:
+                config.logger = TensorBoardLogger(
+                    self.settings.runs, self.settings.experiment, self.run.name, default_hp_metric=False
+                )
+            if config.enable_checkpointing is not False and not has(callbacks, Checkpoint):
+                callbacks.append(best_and_last(self.model, self.run / checkpoints.FOLDER))
+            callbacks.append(HParams(flat(self.settings)))
+        elif config.logger is None:
+            config.logger = False
+        if self.command == "predict":
+            beside = Path(self.settings.ckpt_path).resolve().parent.parent / "predictions.csv"
+            self.predictions = Path(self.settings.output) if self.settings.output else unused(beside)
+            callbacks.append(PredictionsCSV(self.predictions))
+        if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
+            callbacks.append(ProgressBar())
+        config.callbacks = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        try:
+            with checkpoints.told_of_mismatch(kwargs.get("ckpt_path")):
+                self.trainer.fit(**kwargs)
+        finally:
+            if self.run is not None and self.trainer.is_global_zero:
+                remove_if_empty(self.run)
+
+    def after_fit(self) -> None:
+        if self.settings.test_after_fit and self.trainer.state.finished and can_test(self.model, self.datamodule):
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best or None)
+        if self.run is not None and self.trainer.is_global_zero:
+            print(f"\nrun          {self.run}\ntensorboard  tensorboard --logdir={self.settings.runs}")
+
+    def validate(self, **kwargs: Any) -> None:
+        with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
+            self.trainer.validate(**kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
+            self.trainer.test(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
+            self.trainer.predict(**kwargs, return_predictions=False)
+        print(f"predictions  {self.predictions}")
+
+
+def best_and_last(model: LightningModule, folder: Path) -> ModelCheckpoint:
+    """Keeps the best checkpoint by what the task calls its `monitor`, and the last."""
+    monitor = getattr(model, "monitor", None)
+    if monitor is None:
+        return ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    return ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor=monitor,
+        mode=getattr(model, "monitor_mode", "min"),
+        save_last=True,
+        enable_version_counter=False,
+    )
+
+
+def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
+    """Whether there is something to test, and somebody to do it."""
+    loads = is_overridden("test_dataloader", data, LightningDataModule) or is_overridden("test_dataloader", model)
+    return loads and is_overridden("test_step", model)
+
+
+def flat(settings: Any) -> dict[str, bool | int | float | str]:
+    """A run's configuration as the columns of a table, the same for every run."""
+
+    def name(config: Any) -> str:
+        return str(config.class_path).rsplit(".", 1)[-1] if config else "none"
+
+    def arguments(config: Any) -> str:
+        return ", ".join(f"{key}={value}" for key, value in (config.get("init_args") or {}).items()) if config else ""
+
+    model = settings.model.get("init_args") or {}
+    net = (model.get("net") or {}).get("init_args") or {}
+    optimizer = model.get("optimizer") or {}
+    data = settings.data or {}
+    return {
+        "data": name(data),
+        "net": name(model.get("net")),
+        "norm": name(net.get("norm")),
+        "norm_arguments": arguments(net.get("norm")),
+        "norm_position": str(net.get("norm_position", "")),
+        "activation": name(net.get("activation")),
+        "init": name(net.get("init")),
+        "optimizer": name(optimizer),
+        "lr": float(optimizer.get("init_args.lr") or 0),
+        "lr_scheduler": name(model.get("lr_scheduler")),
+        "batch_size": int(data.get("init_args.batch_size") or 0),
+        "max_epochs": int(settings.trainer.max_epochs or 0),
+        "seed": int(settings.seed_everything),
+    }
+
+
+def flag(name: str, arguments: Sequence[str]) -> str | None:
+    """The last value of a flag, given as `--name=value` or `--name value`."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == name:
+            value = following
+        elif argument.startswith(f"{name}="):
+            value = argument.removeprefix(f"{name}=")
+    return value
+
+
+def without_links(model: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A saved model's configuration without what the data set will tell anew."""
+    for target in (target for targets in LINKS.values() for target in targets):
+        *parents, last = f"init_args.{target}".split(".")
+        place: Any = model
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(last, None)
+    return model
+
+
+def has(callbacks: Sequence[Callback], kind: type) -> bool:
+    """Whether one of the callbacks is of a kind."""
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` that a chain of exceptions began with, if one did."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
 
 def main(arguments: Sequence[str]) -> None:
+    """Runs `normzoo fit`, `validate`, `test` or `predict`."""
     CLI(arguments)

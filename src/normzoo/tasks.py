@@ -15,7 +15,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from normzoo.errors import InputError
-from normzoo.norms import Norm
+from normzoo.models._base import Network
+from normzoo.norms._base import Norm
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -57,14 +58,14 @@ class Classifier(LightningModule):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Network | nn.Module,
         *,
         optimizer: OptimizerFactory = torch.optim.AdamW,
         lr_scheduler: SchedulerFactory | None = None,
         label_smoothing: float = 0.0,
         num_classes: int | None = None,
         channels_last: bool = True,
-        compile: bool = False,
+        compile: bool = False,  # noqa: A002 - the flag's name, --model.compile
     ) -> None:
         super().__init__()
         # On the command line, the resolved configuration: enough to build the module anew from a checkpoint. In Python

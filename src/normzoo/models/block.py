@@ -71,8 +71,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
-        x = self.activation(self.norm(x)) if self.norm_first else self.norm(self.activation(x))
-        return x
+        return self.activation(self.norm(x)) if self.norm_first else self.norm(self.activation(x))  # type: ignore[no-any-return]
 
 
 def attach(norm: Norm, layer: Layer) -> Norm:

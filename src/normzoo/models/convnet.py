@@ -1,6 +1,7 @@
 """A plain stack of convolutions."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class ConvNet(Network):
             raise InputError(
                 f"ConvNet(widths={list(widths)}): at least one convolution, each at least 1 wide, as in [32, 64, 128]."
             )
-        strides = [1] + [2 if after > before else 1 for before, after in zip(widths, widths[1:], strict=False)]
+        strides = [1] + [2 if after > before else 1 for before, after in pairwise(widths)]
         self.require_size(halvings=strides.count(2))
         channels = [input_shape[0], *widths]
         self.stack = nn.Sequential(
@@ -57,7 +58,7 @@ class ConvNet(Network):
                     norm_position,
                     init,
                 )
-                for before, after, stride in zip(channels, widths, strides, strict=False)
+                for before, after, stride in zip(channels[:-1], widths, strides, strict=True)
             )
         )
         self.head = nn.Linear(widths[-1], num_classes)

@@ -1,6 +1,7 @@
 """The multilayer perceptron."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ class MLP(Network):
         self.hidden = nn.Sequential(
             *(
                 Block(nn.Linear(before, after), norm, activation, norm_position, init)
-                for before, after in zip(widths, widths[1:], strict=False)
+                for before, after in pairwise(widths)
             )
         )
         self.head = nn.Linear(widths[-1], num_classes)

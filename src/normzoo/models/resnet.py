@@ -53,7 +53,9 @@ class ResNet(Network):
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             nearest = 6 * max(round((depth - 2) / 6), 1) + 2
-            raise InputError(f"ResNet(depth={depth}): the depth is 6n + 2 with n of at least 1; the nearest: {nearest}.")
+            raise InputError(
+                f"ResNet(depth={depth}): the depth is 6n + 2 with n of at least 1; the nearest: {nearest}."
+            )
         if width < 1:
             raise InputError(f"ResNet(width={width}): the first stage has at least 1 channel; the default is 16.")
         self.require_size(halvings=2 if stem == "cifar" else 4)
@@ -97,9 +99,7 @@ class BasicBlock(nn.Module):
         self.first = block(nn.Conv2d(before, after, 3, stride=stride, padding=1))
         self.second = block(nn.Conv2d(after, after, 3, padding=1), activation=None)
         same = before == after and stride == 1
-        self.shortcut = (
-            nn.Identity() if same else block(nn.Conv2d(before, after, 1, stride=stride), activation=None)
-        )
+        self.shortcut = nn.Identity() if same else block(nn.Conv2d(before, after, 1, stride=stride), activation=None)
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:

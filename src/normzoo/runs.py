@@ -1,0 +1,60 @@
+"""Where runs live: `ROOT/EXPERIMENT/RUN/`, RUN being the next free number, with config, checkpoints and events."""
+
+import os
+from pathlib import Path
+
+from normzoo.errors import InputError
+
+# Set by the first process of a run for the processes of the other ranks on the same machine.
+RUN_VARIABLE = "NORMZOO_RUN"
+
+
+def new_run(root: Path, experiment: str) -> Path:
+    """Creates the folder of the next run; two processes at the same time get two folders.
+
+    Args:
+        root: the folder of all experiments.
+        experiment: one experiment's name, which may hold slashes but not leave the root.
+    """
+    folder = root / experiment
+    if not experiment or ".." in Path(experiment).parts or Path(experiment).is_absolute():
+        raise InputError(f"experiment={experiment!r}: an experiment is a folder inside {root}; try 'default'.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=-1)
+        while True:
+            run = folder / f"{number:03d}"
+            try:
+                run.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return run
+    except OSError as error:
+        raise InputError(
+            f"{folder}: no run can be written there ({error.strerror or error}); choose a folder with --runs=FOLDER."
+        ) from error
+
+
+def remove_if_empty(run: Path) -> None:
+    """Removes the folder of a run that ended before it wrote anything."""
+    for folder, _, files in os.walk(run, topdown=False):
+        if files:
+            return
+        try:
+            Path(folder).rmdir()
+        except OSError:
+            return
+
+
+def shared_run(root: Path, experiment: str) -> Path:
+    """The folder of this run: made by the first process, and told to those that it starts for other ranks."""
+    if RUN_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        os.environ[RUN_VARIABLE] = str(new_run(root, experiment))
+    return Path(os.environ[RUN_VARIABLE])
+
+
+def unused(path: Path) -> Path:
+    """The path itself, or the first of `name-1.ext`, `name-2.ext` ... that does not exist."""
+    candidates = (path.with_stem(f"{path.stem}-{number}") for number in range(1, 10_000))
+    return path if not path.exists() else next(p for p in candidates if not p.exists())
