@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 import yaml
@@ -51,6 +52,8 @@ def saved_model(file: Path) -> dict[str, Any] | None:
         InputError: the file is no checkpoint, or holds more than tensors and plain data.
     """
     try:
+        if not is_zipfile(file):
+            raise ValueError("not an archive as torch.save writes it")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         saved = dict(checkpoint.get("hyper_parameters", {}))
         checkpoint["state_dict"]

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _Instan
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
 
 import normzoo.data
 import normzoo.models
@@ -48,6 +49,8 @@ class Parser(LightningArgumentParser):
     """Raises an `InputError` where the parser would print its usage and exit."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser within the parser, whose message is a part of the whole one
+            super().error(message, ex)
         raise find_input_error(ex) or InputError(
             f"{explain(message)}\nnormzoo COMMAND --help lists all options."
         ) from ex
@@ -112,8 +115,12 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         arguments = list(args)
         if self.command != "fit":
+            self.save_config_callback = None
             arguments = self.with_checkpoint(arguments)
-        self.config = parser.parse_args(arguments)
+        try:
+            self.config = parser.parse_args(spelled_out(arguments))
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"a config file is not readable as YAML text: {error}; check what -c names.") from error
         settings = self.config[self.command]
         if self.command == "fit" and settings.get("ckpt_path"):
             settings.ckpt_path = str(checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs)))
@@ -209,7 +216,7 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
-            self.trainer.predict(**kwargs, return_predictions=False)
+            self.trainer.predict(**{**kwargs, "return_predictions": False})
         print(f"predictions  {self.predictions}")
 
 
@@ -273,6 +280,17 @@ def flag(name: str, arguments: Sequence[str]) -> str | None:
         elif argument.startswith(f"{name}="):
             value = argument.removeprefix(f"{name}=")
     return value
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """`--model.net.activation=Sigmoid` with its path: torch has classes of that name in several places."""
+
+    def spell(argument: str) -> str:
+        key, _, name = argument.partition("=")
+        is_short = key.endswith(".activation") and name.isidentifier() and hasattr(nn, name)
+        return f"{key}=torch.nn.{name}" if is_short else argument
+
+    return [spell(argument) for argument in arguments]
 
 
 def without_links(model: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -17,33 +17,50 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "data": lambda: subclasses(data, data.ImageData),
 }
 
-# Lines of the parser's nested message that say nothing to a user.
+# Lines of the parser's nested message that say nothing to a user: its own types, and the alternatives not meant.
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Problem with given class_path|Expected a path but"
-    r"|Expected a <class 'NoneType'>|Expected a dict|^Parser key"
+    r"|Expected a <class 'NoneType'>"
 )
+KEY = re.compile(r'Parser key "([^"]*)":\s*')
+WRAPPING = re.compile(r"Type \S*Callable\S* ?\S* expects a function or a callable class: ")
 
 
 def explain(message: str) -> str:
-    """The core of a parser's message, with the choices there are."""
-    keys = [part for part in re.findall(r'Parser key "([^"]*)"', message) if part]
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    core = [line for line in lines if line and not NOISE.search(line)] or [lines[-1]]
-    if len(lines) == 1:
-        core, keys = [re.sub(r'^Parser key "[^"]*": ?', "", lines[0])], keys[:1]
-    said = re.sub(
-        r"Type \S*Callable\S* \S* ?expects a function or a callable class: ", "", " ".join(dict.fromkeys(core))
-    )
-    said = re.sub(r'Parser key "[^"]*":\s*', "", said)
-    value = re.search(r"Expected a dot import path string: ?([^\s;]*)", said)
-    option = re.search(r"Option '([^']*)' is not accepted", said) or re.search(r"Key '([^']*)' is not expected", said)
-    if value and (known := sorted(CHOICES.get(keys[-1] if keys else "", tuple)())):
-        said = f"there is no {value[1]!r}.{nearest(value[1], known)} Known are {', '.join(known)}; your own goes by its path"
-        said += ", as my_package.MyNorm"
-    elif option and (arguments := arguments_of(message)):
-        said = f"{arguments[0]} takes no {option[1]!r}.{nearest(option[1], arguments[1])} It takes {', '.join(arguments[1])}"
-    said = re.sub(r"\.? Got value: Namespace\(.*$", "", said).rstrip(".")
-    return f"{'.'.join(keys) + ': ' if keys else ''}{said}."
+    """The core of a parser's message: which key, what was wrong, and the choices there are."""
+    keys, said = innermost(message) if KEY.search(message) else ([], " ".join(message.split()))
+    path = ".".join(keys)
+    unknown_class = re.search(r"Expected a dot import path string: ?(\S*)", said)
+    unknown_option = re.search(r"[Oo]ption '([^']*)' is not accepted|Key '([^']*)' is not expected", said)
+    known = sorted(CHOICES.get(keys[-1] if keys else "", tuple)())
+    taken = arguments_of(message)
+    if unknown_class:
+        name = unknown_class[1]
+        choices = f" Known are {', '.join(known)}." if known else ""
+        said = f"there is no {name!r}.{nearest(name, known)}{choices} Your own goes by its path, my_package.{name}"
+    elif unknown_option and taken:
+        name = unknown_option[1] or unknown_option[2]
+        said = f"{taken[0]} takes no {name!r}.{nearest(name, taken[1])} It takes {', '.join(taken[1])}"
+    elif said.startswith("unrecognized arguments"):
+        said = f"{said}; options of the network are under --model.net, of the task under --model"
+    said = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected a value of type \1", said)
+    said = re.sub(r"Expected a typing.Literal\[(.*?)\]", r"expected one of \1", said)
+    return f"{path + ': ' if path else ''}{said.rstrip('.')}."
+
+
+def innermost(message: str) -> tuple[list[str], str]:
+    """The keys that lead to the first thing a nested message says, and that thing."""
+    stack: list[tuple[int, str]] = []
+    for line in message.splitlines():
+        indent, text = len(line) - len(line.lstrip()), WRAPPING.sub("", line.strip().removeprefix("- "))
+        while stack and stack[-1][0] >= indent > 0:
+            stack.pop()
+        while key := KEY.match(text):
+            stack.append((indent, key[1]))
+            text = text[key.end() :]
+        if text and not NOISE.search(text):
+            return [key for _, key in stack], re.sub(r"\.? Got value: Namespace\(.*$", "", text)
+    return [key for _, key in stack], message.strip().splitlines()[-1].strip()
 
 
 def arguments_of(message: str) -> tuple[str, list[str]] | None:

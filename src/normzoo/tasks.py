@@ -65,7 +65,7 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
         num_classes: int | None = None,
         channels_last: bool = True,
-        compile: bool = False,  # noqa: A002 - the flag's name, --model.compile
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # On the command line, the resolved configuration: enough to build the module anew from a checkpoint. In Python

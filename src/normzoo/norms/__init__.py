@@ -29,4 +29,4 @@ def layers() -> dict[str, type[Norm]]:
     return found
 
 
-__all__ = ["Facts", "Norm", "Paper", "layers", *layers()]  # noqa: PLE0604 - names of classes, hence strings
+__all__ = ["Facts", "Norm", "Paper", "layers", *layers()]

@@ -1,6 +1,7 @@
 """What a normalization layer is: one input contract, and the facts that tests, callbacks and the catalogue read.
 
-Shapes: `N` samples, `C` features (channels), `*` any number of positions, often written `s` (`L`, `H x W`, `D x H x W`).
+Shapes: `N` samples, `C` features (channels), `*` any number of positions, often written `s` (`L`, `H x W`,
+`D x H x W`).
 """
 
 import inspect
@@ -167,6 +168,15 @@ def require_positive(layer: Norm, **values: float) -> None:
                 f"{type(layer).__name__}({name}={value!r}): {name} must be above 0; the default is "
                 f"{keyword_defaults(type(layer))[name]}."
             )
+
+
+def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:
+    """Raises `InputError` when a variance would be that of a single value, which is always 0."""
+    if values == 1:
+        raise InputError(
+            f"{type(layer).__name__} got an input of shape {tuple(x.shape)}: one value per {per} has no variance, and "
+            f"nothing of it would remain; {remedy}."
+        )
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ to each other in memory, and `rows` (M, C), where the channels of a position do.
 channels-last image is rows with M = N x positions.
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def batch_norm(
     Returns:
         y like x; the mean (C,) and the biased variance (C,), without gradient; the count of values per channel.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         # A compiler fuses the plain formula better than we do, and torch.func differentiates it by itself.
         y, mean, var, count = formula(at_least_float32(x), weight, bias, eps, group)
         return y.to(x.dtype), mean, var, count
@@ -68,13 +68,14 @@ def formula(
     count = x.numel() // x.shape[1]
     total = x.sum(over)
     if group is not None:
-        counts = torch.tensor([float(count)], device=x.device)
+        counts = torch.tensor([count], device=x.device)
         dist.all_reduce(counts, group=group)
         count, total = int(counts), all_reduce(total, group)
-    mean = total / count
+    values = max(count, 1)  # where all ranks are empty, zeros and not NaN
+    mean = total / values
     centred = x - per_channel(mean, x)
     squares = centred.square().sum(over)
-    var = (squares if group is None else all_reduce(squares, group)) / count
+    var = (squares if group is None else all_reduce(squares, group)) / values
     y = centred * per_channel((var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt(), x)
     return y if bias is None else y + per_channel(bias, x), mean.detach(), var.detach(), count
 
@@ -109,7 +110,7 @@ class Normalize(torch.autograd.Function):
         scale = inv_std if weight is None else weight * inv_std
         shift = bias if offset is None else -offset * scale if bias is None else torch.addcmul(bias, offset, -scale)
         ctx.save_for_backward(x, weight, bias, offset, inv_std)
-        ctx.count, ctx.eps, ctx.group = count, eps, group
+        ctx.count, ctx.eps, ctx.group = max(count, 1), eps, group
         return scale_and_shift(x, scale, shift)
 
     @staticmethod
@@ -142,8 +143,10 @@ class Normalize(torch.autograd.Function):
 
 def gradient_of_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """The gradient of `formula` by autograd, itself differentiable: for second derivatives."""
-    x, weight, bias, _, _ = ctx.saved_tensors
-    y = formula(x, weight, bias, ctx.eps, ctx.group)[0]
+    x, weight, bias, offset, _ = ctx.saved_tensors
+    # Every rank may have shifted its x by a mean of its own; without the offset all stand on the mean they share.
+    centred = x if offset is None else x - across(offset, x)
+    y = formula(centred, weight, bias, ctx.eps, ctx.group)[0]
     wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
@@ -174,11 +177,11 @@ def merge_over_ranks(mean: Tensor, var: Tensor, count: int, group: Group) -> tup
     own_mean, own_count = mean.double(), torch.full_like(mean[:1], count, dtype=torch.float64)
     totals = torch.cat([own_mean * own_count, own_count])
     dist.all_reduce(totals, group=group)
-    total = totals[-1]
+    total = totals[-1].clamp_min(1)  # where all ranks are empty, zeros and not NaN
     merged_mean = totals[:-1] / total
     squares = own_count * (var.double() + (own_mean - merged_mean).square())
     dist.all_reduce(squares, group=group)
-    return merged_mean.to(mean.dtype), (squares / total).to(var.dtype), int(total)
+    return merged_mean.to(mean.dtype), (squares / total).to(var.dtype), int(totals[-1])
 
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
@@ -257,7 +260,7 @@ def widened(x: Tensor) -> Tensor:
     return x.view(-1, k * x.shape[1])
 
 
-@lru_cache(maxsize=None)
+@cache
 def dot_length(length: int) -> int:
     """The largest divisor of `length` that torch.bmm sums by itself; 0 when only tiny ones divide it."""
     best = max((d for d in range(1, min(length, LONGEST_DOT) + 1) if length % d == 0), default=0)

@@ -77,12 +77,13 @@ class BatchStatistics(Norm):
         """Raises `InputError` when a channel's variance would be that of a single value, which is always 0."""
         if count == 1:
             raise InputError(
-                f"{type(self).__name__} got an input of shape {tuple(x.shape)} in training: one value per channel has "
-                f"no variance. Use batches of at least 2 samples (drop the last, smaller batch), or call .eval()."
+                f"{type(self).__name__} got an input of shape {tuple(x.shape)} to take statistics of: one value per "
+                f"channel has no variance. Use batches of at least 2 samples (drop the last, smaller batch), or, where "
+                f"there are running statistics, call .eval()."
             )
 
     def normalize_empty(self, x: Tensor) -> Tensor:
-        """No value, no statistics: the empty batch passes, the running statistics stay, every parameter has a gradient."""
+        """No value, no statistics: the empty batch passes, the running statistics stay, parameters have a gradient."""
         return affine(x, self.weight, self.bias).to(x.dtype)
 
     def update(self, mean: Tensor, var: Tensor, count: int, *, unbiased: bool = True) -> None:
@@ -91,10 +92,10 @@ class BatchStatistics(Norm):
         Args:
             mean: (C,) mean of the batch.
             var: (C,) biased variance of the batch.
-            count: values per channel.
+            count: values per channel; without any, the running statistics stay.
             unbiased: store `var count / (count - 1)`, as torch does; keras and the ONNX standard store `var`.
         """
-        if not self.training or self.running_mean is None or in_recomputation():
+        if not self.training or self.running_mean is None or count == 0 or in_recomputation():
             return
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -103,7 +104,9 @@ class BatchStatistics(Norm):
             if unbiased and count > 1:
                 var = var * (count / (count - 1))
             # A tensor, not a number read from it: reading would break a compiled graph.
-            weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            weight = self.momentum
+            if weight is None:
+                weight = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), weight)
             self.running_var.lerp_(var.detach().to(self.running_var.dtype), weight)
 

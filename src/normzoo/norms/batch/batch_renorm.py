@@ -55,6 +55,10 @@ class BatchRenorm(BatchStatistics):
         train_differs=True,
         syncs=True,
         folds=True,
+        exceptions={
+            "checkpointed-gradient": "the forward pass that checkpointing repeats takes r and d from the running "
+            "statistics that the first one has moved",
+        },
     )
 
     def __init__(
@@ -89,7 +93,8 @@ class BatchRenorm(BatchStatistics):
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The bounds of r and d at this step: scalars."""
         assert self.num_batches_tracked is not None
-        since = (self.num_batches_tracked - self.warmup).float()
+        assert self.running_var is not None
+        since = (self.num_batches_tracked - self.warmup).to(self.running_var.dtype)
         r_part = (since / max(self.r_steps - self.warmup, 1)).clamp(0, 1)
         d_part = (since / max(self.d_steps - self.warmup, 1)).clamp(0, 1)
         return 1 + (self.r_max - 1) * r_part, self.d_max * d_part

@@ -72,10 +72,11 @@ class GhostBatchNorm(BatchStatistics):
     def normalize_by_batch(self, x: Tensor) -> Tensor:
         if x.numel() == 0:
             return self.normalize_empty(x)
-        parts = []
-        for part in x.chunk(-(-len(x) // self.ghost_size)):
-            self.require_several(part.numel() // part.shape[1], part)
+        parts = x.chunk(-(-len(x) // self.ghost_size))
+        self.require_several(parts[-1].numel() // x.shape[1], parts[-1])  # the smallest, before any has moved the state
+        outputs = []
+        for part in parts:
             y, mean, var, count = batch_norm(part, self.weight, self.bias, self.eps)
             self.update(mean, var, count)
-            parts.append(y)
-        return torch.cat(parts)
+            outputs.append(y)
+        return torch.cat(outputs)

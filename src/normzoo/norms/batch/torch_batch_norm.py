@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts
+from normzoo.norms._base import Facts, at_least_float32
 from normzoo.norms.batch._statistics import BatchStatistics
 from normzoo.norms.batch.batch_norm import BatchNorm
 
@@ -23,7 +23,8 @@ class TorchBatchNorm(BatchStatistics):
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
 
-    Reference: `torch.nn.functional.batch_norm`, after arXiv 1502.03167.
+    Reference: `torch.nn.functional.batch_norm`, after Sergey Ioffe, Christian Szegedy. Batch Normalization:
+    Accelerating Deep Network Training by Reducing Internal Covariate Shift. 2015. arXiv 1502.03167.
     """
 
     facts = Facts(
@@ -50,7 +51,12 @@ class TorchBatchNorm(BatchStatistics):
             self.num_batches_tracked.add_(1)
             if momentum is None:
                 momentum = 1 / float(self.num_batches_tracked)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum or 0.0, self.eps)
+        return F.batch_norm(x, mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps)
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, *self.wide_affine(), False, 0.0, self.eps)
+
+    def wide_affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """`weight` and `bias` in float32 at least: the kernel wants them in the dtype of the running statistics."""
+        weight, bias = self.weight, self.bias
+        return None if weight is None else at_least_float32(weight), None if bias is None else at_least_float32(bias)

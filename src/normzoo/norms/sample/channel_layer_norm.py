@@ -3,7 +3,15 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, channels_second, positions_first, require_positive
+from normzoo.norms._base import (
+    Facts,
+    Norm,
+    Paper,
+    channels_second,
+    positions_first,
+    require_positive,
+    require_variance,
+)
 
 
 class ChannelLayerNorm(Norm):
@@ -19,7 +27,7 @@ class ChannelLayerNorm(Norm):
         affine: learn `weight` and `bias`, (C,) each.
 
     Raises:
-        InputError: eps not above 0; an input that is not (N, C, *).
+        InputError: a single channel, whose variance is 0; eps not above 0; an input that is not (N, C, *).
 
     Reference: Zhuang Liu, Hanzi Mao, Chao-Yuan Wu, Christoph Feichtenhofer, Trevor Darrell, Saining Xie. A ConvNet for
     the 2020s. 2022. arXiv 2201.03545, section 2.6; the equation is that of arXiv 1607.06450.
@@ -42,5 +50,6 @@ class ChannelLayerNorm(Norm):
         self.add_affine(weight=affine, bias=affine)
 
     def normalize(self, x: Tensor) -> Tensor:
+        require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take LayerNorm")
         y = F.layer_norm(positions_first(x), (self.num_features,), self.weight, self.bias, self.eps)
         return channels_second(y, like=x).to(x.dtype)

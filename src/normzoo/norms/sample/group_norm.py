@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
 
 
 class GroupNorm(Norm):
@@ -52,9 +52,6 @@ class GroupNorm(Norm):
         self.add_affine(weight=affine, bias=affine)
 
     def normalize(self, x: Tensor) -> Tensor:
-        if x.shape[2:].numel() * self.num_features == self.num_groups:
-            raise InputError(
-                f"GroupNorm({self.num_features}, num_groups={self.num_groups}) got an input of shape {tuple(x.shape)}: "
-                f"one value per group has no variance, and every output would be the bias; take fewer groups."
-            )
+        values = x.shape[2:].numel() * self.num_features // self.num_groups
+        require_variance(self, x, values, per="group", remedy=f"take fewer groups than {self.num_groups}")
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)

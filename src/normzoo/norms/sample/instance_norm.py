@@ -3,8 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
 
 
 class InstanceNorm(Norm):
@@ -47,10 +46,8 @@ class InstanceNorm(Norm):
         self.add_affine(weight=affine, bias=affine)
 
     def normalize(self, x: Tensor) -> Tensor:
-        if x.shape[2:].numel() == 1:
-            raise InputError(
-                f"InstanceNorm({self.num_features}) got an input of shape {tuple(x.shape)}: one position per channel "
-                f"has no variance, and every output would be the bias; use larger images or fewer strides."
-            )
+        require_variance(
+            self, x, x.shape[2:].numel(), per="channel", remedy="use larger images or fewer strides, or take GroupNorm"
+        )
         # A group per channel: the same numbers as F.instance_norm, whose kernel loses channels-last.
         return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps).to(x.dtype)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
 
 
 class LayerNorm(Norm):
@@ -20,7 +20,7 @@ class LayerNorm(Norm):
         affine: learn `weight` and `bias`, (C,) each.
 
     Raises:
-        InputError: eps not above 0; an input that is not (N, C, *).
+        InputError: one value per sample, whose variance is 0; eps not above 0; an input that is not (N, C, *).
 
     Reference: Jimmy Lei Ba, Jamie Ryan Kiros, Geoffrey E. Hinton. Layer Normalization. 2016. arXiv 1607.06450,
     equation 3.
@@ -43,6 +43,7 @@ class LayerNorm(Norm):
         self.add_affine(weight=affine, bias=affine)
 
     def normalize(self, x: Tensor) -> Tensor:
+        require_variance(self, x, x.shape[1:].numel(), per="sample", remedy="use more channels, or take NoNorm here")
         if x.dim() == 2:  # the same numbers; the kernel for rows is the faster one
             return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps).to(x.dtype)
         return F.group_norm(x, 1, self.weight, self.bias, self.eps).to(x.dtype)

@@ -1,5 +1,6 @@
 """Root-mean-square normalization."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,5 +39,7 @@ class RMSNorm(Norm):
         self.add_affine(weight=affine, bias=False)
 
     def normalize(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(positions_first(x), (self.num_features,), self.weight, self.eps)
+        # The kernel wants x in the dtype of the weight, and warns otherwise.
+        wide = x if self.weight is None else x.to(torch.promote_types(x.dtype, self.weight.dtype))
+        y = F.rms_norm(positions_first(wide), (self.num_features,), self.weight, self.eps)
         return channels_second(y, like=x).to(x.dtype)

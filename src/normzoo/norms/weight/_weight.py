@@ -15,7 +15,8 @@ class WeightTransform(Norm):
     `normzoo.models.block`), so that the layer always computes with the normalized weight.
 
     Attributes:
-        then: the norm that a network puts behind the layer; None for GroupNorm if the facts ask for a partner, else none.
+        then: the norm that a network puts behind the layer; None for GroupNorm if the facts ask for a partner, and
+            for none if they do not.
     """
 
     then: Callable[[int], Norm] | None = None

@@ -12,6 +12,8 @@ class WeightNorm(WeightTransform):
 
     `w = weight v / |v|`, the norm over all entries of an output channel
 
+    A weight of zeros, which has no direction, stays zero: |v| counts as 1e-12 at least, as in `F.normalize`.
+
     Attached to a layer, `weight` starts as the length of the layer's initial weight, which therefore stays as it was.
 
     Args:
@@ -22,8 +24,8 @@ class WeightNorm(WeightTransform):
     Raises:
         InputError: a weight that is not (C, I, *).
 
-    Reference: Tim Salimans, Diederik P. Kingma. Weight Normalization: A Simple Reparameterization to Accelerate Training
-    of Deep Neural Networks. 2016. arXiv 1602.07868, equation 2.
+    Reference: Tim Salimans, Diederik P. Kingma. Weight Normalization: A Simple Reparameterization to Accelerate
+    Training of Deep Neural Networks. 2016. arXiv 1602.07868, equation 2.
     """
 
     facts = Facts(
@@ -46,7 +48,7 @@ class WeightNorm(WeightTransform):
 
     def normalize(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        scale = self.weight / self.length(x)
+        scale = self.weight / self.length(x).clamp_min(1e-12)
         return (at_least_float32(x) * per_output(scale, x)).to(x.dtype)
 
     def length(self, v: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive
+from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive, require_variance
 from normzoo.norms.weight._weight import WeightTransform, per_output
 
 
@@ -13,8 +13,9 @@ class WeightStandardization(WeightTransform):
 
     `w = (v - mean) / sqrt(var + eps)`, mean and biased variance over all entries of an output channel
 
-    Of the three conventions in use this is the paper's: the biased variance, eps inside the root. A weight of variance
-    1 multiplies the scale of its input by about the root of its fan-in, so the paper pairs it with a norm of the output.
+    Of the three conventions in use this is the paper's: the biased variance, eps inside the root. A weight of
+    variance 1 multiplies the scale of its input by about the root of its fan-in, so the paper pairs it with a norm of
+    the output.
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is standardized.
@@ -22,7 +23,7 @@ class WeightStandardization(WeightTransform):
         then: the norm that a network puts behind the layer; None for the paper's GroupNorm, NoNorm for none.
 
     Raises:
-        InputError: eps not above 0; a weight that is not (C, I, *).
+        InputError: one value per output channel, whose variance is 0; eps not above 0; a weight that is not (C, I, *).
 
     Reference: Siyuan Qiao, Huiyu Wang, Chenxi Liu, Wei Shen, Alan Yuille. Micro-Batch Training with Batch-Channel
     Normalization and Weight Standardization. 2019. arXiv 1903.10520, equations 4 to 7.
@@ -51,6 +52,9 @@ class WeightStandardization(WeightTransform):
         self.then = then
 
     def normalize(self, x: Tensor) -> Tensor:
+        require_variance(
+            self, x, x.shape[1:].numel(), per="output channel", remedy="use a layer of more inputs, or take WeightNorm"
+        )
         v = at_least_float32(x)
         inner = tuple(range(1, v.dim()))
         centred = v - v.mean(inner, keepdim=True)
