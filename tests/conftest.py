@@ -1,0 +1,23 @@
+"""Settings shared by every test: few threads, and slow tests only when asked for."""
+
+import os
+
+import pytest
+
+# Tiny tensors run fastest on few threads, and two runs agree to the bit. Set before torch is imported, and inherited by
+# every process a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow, unless the user asked for it: by --slow, by a -m of his own, or by a test's full name."""
+    if config.getoption("--slow") or config.getoption("-m") or any("::" in arg for arg in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
