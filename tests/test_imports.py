@@ -21,7 +21,8 @@ LAW: dict[str, set[str]] = {
     "probes": {"torch", "normzoo.norms._base"},
     "models": {"torch", "normzoo.norms"},
     "data": {"torch", "torchvision", "lightning", "numpy", "sklearn"},
-    "tasks": {"torch", "lightning", "torchmetrics", "normzoo.norms._base"},
+    # A task names what a network is, so that the command line finds our ResNet before torchvision's of the same name.
+    "tasks": {"torch", "lightning", "torchmetrics", "normzoo.norms._base", "normzoo.models._base", "normzoo.schedules"},
     "callbacks": {"torch", "lightning", "normzoo.probes", "normzoo.metrics", "normzoo.norms._base"},
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},

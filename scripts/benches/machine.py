@@ -13,12 +13,11 @@ def describe() -> str:
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
-    memory = next(
-        (int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if "MemTotal" in line), float("nan")
-    )
+    kilobytes = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if "MemTotal" in line), 0)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "lightning", "normzoo"))
+    memory = f"{kilobytes / 2**20:.0f} GB"
     return (
-        f"machine   {cpu}, {os.cpu_count()} cores, {kilobytes / 2**20:.0f} GB, {platform.system()} {platform.machine()}\n"
+        f"machine   {cpu}, {os.cpu_count()} cores, {memory}, {platform.system()} {platform.machine()}\n"
         f"versions  Python {platform.python_version()}, {packages}"
     )
 

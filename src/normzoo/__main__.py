@@ -51,10 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             meant = f"did you mean {close[0]!r}? " if close else ""
             raise InputError(f"unknown command {command!r}: {meant}The commands are {', '.join(COMMANDS)}.")
         if command == "norms":
-            from normzoo.catalogue import main as run
+            from normzoo import catalogue
+
+            catalogue.main(rest)
         else:
-            from normzoo.cli import main as run
-        run(arguments if command != "norms" else rest)
+            from normzoo import cli
+
+            cli.main(arguments)
     except InputError as error:
         if os.environ.get("NORMZOO_TRACEBACK"):
             raise

@@ -74,7 +74,7 @@ def saved_data(file: Path) -> dict[str, Any] | None:
     if not config.is_file():
         return None
     try:
-        return (yaml.safe_load(config.read_text()) or {}).get("data")  # type: ignore[no-any-return]
+        return (yaml.safe_load(config.read_text()) or {}).get("data")
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise InputError(f"{config} cannot be read ({error}); repair it, or name the data set with --data.") from error
 

@@ -2,6 +2,7 @@
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -46,7 +47,7 @@ class WarmupCosine(LRScheduler):
             group["lr"] = rate
         self._last_lr = self.get_lr()
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
+    def get_lr(self) -> list[float | Tensor]:
         return [base * self.share(self.last_epoch) for base in self.base_lrs]
 
     def share(self, step: int) -> float:

@@ -11,12 +11,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from normzoo.errors import InputError
 from normzoo.models._base import Network
 from normzoo.norms._base import Norm
+from normzoo.schedules import WarmupCosine
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -37,8 +38,8 @@ class Classifier(LightningModule):
         net: the network.
         optimizer: builds the optimizer from groups of parameters. Norm parameters, biases and other vectors are a
             group of their own, without weight decay.
-        lr_scheduler: builds the schedule from the optimizer; None keeps the rate. One with `total_steps` moves every
-            step, and is told the length of the run if it does not know it; every other moves every epoch.
+        lr_scheduler: builds the schedule from the optimizer; None keeps the rate. One with `total_steps` (torch's
+            OneCycleLR, our WarmupCosine, which is told the length of the run) moves every step, any other every epoch.
         label_smoothing: share of the target's probability that is spread over all classes, in [0, 1).
         num_classes: number of classes K; None for the network's own `num_classes`.
         channels_last: keep convolution weights and activations with their channels next to each other in memory,
@@ -86,7 +87,7 @@ class Classifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.channels_last = channels_last
         self.compile_net = compile
-        metrics = {
+        metrics: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
             "calibration_error": MulticlassCalibrationError(classes, n_bins=15, validate_args=False),
         }
@@ -96,14 +97,14 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)
         if self.compile_net and stage == "fit":
             self.net.compile()
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() == 4 and not self.channels_last:
             images = images.contiguous()
-        return self.net(images)  # type: ignore[no-any-return]
+        return self.net(images)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of logits (N, K) and labels (N,), the mean over samples, in nats."""
@@ -113,8 +114,9 @@ class Classifier(LightningModule):
     # device and are read once per point of the curve.
 
     def on_train_start(self) -> None:
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set by Lightning, undeclared
         steps = self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches
-        self.log_every = int(max(1, min(self.trainer.log_every_n_steps, steps // CURVE_POINTS)))
+        self.log_every = int(max(1, min(interval, steps / CURVE_POINTS)))
         self.sums = torch.zeros(2, device=self.device)
         self.summed_steps = self.summed_samples = 0
 
@@ -170,14 +172,14 @@ class Classifier(LightningModule):
     def evaluate(self, stage: str, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
-        self.metrics[stage].update(logits, labels)  # type: ignore[operator, union-attr]
-        self.losses[stage].update(self.loss(logits, labels), weight=len(labels))  # type: ignore[operator, union-attr]
+        self.metrics[stage].update(logits, labels)  # type: ignore[operator]
+        self.losses[stage].update(self.loss(logits, labels), weight=len(labels))  # type: ignore[operator]
 
     def log_evaluation(self, stage: str) -> None:
-        values = {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}  # type: ignore[operator, union-attr]
+        values = {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}  # type: ignore[operator]
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=stage == "val")
-        self.losses[stage].reset()  # type: ignore[operator, union-attr]
-        self.metrics[stage].reset()  # type: ignore[operator, union-attr]
+        self.losses[stage].reset()  # type: ignore[operator]
+        self.metrics[stage].reset()  # type: ignore[operator]
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> dict[str, Tensor]:
         """The most probable class (N,) of each image and its probability (N,); the labels too where they are known."""
@@ -194,7 +196,7 @@ class Classifier(LightningModule):
             return optimizer
         scheduler = self.scheduler_factory(optimizer)
         by_step = hasattr(scheduler, "total_steps")
-        if by_step and scheduler.total_steps is None:
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.trainer.estimated_stepping_batches
             if steps == float("inf"):
                 raise InputError(
@@ -203,7 +205,7 @@ class Classifier(LightningModule):
                 )
             scheduler.set_total_steps(int(steps))
         interval = "step" if by_step else "epoch"
-        return {  # type: ignore[return-value]
+        return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "val/loss"},
         }
@@ -221,5 +223,5 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     for parameter in net.parameters():
         if parameter.requires_grad:
             (spared if parameter.ndim < 2 or id(parameter) in of_norms else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -21,4 +21,4 @@ class ProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         curve = getattr(pl_module, "curve", {})
-        return {**{name: f"{value:.3g}" for name, value in curve.items()}, **metrics}  # type: ignore[dict-item]
+        return {**{name: f"{value:.3g}" for name, value in curve.items()}, **metrics}

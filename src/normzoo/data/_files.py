@@ -68,7 +68,8 @@ class FileData(ImageData):
                 for name in self.names:
                     os.replace(Path(temporary, self.folder, name), goal / name)
         except DOWNLOAD_ERRORS as error:
-            raise self._missing(f"The download failed ({str(error).strip()}): try again with a network") from error
+            reason = " ".join(str(error).split())  # torchvision's runs over several lines
+            raise self._missing(f"The download failed ({reason}): try again with a network") from error
 
     def _missing(self, advice: str) -> InputError:
         first, *others = self._folders()

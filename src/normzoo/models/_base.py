@@ -19,10 +19,10 @@ class Network(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         name = type(self).__name__
-        if input_shape is None or num_classes is None:  # what a data set that does not say leaves on the command line
+        if input_shape is None or num_classes is None:  # from the command line, with a data set that does not say
             raise InputError(
-                f"{name}(input_shape={input_shape}, num_classes={num_classes}): the data set does not say what its images "
-                f"are; give your LightningDataModule the attributes input_shape, as (1, 28, 28), and num_classes."
+                f"{name}(input_shape={input_shape}, num_classes={num_classes}): the data set does not say what its "
+                f"images are; give your LightningDataModule the attributes input_shape (C, H, W) and num_classes."
             )
         shape = tuple(input_shape)
         if len(shape) != 3 or any(size < 1 for size in shape):

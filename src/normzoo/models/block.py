@@ -44,40 +44,54 @@ class Block(nn.Module):
         init: Init | None = None,
     ) -> None:
         super().__init__()
-        features = layer.weight.shape[0]
-        built = norm(features)
-        if not isinstance(built, Norm):
-            raise InputError(
-                f"norm={norm!r} built a {type(built).__name__}; a network takes layers of normzoo.norms.Norm: derive "
-                f"yours from it (see CONTRIBUTING.md), or wrap what you have in normalize(self, x)."
-            )
-        if isinstance(layer, nn.Linear) and not built.facts.dense:
-            raise InputError(
-                f"{type(built).__name__} cannot stand behind a linear layer: its statistics run over the positions of "
-                f"a channel, and (N, {features}) has none. Take LayerNorm, RMSNorm or BatchNorm, or train a ConvNet or "
-                f"ResNet."
-            )
+        if norm_position not in ("before", "after"):
+            raise InputError(f"norm_position={norm_position!r}: a norm stands 'before' or 'after' the activation.")
+        if isinstance(norm, nn.Module) or not callable(norm):
+            raise InputError(f"norm={norm!r}: a network builds its norms itself; give the class, as norm=BatchNorm.")
+        built = require_norm(norm, norm(layer.weight.shape[0]), layer)
+        behind = built if built.facts.acts_on == "activation" else partner_of(built, layer)
         if activation is None:
-            built.drop_activation()
-        brings_activation = activation is not None and built.facts.brings_activation
+            behind.drop_activation()
+        brings_activation = activation is not None and behind.facts.brings_activation
         # Norm first also where it is the activation itself, and where there is none.
         self.norm_first = norm_position == "before" or brings_activation or activation is None
-        if built.facts.cancels_bias and self.norm_first:
+        if behind.facts.cancels_bias and self.norm_first:
             layer.register_parameter("bias", None)
         (init or Kaiming())(layer)
+        if behind is not built:
+            parametrize.register_parametrization(layer, "weight", built)
         self.layer = layer
-        self.norm = attach(built, layer)
+        self.norm = behind
         self.activation = nn.Identity() if activation is None or brings_activation else activation()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
-        return self.activation(self.norm(x)) if self.norm_first else self.norm(self.activation(x))  # type: ignore[no-any-return]
+        return self.activation(self.norm(x)) if self.norm_first else self.norm(self.activation(x))
 
 
-def attach(norm: Norm, layer: Layer) -> Norm:
-    """Puts a norm of weights on the layer's weight. Returns what stands behind the layer: the norm, or its partner."""
-    if norm.facts.acts_on == "activation":
-        return norm
-    parametrize.register_parametrization(layer, "weight", norm)
-    partner = getattr(norm, "then", None) or (GroupNorm if norm.facts.wants_partner else NoNorm)
-    return partner(norm.num_features)  # type: ignore[no-any-return]
+def require_norm(norm: object, built: object, layer: Layer) -> Norm:
+    """What a factory built, if it is a norm that has a meaning on the layer or behind it."""
+    if not isinstance(built, Norm):
+        raise InputError(
+            f"norm={norm!r} built a {type(built).__name__}; a network takes layers of normzoo.norms.Norm: derive "
+            f"yours from it (see CONTRIBUTING.md), or wrap what you have in normalize(self, x)."
+        )
+    if isinstance(layer, nn.Linear) and not built.facts.dense:
+        raise InputError(
+            f"{type(built).__name__} cannot stand behind a linear layer: its statistics run over the positions of "
+            f"a channel, and (N, {built.num_features}) has none. Take LayerNorm, RMSNorm or BatchNorm, or train a "
+            f"ConvNet or ResNet."
+        )
+    return built
+
+
+def partner_of(built: Norm, layer: Layer) -> Norm:
+    """What stands behind a layer whose weight is normalized: the norm's own choice, GroupNorm if it wants one, none."""
+    then = getattr(built, "then", None) or (GroupNorm if built.facts.wants_partner else NoNorm)
+    partner = require_norm(then, then(built.num_features), layer)
+    if partner.facts.acts_on == "weight":
+        raise InputError(
+            f"{type(built).__name__}(then={type(partner).__name__}): the weights are normalized already; then is a "
+            f"norm of what the layer puts out, as GroupNorm."
+        )
+    return partner

@@ -33,6 +33,8 @@ class Kaiming(Init):
     """
 
     def __init__(self, gain: float = math.sqrt(2), mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
+        if mode not in ("fan_in", "fan_out"):
+            raise InputError(f"Kaiming(mode={mode!r}): the variance is kept by 'fan_in' or by 'fan_out'.")
         self.gain, self.mode = gain, mode
 
     def fill(self, weight: Tensor) -> None:

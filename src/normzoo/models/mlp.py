@@ -55,4 +55,4 @@ class MLP(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, any_size=False)
-        return self.head(self.hidden(images.flatten(1)))  # type: ignore[no-any-return]
+        return self.head(self.hidden(images.flatten(1)))

@@ -30,7 +30,7 @@ class ResNet(Network):
         init: how weights start; None for `Kaiming(mode="fan_out")`, as in the paper's code.
 
     Raises:
-        InputError: a depth that is not 6n + 2; a width below 1; an image too small for the halvings.
+        InputError: a depth that is not 6n + 2; a width below 1; an unknown stem; an image too small for the halvings.
 
     Reference: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun. Deep Residual Learning for Image Recognition. 2015.
     arXiv 1512.03385, section 4.2.
@@ -58,6 +58,8 @@ class ResNet(Network):
             )
         if width < 1:
             raise InputError(f"ResNet(width={width}): the first stage has at least 1 channel; the default is 16.")
+        if stem not in ("cifar", "imagenet"):
+            raise InputError(f"ResNet(stem={stem!r}): the stems are 'cifar', for small images, and 'imagenet'.")
         self.require_size(halvings=2 if stem == "cifar" else 4)
         init = init or Kaiming(mode="fan_out")
         block = partial(Block, norm=norm, activation=activation, norm_position=norm_position, init=init)
@@ -78,7 +80,7 @@ class ResNet(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, any_size=True)
-        return self.head(self.blocks(self.stem(images)).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(self.blocks(self.stem(images)).mean((2, 3)))
 
 
 class BasicBlock(nn.Module):
@@ -103,4 +105,4 @@ class BasicBlock(nn.Module):
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.shortcut(x) + self.second(self.first(x)))  # type: ignore[no-any-return]
+        return self.activation(self.shortcut(x) + self.second(self.first(x)))

@@ -142,7 +142,7 @@ class Norm(nn.Module):
         # Running statistics stay float32 under .half() and .bfloat16(): an average moved by a tenth of a difference
         # stops moving when the difference falls below 8 bits.
         before = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
             if new is not None and torch.finfo(new.dtype).bits < 32:

@@ -185,10 +185,23 @@ def merge_over_ranks(mean: Tensor, var: Tensor, count: int, group: Group) -> tup
 
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
-    """The sum over ranks, differentiable."""
-    from torch.distributed.nn.functional import all_reduce as differentiable  # slow to import, rarely needed
+    """The sum over ranks, differentiable to every order."""
+    return SumOverRanks.apply(x, group)
 
-    return differentiable(x, group=group)  # type: ignore[no-any-return,no-untyped-call]
+
+class SumOverRanks(torch.autograd.Function):
+    """Every rank's loss sees the sum, so the gradient of a rank's share is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return all_reduce(grad_outputs[0], ctx.group), None
 
 
 def as_rows_or_planes(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """What the batch family shares: running statistics, and the choice between the batch's and the running ones."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -104,7 +106,7 @@ class BatchStatistics(Norm):
             if unbiased and count > 1:
                 var = var * (count / (count - 1))
             # A tensor, not a number read from it: reading would break a compiled graph.
-            weight = self.momentum
+            weight: Any = self.momentum
             if weight is None:
                 weight = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), weight)

@@ -30,8 +30,9 @@ class BatchRenorm(BatchStatistics):
         affine: learn `weight` and `bias`, (C,) each.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
 
-    Buffers `running_mean`, `running_var`: (C,). The running variance averages the biased one, as the paper does
-    (torch's layers average the unbiased): an unbiased one would pull r below 1 in small batches.
+    Buffers `running_mean`, `running_var`: (C,). The running variance averages the biased one (torch's layers average
+    the unbiased): an unbiased one would pull r below 1 in small batches. The paper averages the standard deviation; the
+    variance is what `BatchNorm` keeps, so that a state_dict loads from one into the other.
 
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
@@ -112,5 +113,7 @@ class BatchRenorm(BatchStatistics):
         r = ((var + self.eps).sqrt() / running_std).clamp(1 / r_max, r_max)
         d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max)
         self.update(mean, var, count, unbiased=False)
-        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d + self.bias)
+        weight, bias = r, d
+        if self.weight is not None and self.bias is not None:
+            weight, bias = self.weight * r, self.weight * d + self.bias
         return affine(at_least_float32(z), weight, bias).to(x.dtype)

@@ -15,7 +15,8 @@ class GhostBatchNorm(BatchStatistics):
     `y_k = weight (x_k - mean(x_k)) / sqrt(var(x_k) + eps) + bias` for the parts x_k of the batch
 
     Every part moves the running statistics in turn, as if the parts had come one after the other. The batch is cut
-    into `ceil(N / ghost_size)` parts as equal as `torch.chunk` makes them.
+    into `ceil(N / ghost_size)` parts as equal as `torch.chunk` makes them. Where the paper averages the standard
+    deviations of the parts, `running_var` averages their variances, as in `BatchNorm`.
 
     Args:
         num_features: number of channels C of the input (N, C, *).

@@ -39,6 +39,7 @@ class TorchBatchNorm(BatchStatistics):
         folds=True,
         exceptions={
             "checkpointing": "in torch the forward pass that checkpointing repeats moves the running statistics again",
+            "compile-settings": "for momentum=None the kernel needs the number of batches as a number, not a tensor",
         },
     )
 
