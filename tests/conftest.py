@@ -1,12 +1,12 @@
-"""Settings shared by every test: few threads, and slow tests only when asked for."""
+"""Settings shared by every test: one thread, and slow tests only when asked for."""
 
 import os
 
 import pytest
 
-# Tiny tensors run fastest on few threads, and two runs agree to the bit. Set before torch is imported, and inherited by
+# Tiny tensors run fastest on one thread, and two runs agree to the bit. Set before torch is imported, and inherited by
 # every process a test starts.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
