@@ -242,7 +242,10 @@ def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
 
 
 def flat(settings: Any) -> dict[str, bool | int | float | str]:
-    """A run's configuration as the columns of a table, the same for every run."""
+    """A run's configuration as the columns of a table, the same for every run.
+
+    TensorBoard sorts the columns and at first shows five; capitals stand before small letters.
+    """
 
     def name(config: Any) -> str:
         return str(config.class_path).rsplit(".", 1)[-1] if config else "none"
@@ -255,11 +258,11 @@ def flat(settings: Any) -> dict[str, bool | int | float | str]:
     optimizer = model.get("optimizer") or {}
     data = settings.data or {}
     return {
-        "data": name(data),
-        "net": name(model.get("net")),
-        "norm": name(net.get("norm")),
-        "norm_arguments": arguments(net.get("norm")),
-        "norm_position": str(net.get("norm_position", "")),
+        "Data": name(data),
+        "Net": name(model.get("net")),
+        "Norm": name(net.get("norm")),
+        "Norm arguments": arguments(net.get("norm")),
+        "Norm position": str(net.get("norm_position", "")),
         "activation": name(net.get("activation")),
         "init": name(net.get("init")),
         "optimizer": name(optimizer),

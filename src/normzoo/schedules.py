@@ -1,6 +1,7 @@
 """Learning rate schedules that fit the length of the run by themselves."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -46,6 +47,11 @@ class WarmupCosine(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = self.get_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a run stands in the schedule, whose shape is that of the run that goes on: it may be a longer one."""
+        shape = ("total_steps", "warmup", "final")
+        return {name: value for name, value in super().state_dict().items() if name not in shape}
 
     def get_lr(self) -> list[float | Tensor]:
         return [base * self.share(self.last_epoch) for base in self.base_lrs]

@@ -22,7 +22,8 @@ class Network(nn.Module):
         if input_shape is None or num_classes is None:  # from the command line, with a data set that does not say
             raise InputError(
                 f"{name}(input_shape={input_shape}, num_classes={num_classes}): the data set does not say what its "
-                f"images are; give your LightningDataModule the attributes input_shape (C, H, W) and num_classes."
+                f"images are; give your LightningDataModule the attributes input_shape, as (1, 28, 28), and "
+                f"num_classes."
             )
         shape = tuple(input_shape)
         if len(shape) != 3 or any(size < 1 for size in shape):
