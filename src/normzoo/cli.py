@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -61,9 +62,28 @@ class Instantiator(_InstantiatorFn):
 
     def __call__(self, class_type: type, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
         self.cli._dump_config()
-        there = json.dumps(self.cli.config_dump.get(self.key))
-        links = {k: v for k, v in applied_instantiation_links.items() if f'"{k.split(".")[-1]}"' in there}
+        own = f"{self.key}."
+        links = {
+            key: value
+            for key, value in applied_instantiation_links.items()
+            if key.startswith(own) and accepts(self.cli.config_dump.get(self.key), key.removeprefix(own))
+        }
         return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+
+
+def accepts(config: Any, target: str) -> bool:
+    """Whether the class that a configuration names where a link ends, such as "init_args.net.init_args.input_shape",
+    has the argument that the link sets."""
+    *parents, _, name = target.split(".")
+    for key in parents:
+        config = config.get(key) if isinstance(config, dict) else None
+    if not isinstance(config, dict) or "class_path" not in config:
+        return False
+    config.setdefault("init_args", {})  # where Lightning notes the value for the checkpoint
+    builder: Any = locate(config["class_path"])
+    parser = LightningArgumentParser()
+    add = parser.add_class_arguments if isinstance(builder, type) else parser.add_function_arguments
+    return name in add(builder, fail_untyped=False)  # also what it passes on by **kwargs
 
 
 class CLI(LightningCLI):

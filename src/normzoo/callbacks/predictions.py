@@ -1,16 +1,14 @@
 """Predictions in a file."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-class PredictionsCSV(BasePredictionWriter):
+class PredictionsCSV(Callback):
     """Writes what `predict_step` returns, a dictionary of vectors (N,), as a table with one row per sample.
 
     Args:
@@ -18,26 +16,24 @@ class PredictionsCSV(BasePredictionWriter):
     """
 
     def __init__(self, output: Path) -> None:
-        super().__init__(write_interval="batch")
         self.output = output
         self.rows = 0
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(prediction, dict):
+        if not isinstance(outputs, dict):
             return
         path = self.output
         if trainer.world_size > 1:
             path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
-        columns = {name: torch.as_tensor(values).tolist() for name, values in prediction.items()}
+        columns = {name: torch.as_tensor(values).tolist() for name, values in outputs.items()}
         with path.open("a" if self.rows else "w", newline="") as file:
             writer = csv.writer(file)
             if not self.rows:

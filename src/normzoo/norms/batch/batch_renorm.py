@@ -1,5 +1,6 @@
 """Batch renormalization: in training, too, the output is that of the running statistics."""
 
+import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
@@ -112,8 +113,26 @@ class BatchRenorm(BatchStatistics):
         running_std = (self.running_var + self.eps).sqrt()
         r = ((var + self.eps).sqrt() / running_std).clamp(1 / r_max, r_max)
         d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max)
+        if torch.compiler.is_compiling():
+            r, d = saved(r), saved(d)
         self.update(mean, var, count, unbiased=False)
         weight, bias = r, d
         if self.weight is not None and self.bias is not None:
             weight, bias = self.weight * r, self.weight * d + self.bias
         return affine(at_least_float32(z), weight, bias).to(x.dtype)
+
+
+@torch.library.custom_op("normzoo::saved", mutates_args=())
+def saved(x: Tensor) -> Tensor:
+    """A copy that a compiler saves for the backward pass.
+
+    A custom operator is nothing that it may compute again. Anything else it may: r and d, in the backward pass, from
+    running statistics that the forward pass has moved meanwhile, and the gradient is silently wrong (torch 2.15; see
+    pull request 197039 of pytorch/pytorch).
+    """
+    return x.clone()
+
+
+@saved.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
