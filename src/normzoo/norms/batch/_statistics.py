@@ -97,20 +97,19 @@ class BatchStatistics(Norm):
             count: values per channel; without any, the running statistics stay.
             unbiased: store `var count / (count - 1)`, as torch does; keras and the ONNX standard store `var`.
         """
-        if not self.training or self.running_mean is None or count == 0 or in_recomputation():
+        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        if not self.training or running_mean is None or count == 0 or in_recomputation():
             return
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+        assert running_var is not None
+        assert seen is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
+            seen.add_(1)
             if unbiased and count > 1:
                 var = var * (count / (count - 1))
             # A tensor, not a number read from it: reading would break a compiled graph.
-            weight: Any = self.momentum
-            if weight is None:
-                weight = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
-            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), weight)
-            self.running_var.lerp_(var.detach().to(self.running_var.dtype), weight)
+            weight: Any = 1 / seen.to(running_mean.dtype) if self.momentum is None else self.momentum
+            for running, batch in ((running_mean, mean), (running_var, var)):
+                running.lerp_(batch.to(running.dtype), weight)
 
 
 def in_recomputation() -> bool:
