@@ -106,7 +106,7 @@ def test_the_bar_shows_the_curve_and_no_version(tmp_path: Path) -> None:
         enable_model_summary=False,
         max_epochs=1,
         limit_train_batches=3,
-        callbacks=[Bar(refresh_rate=1)],
+        callbacks=[Bar(per_second=1e9)],
     )
     trainer.fit(task, Digits())
     assert seen[-1].keys() == {
@@ -117,10 +117,34 @@ def test_the_bar_shows_the_curve_and_no_version(tmp_path: Path) -> None:
     assert float(seen[-1]["lr"]) == 1e-3
 
 
-def test_the_bar_serves_any_task(tmp_path: Path) -> None:
+def test_the_bar_moves_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With steps of 10 ms, it is drawn 5 times a second: every 20 steps."""
+    clock = [0.0]
+    monkeypatch.setattr("normzoo.callbacks.progress.time.perf_counter", lambda: clock[0])
+    drawn: list[int] = []
+
+    class Bar(ProgressBar):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            clock[0] += 0.01
+            if self._should_update(args[-1] + 1, 200):
+                drawn.append(args[-1] + 1)
+            super().on_train_batch_end(trainer, pl_module, *args)
+
     trainer = Trainer(
-        accelerator="cpu", fast_dev_run=True, default_root_dir=tmp_path, callbacks=[ProgressBar(refresh_rate=1)]
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_steps=200,
+        limit_val_batches=0,
+        callbacks=[Bar(per_second=5)],
     )
+    trainer.fit(Classifier(MLP((1, 8, 8), 10, hidden=[])), Digits(batch_size=6))
+    assert drawn == [1, *range(20, 201, 20)]
+
+
+def test_the_bar_serves_any_task(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", fast_dev_run=True, default_root_dir=tmp_path, callbacks=[ProgressBar()])
     trainer.fit(BoringModel())
     assert ProgressBar().get_metrics(trainer, BoringModel()).keys() <= {"loss", "x"}
 

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from normzoo.errors import InputError
 
@@ -13,10 +13,19 @@ if TYPE_CHECKING:
     from normzoo.norms import Norm
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises an `InputError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; it takes names of layers and --json.")
+
+
 def main(argv: Sequence[str]) -> None:
     """Prints the catalogue, or the cards of the layers that are named."""
-    parser = argparse.ArgumentParser(
-        prog="normzoo norms", description="List the normalization layers, or show the card of each that is named."
+    parser = Parser(
+        prog="normzoo norms",
+        description="List the normalization layers, or show the card of each that is named.",
+        allow_abbrev=False,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a layer, such as GroupNorm")
     parser.add_argument("--json", action="store_true", help="print JSON")

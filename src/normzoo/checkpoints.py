@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 import yaml
@@ -54,11 +54,16 @@ def saved_model(file: Path) -> dict[str, Any] | None:
     try:
         if not is_zipfile(file):
             raise ValueError("not an archive as torch.save writes it")
+        with ZipFile(file) as archive:
+            if damaged := archive.testzip():  # torch writes checksums and does not look at them
+                raise ValueError(f"{damaged} in it is damaged")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise ValueError("no state_dict, or not by Lightning")
         saved = dict(checkpoint.get("hyper_parameters", {}))
-        checkpoint["state_dict"]
-    except (UnpicklingError, RuntimeError, OSError, EOFError, KeyError, AttributeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (UnpicklingError, BadZipFile, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        objects = "objects whose reading could run code"  # torch's own advice is to read them all the same
+        reason = objects if isinstance(error, UnpicklingError) else str(error).strip().split(". ")[0]
         raise InputError(
             f"ckpt_path={str(file)!r} is not a checkpoint that can be read safely ({reason}); give one that "
             f"'normzoo fit' wrote: tensors and plain data only."

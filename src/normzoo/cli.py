@@ -1,12 +1,15 @@
 """The command line of training: LightningCLI with this project's defaults, run folders and messages."""
 
 import json
+import os
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
@@ -23,8 +26,9 @@ import normzoo.tasks  # noqa: F401 - classes that are imported go by their short
 from normzoo import checkpoints
 from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
 from normzoo.errors import InputError
+from normzoo.lean import make_lean
 from normzoo.messages import explain
-from normzoo.runs import remove_if_empty, shared_run, unused
+from normzoo.runs import shared_run, unused
 from normzoo.runtime import keep_pages
 
 DEFAULTS = {
@@ -43,6 +47,9 @@ NOISE = (
     ".*does not have many workers",  # images are in memory: workers would only copy them
     ".*LeafSpec",  # Lightning's own use of torch
     "Checkpoint directory .* exists and is not empty",
+    "Be aware that when using `ckpt_path`",  # scoring needs none of the callbacks of training
+    "The dirpath has changed from",  # a resumed run has a folder of its own
+    "Total length of `list` across ranks is zero",  # val_size=0 is asked for
 )
 
 
@@ -53,7 +60,7 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # a parser within the parser, whose message is a part of the whole one
             super().error(message, ex)
         raise find_input_error(ex) or InputError(
-            f"{explain(message)}\nnormzoo COMMAND --help lists all options."
+            f"{explain(message, list(options(self)))}\nnormzoo COMMAND --help lists all options."
         ) from ex
 
 
@@ -95,17 +102,22 @@ class CLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.command = arguments[0]
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=list(arguments),
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_class=Parser,
-            parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
-        )
+        self.run: Path | None = None
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=list(arguments),
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
+            )
+        except BaseException:
+            self.discard_run()
+            raise
 
     # The parser.
 
@@ -134,6 +146,16 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         arguments = list(args)
+        for path in [*given("-c", arguments), *given("--config", arguments)]:
+            if not path or Path(path).is_file():
+                require_settings(Path(path))
+        for target in (target for targets in LINKS.values() for target in targets):
+            for name in (f"--model.{target}", f"--model.{target}".replace("init_args.", "")):
+                if values := given(name, arguments):  # the parser would ignore them
+                    raise InputError(
+                        f"{name}={values[-1]}: the data set tells this; leave it out, or give the LightningDataModule "
+                        f"the attribute {target.split('.')[-1]}."
+                    )
         if self.command != "fit":
             self.save_config_callback = None
             arguments = self.with_checkpoint(arguments)
@@ -142,20 +164,24 @@ class CLI(LightningCLI):
         except (UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"a config file is not readable as YAML text: {error}; check what -c names.") from error
         settings = self.config[self.command]
+        if not 0 <= settings.seed_everything < 2**32:
+            raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
         if self.command == "fit" and settings.get("ckpt_path"):
-            settings.ckpt_path = str(checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs)))
+            file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs))
+            checkpoints.saved_model(file)  # raises where it cannot be read
+            settings.ckpt_path = str(file)
 
     def with_checkpoint(self, arguments: list[str]) -> list[str]:
         """Puts the network and the data set of the checkpoint before the user's own flags, which therefore win."""
         if {"-h", "--help"} & set(arguments) or any(a.startswith("--print_config") for a in arguments):
             return arguments
-        root = Path(flag("--runs", arguments) or "lightning_logs")
-        given = flag("--ckpt_path", arguments)
-        if given is None:
+        root = Path([*given("--runs", arguments), "lightning_logs"][0])
+        paths = given("--ckpt_path", arguments)
+        if not paths:
             raise InputError(
                 f"{self.command} needs trained weights: --ckpt_path=FILE_OR_RUN. {checkpoints.advice(root)}"
             )
-        file = checkpoints.find_checkpoint(given, root)
+        file = checkpoints.find_checkpoint(paths[-1], root)
         found = {"model": without_links(checkpoints.saved_model(file)), "data": checkpoints.saved_data(file)}
         flags = [f"--{key}={json.dumps(value)}" for key, value in found.items() if value]
         return [self.command, *flags, *arguments[1:], f"--ckpt_path={file}"]
@@ -188,7 +214,6 @@ class CLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         callbacks = list(config.callbacks or []) if isinstance(config.callbacks, list) else [config.callbacks]
         callbacks = [callback for callback in callbacks if callback is not None]
-        self.run: Path | None = None
         if self.command == "fit" and not config.fast_dev_run:
             self.run = shared_run(Path(self.settings.runs), self.settings.experiment)
             if config.default_root_dir is None:
@@ -205,6 +230,10 @@ class CLI(LightningCLI):
         if self.command == "predict":
             beside = Path(self.settings.ckpt_path).resolve().parent.parent / "predictions.csv"
             self.predictions = Path(self.settings.output) if self.settings.output else unused(beside)
+            if self.predictions.is_dir() or not self.predictions.parent.is_dir():
+                raise InputError(
+                    f"output={str(self.predictions)!r}: it is a file in a folder that exists; make the folder."
+                )
             callbacks.append(PredictionsCSV(self.predictions))
         if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
             callbacks.append(ProgressBar())
@@ -212,12 +241,16 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:
-        try:
-            with checkpoints.told_of_mismatch(kwargs.get("ckpt_path")):
-                self.trainer.fit(**kwargs)
-        finally:
-            if self.run is not None and self.trainer.is_global_zero:
-                remove_if_empty(self.run)
+        make_lean(self.trainer, self.model)
+        with checkpoints.told_of_mismatch(kwargs.get("ckpt_path")):
+            self.trainer.fit(**kwargs)
+
+    def discard_run(self) -> None:
+        """Removes the folder of a run that ended before its first step, by the process that made it."""
+        trainer = getattr(self, "trainer", None)
+        begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
+        if self.run is not None and not begun and os.environ.get("LOCAL_RANK", "0") == "0":
+            shutil.rmtree(self.run, ignore_errors=True)
 
     def after_fit(self) -> None:
         if self.settings.test_after_fit and self.trainer.state.finished and can_test(self.model, self.datamodule):
@@ -294,15 +327,38 @@ def flat(settings: Any) -> dict[str, bool | int | float | str]:
     }
 
 
-def flag(name: str, arguments: Sequence[str]) -> str | None:
-    """The last value of a flag, given as `--name=value` or `--name value`."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument == name:
-            value = following
-        elif argument.startswith(f"{name}="):
-            value = argument.removeprefix(f"{name}=")
-    return value
+def given(name: str, arguments: Sequence[str]) -> list[str]:
+    """The values of a flag, each given as `--name=value` or `--name value`."""
+    pairs = zip(arguments, [*arguments[1:], None], strict=True)
+    values = (
+        following if argument == name else argument.removeprefix(f"{name}=")
+        for argument, following in pairs
+        if argument == name or argument.startswith(f"{name}=")
+    )
+    return [value for value in values if value is not None]
+
+
+def require_settings(config: Path) -> None:
+    """Raises `InputError` unless a file holds settings in YAML."""
+    whole = "normzoo fit --print_config prints a whole one"
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"-c {config}: a config file is text in YAML, and this is not ({reason}); {whole}.") from error
+    if not isinstance(settings, dict):
+        found = "nothing" if settings is None else repr(settings)[:40]
+        raise InputError(
+            f"-c {config}: a config file holds settings, such as 'experiment: mine', not {found}; {whole}."
+        )
+
+
+def options(parser: Any) -> Iterator[str]:
+    """All options of a parser and its subcommands, without their dashes."""
+    for action in parser._actions:
+        yield from (option.lstrip("-") for option in action.option_strings)
+        for child in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
+            yield from options(child)
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
@@ -344,4 +400,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `normzoo fit`, `validate`, `test` or `predict`."""
-    CLI(arguments)
+    try:
+        CLI(arguments)
+    except MisconfigurationException as error:  # Lightning's own word for wrong input
+        raise InputError(f"the run cannot be made: {error}\nNORMZOO_TRACEBACK=1 shows where.") from error

@@ -26,8 +26,13 @@ KEY = re.compile(r'Parser key "([^"]*)":\s*')
 WRAPPING = re.compile(r"Type \S*Callable\S* ?\S* expects a function or a callable class: ")
 
 
-def explain(message: str) -> str:
-    """The core of a parser's message: which key, what was wrong, and the choices there are."""
+def explain(message: str, options: Iterable[str] = ()) -> str:
+    """The core of a parser's message: which key, what was wrong, and the choices there are.
+
+    Args:
+        message: the parser's.
+        options: all that the parser takes, without their dashes.
+    """
     keys, said = innermost(message) if KEY.search(message) else ([], " ".join(message.split()))
     path = ".".join(keys)
     unknown_class = re.search(r"Expected a dot import path string: ?(\S*)", said)
@@ -42,10 +47,14 @@ def explain(message: str) -> str:
         name = unknown_option[1] or unknown_option[2]
         said = f"{taken[0]} takes no {name!r}.{nearest(name, taken[1])} It takes {', '.join(taken[1])}"
     elif said.startswith("unrecognized arguments"):
-        said = f"{said}; options of the network are under --model.net, of the task under --model"
-    said = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected a value of type \1", said)
-    said = re.sub(r"Expected a typing.Literal\[(.*?)\]", r"expected one of \1", said)
-    return f"{path + ': ' if path else ''}{said.rstrip('.')}."
+        name = said.split()[-1].lstrip("-").split("=")[0]
+        rule = "options of the network are under --model.net, of the task under --model"
+        said = f"{said}.{nearest(name, options, prefix='--')} {rule[0].upper()}{rule[1:]}"
+    elif unaccepted := re.search(r"does not accept option '([^']*)'", said):
+        said = f"{said}.{nearest(unaccepted[1], options)}"
+    elif said.startswith("Expected a"):
+        said = f"expected {expected(message)}; got {value_in(message)}"
+    return f"{path + ': ' if path else ''}{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
 
 
 def innermost(message: str) -> tuple[list[str], str]:
@@ -72,10 +81,26 @@ def arguments_of(message: str) -> tuple[str, list[str]] | None:
     return name, list(keyword_defaults(getattr(import_module(module), name)))
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
+def expected(message: str) -> str:
+    """All that a message says could stand there."""
+    types = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
+    words = dict.fromkeys(re.findall(r"Expected an? typing.Literal\[(.*?)\]", message))
+    kinds = [f"a value of type {name}" for name in types if name != "NoneType"]
+    return " or ".join(kinds + [f"one of {', '.join(words)}"] * bool(words))
+
+
+def value_in(message: str) -> str:
+    """The value that a message is about."""
+    value = re.search(
+        r"(?:Got|Given) value: (?!Namespace|NestedArg)([^\n]*?)(?:\. Got value: .*)?$", message, re.MULTILINE
+    )
+    return repr(value[1]) if value else "another value"
+
+
+def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
     """A question after the names most like the one given."""
-    close = get_close_matches(given, known, n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    close = get_close_matches(given, list(known), n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
 
 
 def subclasses(room: object, base: type) -> list[str]:

@@ -36,17 +36,6 @@ def new_run(root: Path, experiment: str) -> Path:
         ) from error
 
 
-def remove_if_empty(run: Path) -> None:
-    """Removes the folder of a run that ended before it wrote anything."""
-    for folder, _, files in os.walk(run, topdown=False):
-        if files:
-            return
-        try:
-            Path(folder).rmdir()
-        except OSError:
-            return
-
-
 def shared_run(root: Path, experiment: str) -> Path:
     """The folder of this run: made by the first process, and told to those that it starts for other ranks."""
     if RUN_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0:

@@ -110,50 +110,50 @@ class Classifier(LightningModule):
         """Cross entropy of logits (N, K) and labels (N,), the mean over samples, in nats."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    # Training. A metric logged by Lightning's self.log costs as much as a step of a small network, so sums stay on the
-    # device and are read once per point of the curve.
+    # Training. A metric logged by Lightning's self.log costs as much as a step of a small network; so each step leaves
+    # its loss and its hits on the device, and they are read once per point of the curve.
 
     def on_train_start(self) -> None:
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set by Lightning, undeclared
         steps = self.trainer.estimated_stepping_batches * self.trainer.accumulate_grad_batches
         self.log_every = int(max(1, min(interval, steps / CURVE_POINTS)))
-        self.sums = torch.zeros(2, device=self.device)
-        self.summed_steps = self.summed_samples = 0
+        self.step_losses: list[Tensor] = []
+        self.step_hits: list[Tensor] = []
+        self.step_sizes: list[int] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = self.loss(logits, labels)
-        with torch.no_grad():
-            correct = (logits.argmax(1) == labels).sum()
-            self.sums += torch.stack([loss.detach().float(), correct.float()])
-        self.summed_steps += 1
-        self.summed_samples += len(labels)
+        self.step_losses.append(loss.detach())
+        self.step_hits.append((logits.detach().argmax(1) == labels).sum())
+        self.step_sizes.append(len(labels))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.summed_steps >= self.log_every:
+        if len(self.step_sizes) >= self.log_every:
             self.log_curve()
 
     def on_train_end(self) -> None:
-        if self.summed_steps:
+        if self.step_sizes:
             self.log_curve()
 
     def log_curve(self) -> None:
-        """Logs the mean loss and accuracy since the last point, over all ranks."""
-        counts = torch.tensor([self.summed_steps, self.summed_samples], device=self.device)
-        totals = self.trainer.strategy.reduce(torch.cat([self.sums, counts]), reduce_op="sum")
+        """Logs the mean loss and accuracy of the steps since the last point, over all ranks."""
+        sums = torch.stack([torch.stack(self.step_losses).float().sum(), torch.stack(self.step_hits).float().sum()])
+        counts = torch.tensor([len(self.step_sizes), sum(self.step_sizes)], device=self.device)
+        totals = self.trainer.strategy.reduce(torch.cat([sums, counts]), reduce_op="sum")
         assert isinstance(totals, Tensor)
-        loss, correct, steps, samples = totals.tolist()
+        loss, hits, steps, samples = totals.tolist()
         self.curve = {
             "train/loss": loss / steps,
-            "train/accuracy": correct / samples,
+            "train/accuracy": hits / samples,
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
         for logger in self.loggers:
             logger.log_metrics(self.curve, step=self.trainer.global_step)
-        self.sums.zero_()
-        self.summed_steps = self.summed_samples = 0
+        for kept in (self.step_losses, self.step_hits, self.step_sizes):
+            kept.clear()
 
     # Evaluation.
 
@@ -191,10 +191,13 @@ class Classifier(LightningModule):
     # Optimization.
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer_factory(parameter_groups(self.net))
-        if self.scheduler_factory is None:
-            return optimizer
-        scheduler = self.scheduler_factory(optimizer)
+        try:
+            optimizer = self.optimizer_factory(parameter_groups(self.net))
+            if self.scheduler_factory is None:
+                return optimizer
+            scheduler = self.scheduler_factory(optimizer)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer or lr_scheduler cannot be built: {error}; change their arguments.") from error
         by_step = hasattr(scheduler, "total_steps")
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.trainer.estimated_stepping_batches

@@ -1,5 +1,6 @@
 """The progress bar."""
 
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -9,13 +10,36 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar, which also shows the newest point of a task's training curve (`curve`, if it has one).
 
+    It moves a few times a second, however fast the steps are: drawing it costs as much as a step of a small network.
+
     Args:
-        refresh_rate: batches between two updates; 20 cost nothing to notice even at a millisecond per batch.
+        per_second: how often the bar moves while training.
         leave: leave the bar of each epoch on the screen.
     """
 
-    def __init__(self, refresh_rate: int = 20, leave: bool = False) -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=leave)
+    def __init__(self, per_second: float = 4.0, leave: bool = False) -> None:
+        super().__init__(refresh_rate=1, leave=leave)
+        self.per_second = per_second
+        self.batches = 1
+        self.drawn_at = (0, 0.0)
+
+    @property
+    def refresh_rate(self) -> int:
+        """Batches between two drawings."""
+        return self.batches
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.drawn_at = (0, time.perf_counter())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        done = args[-1] + 1
+        if done % self.batches == 0:
+            before, then = self.drawn_at
+            now = time.perf_counter()
+            self.batches = max(1, round((done - before) / (now - then) / self.per_second))
+            self.drawn_at = (done, now)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

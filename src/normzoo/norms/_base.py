@@ -195,7 +195,7 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in the dtype in which statistics are computed: float64 stays, everything narrower becomes float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def positions_first(x: Tensor) -> Tensor:

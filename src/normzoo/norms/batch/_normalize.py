@@ -52,7 +52,7 @@ def batch_norm(
     view = as_rows_or_planes(at_least_float32(x))
     if view.dim() == 2 and view.numel() <= ALWAYS_CENTRE_BELOW and group is None:
         y, mean, var = NormalizeSmall.apply(view, weight, bias, eps)
-        return restore(y, x).to(x.dtype), mean, var, len(view)
+        return y if y.shape == x.shape and y.dtype == x.dtype else restore(y, x).to(x.dtype), mean, var, len(view)
     view, mean, var, pivot = measure(view)
     count = view.numel() // view.shape[1]
     if group is not None:
