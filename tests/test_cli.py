@@ -18,6 +18,8 @@ import yaml
 
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process, scalars
 from normzoo import norms
+from normzoo.checkpoints import find_checkpoint
+from normzoo.errors import InputError
 from normzoo.models import MLP
 from normzoo.norms._base import keyword_defaults
 from normzoo.runs import new_run, shared_run
@@ -35,19 +37,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run, and what it said; read only."""
+    """A run whose last epoch is not its best, since the rate jumps, and what it said; read only."""
     runs = tmp_path_factory.mktemp("trained")
-    result = normzoo(
-        "fit",
-        *QUIET,
-        f"--runs={runs}",
-        "--trainer.max_epochs=3",
-        "--model.optimizer.lr=0.01",
-        "--model.net.hidden=[20]",
-    )
+    network = ("--model.net.hidden=[20]", "--model.optimizer.lr=0.01")
+    jump = ("--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=2", "--model.lr_scheduler.gamma=300")
+    result = normzoo("fit", *QUIET, f"--runs={runs}", "--trainer.max_epochs=3", *network, *jump)
     assert result.status == 0, result.err
     conv = normzoo("fit", *QUIET, *SHORT, f"--runs={runs}", "--experiment=conv", "--model.net=ConvNet")
     assert conv.status == 0, conv.err
+    accuracy = list(scalars(runs / "default" / "000")["val/accuracy"].values())
+    assert accuracy[-1] < max(accuracy)
     return {"runs": runs, "run": runs / "default" / "000", "result": result}
 
 
@@ -178,6 +177,20 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> No
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(start, range(16)))
     assert sorted(run.name for run in found) == [f"{n:03d}" for n in range(16)]
+
+
+def test_a_number_that_another_process_takes_in_between_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def slow_mkdir(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name in ("000", "001"):
+            mkdir(self)  # the other process is faster, twice
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", slow_mkdir)
+    assert new_run(tmp_path, "race").name == "002"
 
 
 def test_processes_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
@@ -348,22 +361,55 @@ def test_pages_can_be_kept_where_there_is_glibc() -> None:
 # Checkpoints
 
 
-@pytest.mark.parametrize("place", ["checkpoints/best.ckpt", ".", "..", "checkpoints/.."])
-def test_a_checkpoint_is_a_file_or_a_run_or_an_experiment(trained: dict[str, Any], place: str) -> None:
+@pytest.mark.parametrize("place", ["checkpoints/best.ckpt", ".", ".."])
+def test_a_checkpoint_is_a_file_or_a_run_or_an_experiment(trained: dict[str, Any], place: str, folder: Path) -> None:
     """And its metrics are those that fit printed."""
     result = normzoo("test", *QUIET, f"--ckpt_path={trained['run'] / place}")
     assert result.status == 0, result.err
     printed = table(trained["result"].out)
     assert printed.keys() == {"test/accuracy", "test/loss", "test/calibration_error"}
     assert table(result.out) == printed
-
-
-def test_validate_equals_the_best_epoch(trained: dict[str, Any], folder: Path) -> None:
-    result = normzoo("validate", *QUIET, f"--ckpt_path={trained['run']}")
-    assert result.status == 0, result.err
-    best = max(scalars(trained["run"])["val/accuracy"].values())
-    assert table(result.out)["val/accuracy"] == pytest.approx(best)
     assert not list(folder.iterdir()), "scoring leaves no files"
+
+
+def test_the_last_checkpoint_is_of_the_last_epoch_and_the_best_of_the_best(trained: dict[str, Any]) -> None:
+    logged = scalars(trained["run"])["val/accuracy"]
+    for name, accuracy in (("best", max(logged.values())), ("last", list(logged.values())[-1])):
+        file = trained["run"] / "checkpoints" / f"{name}.ckpt"
+        result = normzoo("validate", *QUIET, f"--ckpt_path={file}")
+        assert table(result.out)["val/accuracy"] == pytest.approx(accuracy)
+
+
+# Files there are -> path given -> file that is meant.
+PLACES: list[tuple[list[str], str, str | None]] = [
+    (["x/000/checkpoints/best.ckpt", "x/000/checkpoints/last.ckpt"], "x", "x/000/checkpoints/best.ckpt"),
+    (["x/000/checkpoints/last.ckpt"], "x", "x/000/checkpoints/last.ckpt"),
+    (["x/000/checkpoints/best.ckpt", "x/001/config.yaml"], "x", "x/000/checkpoints/best.ckpt"),
+    (["x/999/checkpoints/best.ckpt", "x/1000/checkpoints/last.ckpt"], "x", "x/1000/checkpoints/last.ckpt"),
+    (["x/009/checkpoints/best.ckpt", "x/010/checkpoints/last.ckpt"], "x/009", "x/009/checkpoints/best.ckpt"),
+    (
+        ["x/000/checkpoints/best.ckpt", "x/000/checkpoints/last.ckpt"],
+        "x/000/checkpoints",
+        "x/000/checkpoints/best.ckpt",
+    ),
+    (["x/notes/checkpoints/best.ckpt"], "x", None),
+    (["mine.pt"], "mine.pt", "mine.pt"),
+    (["x/000/config.yaml"], "x/000", None),
+    ([], "x", None),
+]
+
+
+@pytest.mark.parametrize("there,path,meant", PLACES)
+def test_which_checkpoint_is_meant(there: list[str], path: str, meant: str | None, folder: Path) -> None:
+    """Of a run the best, else the last; of an experiment the newest run that has one."""
+    for name in there:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    if meant is None:
+        with pytest.raises(InputError, match=f"{path}.*no checkpoint.*normzoo fit|{path}.*no checkpoint.*newest"):
+            find_checkpoint(path, Path("x"))
+    else:
+        assert find_checkpoint(path, Path("x")) == Path(meant)
 
 
 def test_predict_writes_a_row_per_image_beside_the_checkpoint(trained: dict[str, Any], folder: Path) -> None:
@@ -573,7 +619,7 @@ def own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         pytest.param(["--model.net={own}.Untold", "--model.net.size=64"], marks=pytest.mark.slow),
         ["--model.net={own}.Bare"],
         pytest.param(["--data={own}.Data", "--data.samples=24"], marks=pytest.mark.slow),
-        ["--data={own}.Data", "--model.net={own}.Told"],
+        pytest.param(["--data={own}.Data", "--model.net={own}.Told"], marks=pytest.mark.slow),
         ["--data={own}.Silent", "--model.net={own}.Untold"],
         pytest.param(["--model={own}.Task", "--model.lr=0.2"], marks=pytest.mark.slow),
         ["--model={own}.Sized"],
@@ -758,7 +804,9 @@ TWINS = (
     "fit -c text", "fit -c recursive", "fit --experiment=a", "fit --experiment=/tmp", "fit --runs=/dev", "validate",
     "test --ckpt_path=nowhere", "predict --ckpt_path=RUN --model", "predict --ckpt_path=RUN --output=folder",
     "fit --ckpt_path=empty", "fit --ckpt_path=cut", "fit --ckpt_path=bit", "fit --ckpt_path=evil.pkl",
-    "fit --ckpt_path=bare", "fit --ckpt_path=list", "test --ckpt_path=empty",
+    "fit --ckpt_path=bare", "fit --ckpt_path=list", "test --ckpt_path=empty", "test --ckpt_path=list", "fit -c=",
+    "fit --model.net.norm=torch", "fit --model.lr_scheduler=OneCycle", "fit --model.net.init_args", "fit -c folder",
+    "fit --model.net=ConvNet", "fit --trainer.accelerator", "fit --model.label_smoothing", "fit --model.net.num_classes",
 )  # fmt: skip
 COMMANDS = [pytest.param(one, marks=pytest.mark.slow if one.startswith(TWINS) else (), id=one) for one in REFUSED]
 
@@ -798,7 +846,6 @@ def test_a_data_set_without_test_images_is_named(own: str) -> None:
 
 def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     from normzoo.__main__ import main
-    from normzoo.errors import InputError
 
     monkeypatch.setenv("NORMZOO_TRACEBACK", "1")
     with pytest.raises(InputError):

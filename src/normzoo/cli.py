@@ -223,7 +223,7 @@ class CLI(LightningCLI):
                     self.settings.runs, self.settings.experiment, self.run.name, default_hp_metric=False
                 )
             if config.enable_checkpointing is not False and not has(callbacks, Checkpoint):
-                callbacks.append(best_and_last(self.model, self.run / checkpoints.FOLDER))
+                callbacks += best_and_last(self.model, self.run / checkpoints.FOLDER)
             callbacks.append(HParams(flat(self.settings)))
         elif config.logger is None:
             config.logger = False
@@ -273,19 +273,15 @@ class CLI(LightningCLI):
         print(f"predictions  {self.predictions}")
 
 
-def best_and_last(model: LightningModule, folder: Path) -> ModelCheckpoint:
-    """Keeps the best checkpoint by what the task calls its `monitor`, and the last."""
-    monitor = getattr(model, "monitor", None)
+def best_and_last(model: LightningModule, folder: Path) -> list[Callback]:
+    """Keep the best checkpoint by what the task calls its `monitor`, if anything, and the last."""
+    # Not save_last, which writes the last of the best ones.
+    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    monitor, mode = getattr(model, "monitor", None), getattr(model, "monitor_mode", "min")
     if monitor is None:
-        return ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    return ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor=monitor,
-        mode=getattr(model, "monitor_mode", "min"),
-        save_last=True,
-        enable_version_counter=False,
-    )
+        return [last]
+    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    return [best, last]
 
 
 def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
