@@ -806,7 +806,8 @@ TWINS = (
     "fit --ckpt_path=empty", "fit --ckpt_path=cut", "fit --ckpt_path=bit", "fit --ckpt_path=evil.pkl",
     "fit --ckpt_path=bare", "fit --ckpt_path=list", "test --ckpt_path=empty", "test --ckpt_path=list", "fit -c=",
     "fit --model.net.norm=torch", "fit --model.lr_scheduler=OneCycle", "fit --model.net.init_args", "fit -c folder",
-    "fit --model.net=ConvNet", "fit --trainer.accelerator", "fit --model.label_smoothing", "fit --model.net.num_classes",
+    "fit --model.net=ConvNet", "fit --trainer.accelerator", "fit --model.label_smoothing",
+    "fit --model.net.num_classes",
 )  # fmt: skip
 COMMANDS = [pytest.param(one, marks=pytest.mark.slow if one.startswith(TWINS) else (), id=one) for one in REFUSED]
 

@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             catalogue.main(rest)
         else:
-            from normzoo import cli
+            from normzoo.runtime import share_cores
+
+            share_cores()
+            from normzoo import cli  # and with it torch
 
             cli.main(arguments)
     except InputError as error:
