@@ -31,9 +31,9 @@ def keep_pages() -> bool:
 def share_cores() -> None:
     """Has OpenMP's threads wait for each other in turns of some ten microseconds instead of milliseconds.
 
-    By default a thread of GNU OpenMP that is done spins until the others are, which on a machine with another busy
-    process takes its core from the very thread it waits for: a step of a small network takes twenty times as long. On an idle
-    machine nothing changes. Must be called before torch is imported; an environment that sets GOMP_SPINCOUNT or
+    By default a thread of GNU OpenMP that is done spins until the others are. On a machine with another busy process it
+    so takes the core from the very thread it waits for, and a step of a small network takes twenty times as long. On an
+    idle machine nothing changes. Must be called before torch is imported; an environment that sets GOMP_SPINCOUNT or
     OMP_WAIT_POLICY is left alone. Results do not change.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
