@@ -33,8 +33,8 @@ from normzoo.norms import (
     WeightStandardization,
 )
 from normzoo.norms._base import affine, at_least_float32, channels_second, per_channel, positions_first
-from normzoo.norms.batch._normalize import all_reduce, batch_norm, merge_over_ranks
-from normzoo.norms.batch.batch_norm import ranks
+from normzoo.norms._ranks import Group, all_reduce
+from normzoo.norms.batch._normalize import batch_norm, merge_over_ranks
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def normalized(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
 
 @caught_by("equals-reference")
 class UnbiasedVarianceInTheOutput(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         mean, var, n = moments_of_batch(x)
         self.update(mean, var, n)
         return affine(normalized(x, mean, var * n / (n - 1), self.eps), self.weight, self.bias)
@@ -96,15 +96,14 @@ class UnbiasedVarianceInTheOutput(BatchNorm):
 
 @caught_by("equals-reference")
 class BiasedRunningVariance(BatchNorm):
-    def update(self, mean: Tensor, var: Tensor, count: int, *, unbiased: bool = True) -> None:
-        super().update(mean, var, count, unbiased=False)
+    stores_unbiased = False
 
 
 @caught_by("equals-reference", "NC")
 class MomentumReversed(BatchNorm):
-    def update(self, mean: Tensor, var: Tensor, count: int, *, unbiased: bool = True) -> None:
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
         kept, self.momentum = self.momentum, None if self.momentum is None else 1 - self.momentum
-        super().update(mean, var, count, unbiased=unbiased)
+        super().update(mean, var, count)
         self.momentum = kept
 
 
@@ -118,10 +117,10 @@ class EpsOutsideTheRoot(LayerNorm):
 
 @caught_by("equals-reference")
 class PartsIgnored(GhostBatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         kept, self.ghost_size = self.ghost_size, len(x)
         try:
-            return super().normalize_by_batch(x)
+            return super().normalize_by_batch(x, group)
         finally:
             self.ghost_size = kept
 
@@ -145,10 +144,10 @@ class ShiftInsideTheSquash(DynamicTanh):
 class CorrectsAfterTheUpdate(BatchRenorm):
     """r and d from the statistics that this batch has moved already."""
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
-        self.update(*moments_of_batch(x), unbiased=False)
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        self.update(*moments_of_batch(x))
         kept = [b.clone() for b in self.buffers()]
-        y = super().normalize_by_batch(x)
+        y = super().normalize_by_batch(x, group)
         for buffer, value in zip(self.buffers(), kept, strict=True):
             buffer.copy_(value)
         return y
@@ -159,7 +158,7 @@ class CorrectsAfterTheUpdate(BatchRenorm):
 
 @caught_by("independence")
 class MissesThePositions(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         mean, var = x.mean(0, keepdim=True), x.var(0, correction=0, keepdim=True)
         self.update(*moments_of_batch(x))
         return affine((x - mean) / (var + self.eps).sqrt(), self.weight, self.bias)
@@ -198,7 +197,7 @@ class ForgetsTheDepth(InstanceNorm):
 
 @caught_by("gradcheck", "NCL")
 class DetachedStatistics(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         mean, var, n = moments_of_batch(x.detach())
         self.update(mean, var, n)
         return affine(normalized(x, mean, var, self.eps), self.weight, self.bias)
@@ -206,7 +205,7 @@ class DetachedStatistics(BatchNorm):
 
 @caught_by("gradcheck", "NC")
 class NoGradientThroughTheVariance(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         mean, var, n = moments_of_batch(x)
         self.update(mean, var, n)
         return affine(normalized(x, mean, var.detach(), self.eps), self.weight, self.bias)
@@ -235,21 +234,21 @@ class HandBackward(torch.autograd.Function):
 
 @caught_by("gradcheck")
 class WrongSignInTheBackward(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         self.update(*moments_of_batch(x.detach()))
         return affine(HandBackward.apply(x, self.eps, -1.0), self.weight, self.bias)
 
 
 @caught_by("gradgradcheck")
 class DifferentiableOnce(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         self.update(*moments_of_batch(x.detach()))
         return affine(HandBackward.apply(x, self.eps, 1.0), self.weight, self.bias)
 
 
 @caught_by("gradient-of-reference")
 class GradientThroughTheCorrection(BatchRenorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
         mean, var, n = moments_of_batch(x)
@@ -257,7 +256,7 @@ class GradientThroughTheCorrection(BatchRenorm):
         std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
         r = (std / running_std).clamp(1 / r_max, r_max)
         d = ((mean - self.running_mean.clone()) / running_std).clamp(-d_max, d_max)
-        self.update(mean, var, n, unbiased=False)
+        self.update(mean, var, n)
         z = normalized(x, mean, var, self.eps) * per_channel(r, x) + per_channel(d, x)
         return affine(z, self.weight, self.bias)
 
@@ -287,7 +286,7 @@ class MovedAxesStayMoved(ChannelLayerNorm):
 
 @caught_by("low-precision")
 class StatisticsInLowPrecision(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         mean, var, n = moments_of_batch(x)
         self.update(mean, var, n)
         return affine(normalized(x, mean, var, self.eps), self.weight, self.bias).to(x.dtype)
@@ -302,7 +301,7 @@ class RunningStatisticsNarrowed(BatchNorm):
 
 @caught_by("large-mean", "NCL")
 class SquareOfTheMeanSubtracted(BatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         mean = x.mean(over_batch(x))
         var = x.square().mean(over_batch(x)) - mean.square()
         self.update(mean, var, x.numel() // x.shape[1])
@@ -313,7 +312,7 @@ class SquareOfTheMeanSubtracted(BatchNorm):
 class LongPlanesCutShort(BatchNorm):
     """Statistics of whole blocks of values, without what is left over."""
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         length = x.shape[-1]
         whole = x[..., : length - length % 256] if length > 256 else x
         mean, var, n = moments_of_batch(at_least_float32(whole))
@@ -353,12 +352,12 @@ class AlwaysByTheBatch(BatchNorm):
     """What "freezing" by track_running_stats=False does."""
 
     def normalize(self, x: Tensor) -> Tensor:
-        return self.normalize_by_batch(x)
+        return self.normalize_by_batch(x, None)
 
 
 @caught_by("state-outlives-errors", "NC")
 class ErrorInTheLastPart(GhostBatchNorm):
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         outputs = []
         for part in x.chunk(-(-len(x) // self.ghost_size)):
             self.require_several(part.numel() // part.shape[1], part)
@@ -378,7 +377,7 @@ class EmptyBatchCounts(BatchNorm):
 
 @caught_by("checkpointing")
 class CountedTwice(BatchNorm):
-    def update(self, mean: Tensor, var: Tensor, count: int, *, unbiased: bool = True) -> None:
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -393,16 +392,16 @@ class CountedTwice(BatchNorm):
 
 @caught_by("compile-without-codegen", raises=TorchDynamoException)
 class ReadsAValue(BatchNorm):
-    def update(self, mean: Tensor, var: Tensor, count: int, *, unbiased: bool = True) -> None:
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
         if mean.sum().item() == mean.sum().item():  # "only when finite"
-            super().update(mean, var, count, unbiased=unbiased)
+            super().update(mean, var, count)
 
 
 @caught_by("compile-settings")
 class RecomputedFromMovedStatistics(BatchRenorm):
     """Compiled, its backward pass computes r and d again, from running statistics that have moved meanwhile."""
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
         mean, var, n = moments_of_batch(x)
@@ -411,7 +410,7 @@ class RecomputedFromMovedStatistics(BatchRenorm):
             std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
             r = (std / running_std).clamp(1 / r_max, r_max)
             d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max)
-        self.update(mean, var, n, unbiased=False)
+        self.update(mean, var, n)
         z = normalized(x, mean, var, self.eps) * per_channel(r, x) + per_channel(d, x)
         return affine(z, self.weight, self.bias)
 
@@ -429,9 +428,9 @@ class CountsInPython(BatchNorm):
 class OnlyForAutograd(BatchNorm):
     """A hand-written gradient that torch.func cannot use, taken whenever x itself is not being differentiated."""
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
-            return super().normalize_by_batch(x)
+            return super().normalize_by_batch(x, group)
         z, mean, var, count = batch_norm(x, None, None, self.eps)
         self.update(mean, var, count)
         assert self.weight is not None
@@ -460,10 +459,9 @@ class Scale(torch.autograd.Function):
 class LocalCounts(BatchNorm):
     """The plain average of what the ranks found, however many samples each has."""
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
-        group = ranks()
-        if not self.sync or group is None:
-            return super().normalize_by_batch(x)
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        if group is None:
+            return super().normalize_by_batch(x, group)
         mean, _, n = moments_of_batch(x)
         mean = all_reduce(mean, group) / 2
         var = all_reduce((x - per_channel(mean, x)).square().mean(over_batch(x)), group) / 2
@@ -475,10 +473,9 @@ class LocalCounts(BatchNorm):
 class LocalGradient(BatchNorm):
     """The statistics of all ranks, and the gradient of this rank's share in them only."""
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
-        group = ranks()
-        if not self.sync or group is None:
-            return super().normalize_by_batch(x)
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        if group is None:
+            return super().normalize_by_batch(x, group)
         own_mean, own_var, n = moments_of_batch(x) if len(x) else (x.sum(0) * 0, x.sum(0) * 0, 0)
         mean, var, count = merge_over_ranks(own_mean.detach(), own_var.detach(), n, group)
         self.update(mean, var, count)
@@ -492,10 +489,10 @@ class LocalGradient(BatchNorm):
 class DividesByNothing(BatchNorm):
     """NaN in the running statistics after a batch that is empty on all ranks."""
 
-    def update(self, mean: Tensor, var: Tensor, count: int, *, unbiased: bool = True) -> None:
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
         if count == 0:
             mean, count = mean * float("nan"), 2
-        super().update(mean, var, count, unbiased=unbiased)
+        super().update(mean, var, count)
 
 
 # Facts
@@ -518,7 +515,7 @@ class ClaimsFewerAxes(LayerNorm):
 
 @caught_by("cancels-bias", "NC")
 class ClaimsToCancelBias(LayerNorm):
-    facts = replace(LayerNorm.facts, axes=("s",))
+    facts = replace(LayerNorm.facts, cancels_bias=True)
 
 
 @caught_by("folds", "NCL")

@@ -473,8 +473,8 @@ def moments(subject: Subject) -> None:
     mean, square = y.mean(over), y.square().mean(over)
     if subject.on_weights and not facts.wants_partner:
         square = square * values
-    assert close(mean, torch.zeros_like(mean), 1e-6) == facts.centres
-    assert close(square, torch.ones_like(square), 1e-4) == facts.scales
+    assert close(mean, torch.zeros_like(mean), 1e-6) == facts.zero_mean
+    assert close(square, torch.ones_like(square), 1e-4) == facts.unit_square
 
 
 @law()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 
-Axis = Literal["N", "C", "C/G", "s"]
+Axis = Literal["N", "C", "C/G", "C/w", "s", "s/w"]
 Family = Literal["batch", "sample", "mixed", "whitening", "weight", "pointwise", "own"]
 
 
@@ -38,18 +38,28 @@ class Facts:
         family: the folder of the zoo, or "own" for a layer that lives outside it.
         formula: the equation, in one line.
         paper: where it was published.
-        axes: what the statistics run over on `(N, C, *)`: samples "N", channels "C", the channels of one group "C/G",
-            positions "s". Empty for a layer without statistics. For a layer that acts on a weight `(C, I, *)`, whose
-            every output channel is a sample of its own, "s" stands for all axes but the first.
+        axes: what the statistics run over on `(N, C, *)`: samples "N", channels "C", the channels of one group "C/G" or
+            of a sliding window "C/w", positions "s", those of a sliding window "s/w". Empty for a layer without
+            statistics. For a layer that acts on a weight `(C, I, *)`, whose every output channel is a sample of its
+            own, "s" stands for all axes but the first.
         centres: `f(x + c) = f(x)` for a constant c, while training.
         scales: `f(a x) = f(x)` for a > 0, while training (up to eps).
+        zero_mean: the output has mean 0 over the axes, at the start of training; None: iff it centres.
+        unit_square: the output has mean square 1 over the axes, at the start of training; None: iff it scales.
+        cancels_bias: a bias per channel, added just before the layer, changes nothing; None: iff the layer acts on
+            activations and subtracts a mean that is the channel's own, so that the axes hold no channels.
         stateful: keeps running statistics, which move in training and never in evaluation.
+        constants: buffers that never move by themselves.
+        takes_reference: normalizes by statistics of the first batch that it sees in training.
+        random: draws random numbers in training.
+        batch_multiple: in training the number of samples must be a multiple of this.
         train_differs: computes something else in evaluation than in training.
         dense: has a meaning on `(N, C)`, without positions.
         syncs: can take its statistics over all ranks (`sync=True`).
         folds: is affine per channel in evaluation, so that it can be folded into the linear layer before it.
         acts_on: the "activation" `(N, C, *)` or the "weight" `(C, I, *)` of the layer before it.
         wants_partner: leaves the scale of activations to a norm of another kind, which networks put behind the layer.
+        reads_input: besides the weight, normalizes what the layer takes in (`WeightTransform.of_input`).
         brings_activation: ends with a nonlinearity of its own, in the place of the network's.
         exceptions: law -> why this layer does not keep it.
     """
@@ -60,23 +70,30 @@ class Facts:
     axes: tuple[Axis, ...] = ()
     centres: bool = False
     scales: bool = False
+    zero_mean: bool | None = None
+    unit_square: bool | None = None
+    cancels_bias: bool | None = None
     stateful: bool = False
+    constants: tuple[str, ...] = ()
+    takes_reference: bool = False
+    random: bool = False
+    batch_multiple: int = 1
     train_differs: bool = False
     dense: bool = True
     syncs: bool = False
     folds: bool = False
     acts_on: Literal["activation", "weight"] = "activation"
     wants_partner: bool = False
+    reads_input: bool = False
     brings_activation: bool = False
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def cancels_bias(self) -> bool:
-        """Whether a bias per channel, added just before the layer, changes nothing.
-
-        It does not when the layer subtracts a mean that is the channel's own: the axes hold no "C".
-        """
-        return self.acts_on == "activation" and self.centres and set(self.axes) <= {"N", "s"}
+    def __post_init__(self) -> None:
+        own_mean = self.acts_on == "activation" and self.centres and set(self.axes) <= {"N", "s", "s/w"}
+        follow = {"zero_mean": self.centres, "unit_square": self.scales, "cancels_bias": own_mean}
+        for name, value in follow.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
 
 class Norm(nn.Module):
@@ -123,6 +140,10 @@ class Norm(nn.Module):
             raise InputError(
                 f"{name}({self.num_features}) got an input of shape {shape}; it takes (N, {self.num_features}, *), "
                 f"channels second: build it as {name}({shape[1] if len(shape) > 1 else 'C'}) or move the channels."
+            )
+        if 0 in shape[2:]:
+            raise InputError(
+                f"{name} got an input of shape {shape}, which has no positions; use larger images or fewer strides."
             )
         if len(shape) == 2 and not self.facts.dense:
             raise InputError(

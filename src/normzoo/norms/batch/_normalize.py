@@ -1,31 +1,22 @@
 """Batch normalization as pure functions: algorithm 1 of Ioffe & Szegedy 2015, and its gradient by hand.
 
-Inside, an input is one of two shapes, both views of it: `planes` (N, C, L), where the positions of a channel lie next
-to each other in memory, and `rows` (M, C), where the channels of a position do. (N, C) is rows with M = N, and a
-channels-last image is rows with M = N x positions.
+Inside, an input is a volume, (N, C, L) or (N, L, C), as `normzoo.norms._kernels` describes it.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32, per_channel
-
-Group = Any  # torch.distributed.ProcessGroup, which builds of torch without distributed do not have
+from normzoo.norms._ranks import Group, all_reduce, total
 
 # Below this many values, writing x - mean costs less than asking whether it is needed.
 ALWAYS_CENTRE_BELOW = 1 << 16
 # E[x^2] - E[x]^2 loses log2(1 + mean^2 / var) bits; 4 of float32's 24 are what summing loses anyway.
 LARGEST_MEAN_SQUARE_OVER_VAR = 16.0
-# The longest dot product that torch.bmm sums in its own loop; a longer one goes to a matrix library, 4 times slower.
-LONGEST_DOT = 256
-# Values multiplied at a time when a product is only wanted for its sum: 4 MB, used again from block to block.
-BLOCK = 1 << 20
-# Rows at least this wide are summed at full speed; several narrower ones are taken as one.
-WIDE = 256
 
 
 def batch_norm(
@@ -45,22 +36,24 @@ def batch_norm(
     Returns:
         y like x; the mean (C,) and the biased variance (C,), without gradient; the count of values per channel.
     """
+    wide = at_least_float32(x)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         # A compiler fuses the plain formula better than we do, and torch.func differentiates it by itself.
-        y, mean, var, count = formula(at_least_float32(x), weight, bias, eps, group)
+        y, mean, var, count = formula(wide, weight, bias, eps, group)
         return y.to(x.dtype), mean, var, count
-    view = as_rows_or_planes(at_least_float32(x))
-    if view.dim() == 2 and view.numel() <= ALWAYS_CENTRE_BELOW and group is None:
-        y, mean, var = NormalizeSmall.apply(view, weight, bias, eps)
-        return y if y.shape == x.shape and y.dtype == x.dtype else restore(y, x).to(x.dtype), mean, var, len(view)
-    view, mean, var, pivot = measure(view)
-    count = view.numel() // view.shape[1]
+    if x.dim() == 2 and x.numel() <= ALWAYS_CENTRE_BELOW and group is None:
+        y, mean, var = NormalizeSmall.apply(wide, weight, bias, eps)
+        return y if y.dtype == x.dtype else y.to(x.dtype), mean, var, len(x)
+    volume, last = kernels.as_volume(wide)
+    dim = 1 if last else 2
+    volume, mean, var, pivot = measure(kernels.regrouped(volume) if last else volume, dim)
+    count = x.numel() // x.shape[1]
     if group is not None:
         mean, var, count = merge_over_ranks(mean, var, count, group)
     offset = mean if pivot is None else None if group is None else mean - pivot
     inv_std = (var + eps).rsqrt()
-    y = Normalize.apply(view, weight, bias, offset, inv_std, count, eps, group)
-    return restore(y, x).to(x.dtype), mean, var, count
+    y = Normalize.apply(volume, weight, bias, offset, inv_std, dim, count, eps, group)
+    return kernels.restore(y, x, last).to(x.dtype), mean, var, count
 
 
 def formula(
@@ -68,17 +61,11 @@ def formula(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """`batch_norm` written down plainly, for any shape (N, C, *), differentiable to every order."""
     over = [axis for axis in range(x.dim()) if axis != 1]
-    count = x.numel() // x.shape[1]
-    total = x.sum(over)
-    if group is not None:
-        counts = torch.tensor([count], device=x.device)
-        dist.all_reduce(counts, group=group)
-        count, total = int(counts), all_reduce(total, group)
+    count = total(x.numel() // x.shape[1], group, x.device)
     values = max(count, 1)  # where all ranks are empty, zeros and not NaN
-    mean = total / values
+    mean = all_reduce(x.sum(over), group) / values
     centred = x - per_channel(mean, x)
-    squares = centred.square().sum(over)
-    var = (squares if group is None else all_reduce(squares, group)) / values
+    var = all_reduce(centred.square().sum(over), group) / values
     y = centred * per_channel((var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt(), x)
     return y if bias is None else y + per_channel(bias, x), mean.detach(), var.detach(), count
 
@@ -106,6 +93,7 @@ class Normalize(torch.autograd.Function):
         bias: Tensor | None,
         offset: Tensor | None,
         inv_std: Tensor,
+        dim: int,
         count: int,
         eps: float,
         group: Group,
@@ -113,24 +101,23 @@ class Normalize(torch.autograd.Function):
         scale = inv_std if weight is None else weight * inv_std
         shift = bias if offset is None else -offset * scale if bias is None else torch.addcmul(bias, offset, -scale)
         ctx.save_for_backward(x, weight, bias, offset, inv_std)
-        ctx.count, ctx.eps, ctx.group = max(count, 1), eps, group
-        return scale_and_shift(x, scale, shift)
+        ctx.dim, ctx.count, ctx.eps, ctx.group = dim, max(count, 1), eps, group
+        return kernels.scale_and_shift_channels(x, scale, torch.zeros_like(scale) if shift is None else shift, dim)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grad_outputs
         x, weight, bias, offset, inv_std = ctx.saved_tensors
         if torch.is_grad_enabled():  # this gradient is to be differentiated again
-            return (*gradient_of_formula(ctx, dy, offset), None, None, None, None, None)
+            return (*gradient_of_formula(ctx, dy, offset), *[None] * 6)
         dy = dy.contiguous()
-        sum_dy = channel_sum(dy)
-        sum_dy_x = channel_dot(dy, x)
+        sum_dy, sum_dy_x = (table.sum(0) for table in kernels.sums_and_dots(dy, x, ctx.dim))
         if offset is not None:
             sum_dy_x = torch.addcmul(sum_dy_x, offset, sum_dy, value=-1)
         d_weight = sum_dy_x * inv_std if ctx.needs_input_grad[1] else None
         d_bias = sum_dy if ctx.needs_input_grad[2] else None
         if not ctx.needs_input_grad[0]:
-            return None, d_weight, d_bias, None, None, None, None, None
+            return None, d_weight, d_bias, *[None] * 6
         if ctx.group is not None:
             both = torch.stack([sum_dy, sum_dy_x])
             dist.all_reduce(both, group=ctx.group)
@@ -140,12 +127,11 @@ class Normalize(torch.autograd.Function):
         constant = scale * sum_dy * (-1 / ctx.count)
         if offset is not None:
             constant = torch.addcmul(constant, offset, along_x, value=-1)
-        dx = scale_and_shift(x, along_x, constant).addcmul_(dy, across(scale, dy))
-        return dx, d_weight, d_bias, None, None, None, None, None
+        return kernels.combine_channels(dy, x, scale, along_x, constant, ctx.dim), d_weight, d_bias, *[None] * 6
 
 
 class NormalizeSmall(torch.autograd.Function):
-    """`Normalize` for a few rows, statistics included: the number of calls counts here, not the passes over memory.
+    """`Normalize` for a few rows (N, C), statistics included: the number of calls counts here, not memory.
 
     It keeps z itself, from which the gradient takes six calls::
 
@@ -161,11 +147,13 @@ class NormalizeSmall(torch.autograd.Function):
         var = z.square().mean(0)
         inv_std = (var + eps).rsqrt_()
         z *= inv_std
-        scale = inv_std if weight is None else weight * inv_std
-        y = scale_and_shift(z, weight, bias)
+        if weight is None:
+            scale, y = inv_std, z.clone()
+        else:
+            scale, y = weight * inv_std, torch.addcmul(bias, z, weight) if bias is not None else z * weight
         ctx.save_for_backward(x, weight, bias, z, scale)
         ctx.mark_non_differentiable(mean, var)
-        ctx.eps, ctx.group = eps, None
+        ctx.eps, ctx.group, ctx.dim = eps, None, 2
         return y, mean, var
 
     @staticmethod
@@ -183,32 +171,33 @@ class NormalizeSmall(torch.autograd.Function):
 def gradient_of_formula(ctx: Any, dy: Tensor, offset: Tensor | None) -> list[Tensor | None]:
     """The gradient of `formula` by autograd, itself differentiable: for second derivatives."""
     x, weight, bias, *_ = ctx.saved_tensors
+    second = (lambda volume: volume.movedim(2, 1)) if ctx.dim == 1 else (lambda volume: volume)
     # Every rank may have shifted its x by a mean of its own; without the offset all stand on the mean they share.
-    centred = x if offset is None else x - across(offset, x)
+    centred = second(x) if offset is None else second(x) - per_channel(offset, second(x))
     y = formula(centred, weight, bias, ctx.eps, ctx.group)[0]
     wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    found = iter(torch.autograd.grad(y, wanted, second(dy), create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
 
 
-def measure(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The mean and the biased variance per channel of rows or planes.
+def measure(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The mean and the biased variance per channel of a volume.
 
     Returns:
         x, or x - mean where the variance would drown in the square of the mean; mean (C,); var (C,); and the mean
         once more if x was shifted by it, else None.
     """
-    count = max(x.numel() // x.shape[1], 1)
+    count = max(x.shape[0] * x.shape[dim], 1)
     with torch.no_grad():
-        mean = channel_sum(x) / count
-        if x.numel() > ALWAYS_CENTRE_BELOW and x.device.type == "cpu":
-            square = mean.square()
-            var = channel_square_sum(x) / count - square
-            if not (square > LARGEST_MEAN_SQUARE_OVER_VAR * var).any():
-                return x, mean, var, None
-    x = x - across(mean, x)
+        sums, squares = kernels.sums_and_squares(x, dim)
+        mean = sums.sum(0) / count
+        square = mean.square()
+        var = squares.sum(0) / count - square
+        if not (square > LARGEST_MEAN_SQUARE_OVER_VAR * var).any():
+            return x, mean, var, None
+    x = x - kernels.along(mean, dim)
     with torch.no_grad():
-        return x, mean, channel_square_sum(x) / count, mean
+        return x, mean, kernels.sums_and_squares(x, dim)[1].sum(0) / count, mean
 
 
 def merge_over_ranks(mean: Tensor, var: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, int]:
@@ -216,106 +205,8 @@ def merge_over_ranks(mean: Tensor, var: Tensor, count: int, group: Group) -> tup
     own_mean, own_count = mean.double(), torch.full_like(mean[:1], count, dtype=torch.float64)
     totals = torch.cat([own_mean * own_count, own_count])
     dist.all_reduce(totals, group=group)
-    total = totals[-1].clamp_min(1)  # where all ranks are empty, zeros and not NaN
-    merged_mean = totals[:-1] / total
+    values = totals[-1].clamp_min(1)  # where all ranks are empty, zeros and not NaN
+    merged_mean = totals[:-1] / values
     squares = own_count * (var.double() + (own_mean - merged_mean).square())
     dist.all_reduce(squares, group=group)
-    return merged_mean.to(mean.dtype), (squares / total).to(var.dtype), int(totals[-1])
-
-
-def all_reduce(x: Tensor, group: Group) -> Tensor:
-    """The sum over ranks, differentiable to every order."""
-    return SumOverRanks.apply(x, group)
-
-
-class SumOverRanks(torch.autograd.Function):
-    """Every rank's loss sees the sum, so the gradient of a rank's share is the sum of the ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return all_reduce(grad_outputs[0], ctx.group), None
-
-
-def as_rows_or_planes(x: Tensor) -> Tensor:
-    """Views (N, C, *) as rows (M, C) or planes (N, C, L); copies only what is neither."""
-    if x.dim() == 2:
-        return x.contiguous()
-    if x.is_contiguous() and x.shape[2:].numel() > 1:
-        return x.flatten(2)
-    rows = x.movedim(1, -1)
-    return rows.reshape(-1, x.shape[1]) if rows.is_contiguous() else x.contiguous().flatten(2)
-
-
-def restore(view: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `as_rows_or_planes`, in the shape of `like`."""
-    if like.dim() == 2:
-        return view
-    if view.dim() == 3:
-        return view.view(like.shape)
-    return view.view(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
-
-
-def across(v: Tensor, x: Tensor) -> Tensor:
-    """A vector (C,) such that it broadcasts against rows or planes."""
-    return v if x.dim() == 2 else v.unsqueeze(1)
-
-
-def scale_and_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """`scale x + shift` per channel, in fresh memory."""
-    if scale is None:
-        return x.clone() if shift is None else x + across(shift, x)
-    if shift is None:
-        return x * across(scale, x)
-    if x.dim() == 2:
-        return torch.addcmul(shift, x, scale)
-    # Two steps: addcmul does not vectorize over two broadcast operands, and this is a third faster.
-    return (x * across(scale, x)).add_(across(shift, x))
-
-
-def channel_sum(x: Tensor) -> Tensor:
-    if x.dim() == 2:
-        return widened(x).sum(0).view(-1, x.shape[1]).sum(0)
-    return x.sum(2).sum(0)
-
-
-def channel_square_sum(x: Tensor) -> Tensor:
-    if x.dim() == 2:
-        return channel_dot(x, x)
-    return torch.linalg.vector_norm(x, dim=2).square().sum(0)
-
-
-def channel_dot(a: Tensor, b: Tensor) -> Tensor:
-    """`sum a b` per channel; where it can, without a product of the size of a."""
-    if a.dim() == 2:
-        p, q = widened(a), widened(b)
-        rows = max(BLOCK // p.shape[1], 1)
-        products = (u * v for u, v in zip(p.split(rows), q.split(rows), strict=True))
-        return torch.stack([block.sum(0) for block in products]).view(-1, a.shape[1]).sum(0)
-    length = dot_length(a.shape[2])
-    if length == 0 or a.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return (a * b).sum(2).sum(0)
-    pieces = a.numel() // length
-    dots = torch.bmm(a.view(pieces, 1, length), b.view(pieces, length, 1))
-    return dots.view(a.shape[0], a.shape[1], a.shape[2] // length).sum((0, 2))
-
-
-def widened(x: Tensor) -> Tensor:
-    """Rows (M, C) as (M / k, k C), with k as large as needed for full speed and as M divides."""
-    k = 1
-    while k * x.shape[1] < WIDE and len(x) % (2 * k) == 0 and len(x) > 2 * WIDE * k:
-        k *= 2
-    return x.view(-1, k * x.shape[1])
-
-
-@cache
-def dot_length(length: int) -> int:
-    """The largest divisor of `length` that torch.bmm sums by itself; 0 when only tiny ones divide it."""
-    best = max((d for d in range(1, min(length, LONGEST_DOT) + 1) if length % d == 0), default=0)
-    return best if best >= min(length, 32) else 0
+    return merged_mean.to(mean.dtype), (squares / values).to(var.dtype), int(totals[-1])

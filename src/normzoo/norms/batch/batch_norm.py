@@ -1,14 +1,14 @@
 """Batch normalization, the project's own, from the paper."""
 
-import torch.distributed as dist
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms.batch._normalize import Group, batch_norm
-from normzoo.norms.batch._statistics import BatchStatistics
+from normzoo.norms._ranks import Group
+from normzoo.norms._running import RunningStatistics
+from normzoo.norms.batch._normalize import batch_norm
 
 
-class BatchNorm(BatchStatistics):
+class BatchNorm(RunningStatistics):
     """Normalizes each channel by its mean and variance over the batch, and learns a scale and a shift.
 
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
@@ -48,33 +48,8 @@ class BatchNorm(BatchStatistics):
         folds=True,
     )
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        sync: bool = False,
-    ) -> None:
-        super().__init__(
-            num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats
-        )
-        self.sync = sync
-
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
-        group = ranks() if self.sync and self.training else None
-        if x.numel() == 0 and group is None:
-            return self.normalize_empty(x)
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         y, mean, var, count = batch_norm(x, self.weight, self.bias, self.eps, group)
         self.require_several(count, x)
         self.update(mean, var, count)
         return y
-
-
-def ranks() -> Group:
-    """All ranks, or None when there is only this one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return dist.group.WORLD
-    return None

@@ -1,16 +1,18 @@
 """Batch renormalization: in training, too, the output is that of the running statistics."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper, affine, at_least_float32
-from normzoo.norms.batch._normalize import batch_norm
-from normzoo.norms.batch._statistics import BatchStatistics
-from normzoo.norms.batch.batch_norm import ranks
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._ranks import Group, total
+from normzoo.norms._running import RunningStatistics, over_samples
+from normzoo.norms._tables import by_plane
 
 
-class BatchRenorm(BatchStatistics):
+class BatchRenorm(RunningStatistics):
     """Corrects batch normalization towards the running statistics, within bounds that widen over training.
 
     `y = weight ((x - mean) / std r + d) + bias`, with `std = sqrt(var + eps)` of the batch and, without gradient,
@@ -63,6 +65,8 @@ class BatchRenorm(BatchStatistics):
         },
     )
 
+    stores_unbiased = False
+
     def __init__(
         self,
         num_features: int,
@@ -77,7 +81,7 @@ class BatchRenorm(BatchStatistics):
         affine: bool = True,
         sync: bool = False,
     ) -> None:
-        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
+        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, sync=sync)
         if r_max < 1 or d_max < 0:
             raise InputError(
                 f"BatchRenorm(r_max={r_max}, d_max={d_max}): r_max is at least 1 and d_max at least 0, which is "
@@ -90,7 +94,6 @@ class BatchRenorm(BatchStatistics):
             )
         self.r_max, self.d_max = r_max, d_max
         self.warmup, self.r_steps, self.d_steps = warmup, r_steps, d_steps
-        self.sync = sync
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The bounds of r and d at this step: scalars."""
@@ -101,25 +104,24 @@ class BatchRenorm(BatchStatistics):
         d_part = (since / max(self.d_steps - self.warmup, 1)).clamp(0, 1)
         return 1 + (self.r_max - 1) * r_part, self.d_max * d_part
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
-        group = ranks() if self.sync else None
-        if x.numel() == 0 and group is None:
-            return self.normalize_empty(x)
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        count = total(x.numel() // x.shape[1], group, x.device)
+        self.require_several(count, x)
+        y, mean, var = by_plane(x, partial(self.rule, group=group), weight=self.weight, bias=self.bias)
+        self.update(mean, var, count)
+        return y
+
+    def rule(self, mean: Tensor, var: Tensor, group: Group) -> tuple[Tensor, ...]:
         assert self.running_mean is not None
         assert self.running_var is not None
-        z, mean, var, count = batch_norm(x, None, None, self.eps, group)
-        self.require_several(count, x)
+        mean, var = over_samples(mean, var, group)
+        std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
         r_max, d_max = self.bounds()
-        running_std = (self.running_var + self.eps).sqrt()
-        r = ((var + self.eps).sqrt() / running_std).clamp(1 / r_max, r_max)
-        d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max)
+        r = (std / running_std).clamp(1 / r_max, r_max).detach()
+        d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max).detach()
         if torch.compiler.is_compiling():
             r, d = saved(r), saved(d)
-        self.update(mean, var, count, unbiased=False)
-        weight, bias = r, d
-        if self.weight is not None and self.bias is not None:
-            weight, bias = self.weight * r, self.weight * d + self.bias
-        return affine(at_least_float32(z), weight, bias).to(x.dtype)
+        return r / std, d - mean * r / std, mean, var
 
 
 @torch.library.custom_op("normzoo::saved", mutates_args=())

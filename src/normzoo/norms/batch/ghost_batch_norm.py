@@ -1,15 +1,18 @@
 """Batch normalization over parts of the batch."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms.batch._normalize import batch_norm
-from normzoo.norms.batch._statistics import BatchStatistics
+from normzoo.norms._ranks import Group, samples_before
+from normzoo.norms._running import RunningStatistics, over_parts
+from normzoo.norms._tables import by_plane, standardize
 
 
-class GhostBatchNorm(BatchStatistics):
+class GhostBatchNorm(RunningStatistics):
     """Normalizes each part ("ghost batch") of a large batch by its own statistics, as small batches are.
 
     `y_k = weight (x_k - mean(x_k)) / sqrt(var(x_k) + eps) + bias` for the parts x_k of the batch
@@ -25,6 +28,7 @@ class GhostBatchNorm(BatchStatistics):
         momentum: weight of the newest part in the running statistics, in [0, 1]; None for the average of all parts.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
+        sync: cut the batch of all ranks into parts, as if it lay on one.
 
     Raises:
         InputError: a part with one value per channel in training; an argument out of range; an input that is not
@@ -48,6 +52,7 @@ class GhostBatchNorm(BatchStatistics):
         scales=True,
         stateful=True,
         train_differs=True,
+        syncs=True,
         folds=True,
     )
 
@@ -60,9 +65,10 @@ class GhostBatchNorm(BatchStatistics):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        sync: bool = False,
     ) -> None:
         super().__init__(
-            num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats
+            num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats, sync=sync
         )
         if ghost_size < 1:
             raise InputError(
@@ -70,14 +76,21 @@ class GhostBatchNorm(BatchStatistics):
             )
         self.ghost_size = ghost_size
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
-        if x.numel() == 0:
-            return self.normalize_empty(x)
-        parts = x.chunk(-(-len(x) // self.ghost_size))
-        self.require_several(parts[-1].numel() // x.shape[1], parts[-1])  # the smallest, before any has moved the state
-        outputs = []
-        for part in parts:
-            y, mean, var, count = batch_norm(part, self.weight, self.bias, self.eps)
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        before, samples = samples_before(len(x), group, x.device)
+        size = -(-samples // max(-(-samples // self.ghost_size), 1))
+        part = torch.arange(before, before + len(x), device=x.device) // max(size, 1)
+        parts = -(-samples // max(size, 1))
+        counts = [min(size, samples - size * p) * x.shape[2:].numel() for p in range(parts)]
+        for count in counts:  # before any has moved the state
+            self.require_several(count, x)
+        y, means, variances = by_plane(
+            x, partial(self.rule, part=part, parts=parts, group=group), weight=self.weight, bias=self.bias
+        )
+        for mean, var, count in zip(means, variances, counts, strict=True):
             self.update(mean, var, count)
-            outputs.append(y)
-        return torch.cat(outputs)
+        return y
+
+    def rule(self, mean: Tensor, var: Tensor, part: Tensor, parts: int, group: Group) -> tuple[Tensor, ...]:
+        means, variances = over_parts(mean, var, part, parts, group)
+        return *standardize(means[part], variances[part], self.eps), means, variances

@@ -4,11 +4,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.norms._base import Facts, at_least_float32
-from normzoo.norms.batch._statistics import BatchStatistics
+from normzoo.norms._ranks import Group
+from normzoo.norms._running import RunningStatistics
+from normzoo.norms.batch._normalize import batch_norm
 from normzoo.norms.batch.batch_norm import BatchNorm
 
 
-class TorchBatchNorm(BatchStatistics):
+class TorchBatchNorm(RunningStatistics):
     """`BatchNorm` by torch's own kernel: the same arguments, equation and state, for comparison and for speed.
 
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
@@ -19,6 +21,7 @@ class TorchBatchNorm(BatchStatistics):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
+        sync: take the statistics over the batches of all ranks, weighted by their counts; then `BatchNorm` computes.
 
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
@@ -36,6 +39,7 @@ class TorchBatchNorm(BatchStatistics):
         scales=True,
         stateful=True,
         train_differs=True,
+        syncs=True,
         folds=True,
         exceptions={
             "checkpointing": "in torch the forward pass that checkpointing repeats moves the running statistics again",
@@ -43,12 +47,17 @@ class TorchBatchNorm(BatchStatistics):
         },
     )
 
-    def normalize_by_batch(self, x: Tensor) -> Tensor:
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        if group is not None:  # the kernel knows nothing of ranks, and torch's SyncBatchNorm refuses gloo
+            y, batch_mean, batch_var, count = batch_norm(x, self.weight, self.bias, self.eps, group)
+            self.require_several(count, x)
+            self.update(batch_mean, batch_var, count)
+            return y
         self.require_several(x.numel() // x.shape[1], x)
         mean, var, momentum = self.running_mean, self.running_var, self.momentum
         if not self.training:  # without running statistics; the kernel must not look for them
             mean = var = None
-        elif self.num_batches_tracked is not None and x.numel() > 0:
+        elif self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if momentum is None:
                 momentum = 1 / float(self.num_batches_tracked)

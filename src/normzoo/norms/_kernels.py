@@ -1,0 +1,236 @@
+"""What is large, done a block at a time: passes over an input whose intermediate values stay in the processor's cache.
+
+Every input is a *volume* (N, a, b), a view of it that is contiguous, and `dim` is the axis of it that statistics run
+over; a *table* holds one value per sample and place on the other axis:
+
+=====================  ===========  ===  ==========
+statistics             memory       dim  table
+=====================  ===========  ===  ==========
+over positions         (N, C, L)    2    (N, C)
+over positions         (N, L, C)    1    (N, C)
+over channels          (N, C, L)    1    (N, L)
+over channels          (N, L, C)    2    (N, L)
+=====================  ===========  ===  ==========
+
+A chain such as `scale x + shift` reads and writes memory once per block instead of once per operation, which on a CPU is
+what such a layer costs.
+"""
+
+import math
+import threading
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+# A quarter of a core's second-level cache: an input, an output and two temporary blocks fit.
+BLOCK_BYTES = 1 << 20
+# Values of a sheet: three of them, for a backward pass, stay in the cache.
+SHEET = 1 << 18
+# Below this many values the number of calls counts, and not the passes over memory.
+SMALL = 1 << 14
+
+
+def samples_per_block(x: Tensor) -> int:
+    """How many samples make a block; on a GPU all of them."""
+    if x.device.type != "cpu":
+        return max(len(x), 1)
+    return max(BLOCK_BYTES // max(x.shape[1:].numel() * x.element_size(), 1), 1)
+
+
+def blocks(volume: Tensor, *others: Tensor, tables: tuple[Tensor, ...] = (), dim: int = 2) -> Iterator[tuple[Tensor, ...]]:
+    """Matching blocks of volumes and tables, the tables such that they broadcast against the volume.
+
+    Args:
+        volume: (N, a, b).
+        others: as the volume.
+        tables: each broadcasts to (N, a) or (N, b).
+        dim: the axis of the volume that the tables lack.
+    """
+    n = samples_per_block(volume)
+    places = volume.shape[3 - dim]
+    wide = (t.expand(len(volume), places).unsqueeze(dim) for t in tables)
+    return zip(*(t.split(n) for t in (volume, *others, *wide)), strict=True)
+
+
+class Scratch(threading.local):
+    """Memory for temporary blocks that stays with its thread.
+
+    Blocks that come and go at the end of the heap have the C library return its free pages to the system, and every
+    large tensor then begins with a page fault per 4 KB.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uninitialized memory, valid until the same name is taken again; on a GPU fresh memory."""
+        if like.device.type != "cpu":
+            return like.new_empty(shape)
+        size = math.prod(shape)
+        kept = self.kept.get((name, like.dtype))
+        if kept is None or kept.numel() < size:
+            kept = torch.empty(size, dtype=like.dtype)
+            if size * like.element_size() <= 2 * BLOCK_BYTES:
+                self.kept[name, like.dtype] = kept
+        return kept[:size].view(shape)
+
+
+scratch = Scratch()
+
+
+def joined(parts: list[Tensor], volume: Tensor, dim: int) -> Tensor:
+    """A table from those of the blocks."""
+    return torch.cat(parts) if parts else volume.new_zeros(0, volume.shape[3 - dim])
+
+
+def dot(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """`sum a b`: a table."""
+    return torch.mul(a, b, out=scratch.take("product", a.shape, a)).sum(dim)
+
+
+def sums_and_squares(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """`sum x` and `sum x^2`: two tables."""
+    sums, squares = [], []
+    for (block,) in blocks(x):
+        sums.append(block.sum(dim))
+        # A norm needs no temporary, but only along contiguous memory is it fast.
+        squares.append(torch.linalg.vector_norm(block, dim=2).square() if dim == 2 else dot(block, block, 1))
+    return joined(sums, x, dim), joined(squares, x, dim)
+
+
+def along(v: Tensor, dim: int) -> Tensor:
+    """A vector such that it broadcasts against a volume, along the axis that is not `dim`."""
+    return v.unsqueeze(1) if dim == 2 else v
+
+
+def sums_and_dots(dy: Tensor, x: Tensor, dim: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`sum weight dy` and `sum weight dy x`: two tables. The weight lies along `dim`."""
+    sums, dots = [], []
+    for dy_, x_ in blocks(dy, x):
+        if weight is not None:
+            dy_ = torch.mul(dy_, along(weight, 3 - dim), out=scratch.take("weighted", dy_.shape, dy_))
+        sums.append(dy_.sum(dim))
+        dots.append(dot(dy_, x_, dim))
+    return joined(sums, x, dim), joined(dots, x, dim)
+
+
+def dots_with_normalized(dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """`sum dy (scale x + shift)` and `sum dy` along every axis but `dim`: two vectors."""
+    dots, sums = x.new_zeros(x.shape[dim]), x.new_zeros(x.shape[dim])
+    for dy_, x_, scale_, shift_ in blocks(dy, x, tables=(scale, shift), dim=dim):
+        z = torch.mul(x_, scale_, out=scratch.take("product", x_.shape, x_)).add_(shift_)
+        dots += z.mul_(dy_).sum((0, 3 - dim))
+        sums += dy_.sum((0, 3 - dim))
+    return dots, sums
+
+
+def scale_and_shift(
+    x: Tensor, scale: Tensor, shift: Tensor, dim: int, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """`weight (scale x + shift) + bias` in fresh memory: two tables, and two vectors along `dim`."""
+    y = torch.empty_like(x)
+    for y_, x_, scale_, shift_ in blocks(y, x, tables=(scale, shift), dim=dim):
+        torch.mul(x_, scale_, out=y_).add_(shift_)
+        if weight is not None:
+            y_ *= along(weight, 3 - dim)
+        if bias is not None:
+            y_ += along(bias, 3 - dim)
+    return y
+
+
+def sheets(vectors: tuple[Tensor, ...], x: Tensor, dim: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Vectors over channels, written out over the channels and positions of a sample, a range of axis 1 at a time.
+
+    Against a sheet, an operation on the whole input runs along contiguous memory in all of its operands; against a
+    vector it does not, and a chain of three operands falls back to a slow loop.
+    """
+    _, a, b = x.shape
+    step = max(min(SHEET // max(b, 1), a), 1)
+    for start in range(0, a, step):
+        part = slice(start, min(start + step, a))
+        places = (v[part] for v in vectors) if dim == 2 else vectors
+        shape = (part.stop - part.start, b)
+        yield part, [
+            scratch.take(f"sheet {i}", shape, x).copy_(v.unsqueeze(dim - 1)) for i, v in enumerate(places)
+        ]
+
+
+def scale_and_shift_channels(x: Tensor, scale: Tensor, shift: Tensor, dim: int) -> Tensor:
+    """`scale x + shift`, vectors (C,), in fresh memory."""
+    y = torch.empty_like(x)
+    for part, (scale_, shift_) in sheets((scale, shift), x, dim):
+        torch.addcmul(shift_, x[:, part], scale_, out=y[:, part])
+    return y
+
+
+def combine_channels(dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor, constant: Tensor, dim: int) -> Tensor:
+    """`scale dy + slope x + constant`, vectors (C,), in fresh memory."""
+    dx = torch.empty_like(x)
+    for part, (scale_, slope_, constant_) in sheets((scale, slope, constant), x, dim):
+        torch.addcmul(constant_, x[:, part], slope_, out=dx[:, part]).addcmul_(dy[:, part], scale_)
+    return dx
+
+
+def centre_scale_shift(x: Tensor, centre: Tensor | None, scale: Tensor, shift: Tensor | None, dim: int) -> Tensor:
+    """`scale (x - centre) + shift` in fresh memory: three tables or vectors over channels."""
+    y = torch.empty_like(x)
+    zero = scale.new_zeros(())
+    tables = (scale, zero if centre is None else centre, zero if shift is None else shift)
+    for y_, x_, scale_, centre_, shift_ in blocks(y, x, tables=tables, dim=dim):
+        if centre is None:
+            torch.mul(x_, scale_, out=y_)
+        else:
+            torch.sub(x_, centre_, out=y_).mul_(scale_)
+        if shift is not None:
+            y_ += shift_
+    return y
+
+
+def combine(
+    dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor, constant: Tensor, dim: int, weight: Tensor | None = None
+) -> Tensor:
+    """`scale weight dy + slope x + constant` in fresh memory: three tables, and the weight along `dim`."""
+    dx = torch.empty_like(x)
+    for dx_, dy_, x_, scale_, slope_, constant_ in blocks(dx, dy, x, tables=(scale, slope, constant), dim=dim):
+        if weight is not None:
+            dy_ = torch.mul(dy_, along(weight, 3 - dim), out=scratch.take("weighted", dy_.shape, dy_))
+        torch.mul(x_, slope_, out=dx_).add_(constant_).addcmul_(dy_, scale_)
+    return dx
+
+
+def as_volume(x: Tensor) -> tuple[Tensor, bool]:
+    """Views (N, C, *) as (N, C, L), or as (N, L, C) where the channels of a position lie together in memory.
+
+    Returns:
+        the volume, a copy only of what is neither; and whether its channels are last.
+    """
+    if x.is_contiguous() and x.shape[2:].numel() > 1:
+        return x.flatten(2), False
+    last = x.movedim(1, -1)
+    if last.is_contiguous():
+        return last.reshape(len(x), x.shape[2:].numel(), x.shape[1]), True
+    return x.contiguous().flatten(2), False
+
+
+def regrouped(rows: Tensor) -> Tensor:
+    """Rows (N, L, C) of few positions as (M / k, k, C): a pass over them has k rows to sum up at a time."""
+    n, positions, channels = rows.shape
+    if positions >= 16 or n * positions == 0:
+        return rows
+    most = max(BLOCK_BYTES // (channels * rows.element_size()), 1)
+    return rows.view(-1, largest_divisor(n * positions, most), channels)
+
+
+@cache
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number up to `most`."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def restore(volume: Tensor, like: Tensor, channels_last: bool) -> Tensor:
+    """The inverse of `as_volume`, in the shape of `like`."""
+    if not channels_last:
+        return volume.view(like.shape)
+    return volume.view(len(like), *like.shape[2:], like.shape[1]).movedim(-1, 1)
