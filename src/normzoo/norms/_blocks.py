@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32
-from normzoo.norms._kernels import SMALL, samples_per_block
 
 # (x, *tensors) -> y like x, of any number of samples.
 Formula = Callable[..., Tensor]
@@ -34,7 +34,7 @@ def in_blocks(formula: Formula, x: Tensor, *tensors: Tensor | None) -> Tensor:
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or x.numel() <= SMALL
+        or x.numel() <= kernels.SMALL
         or x.device.type != "cpu"
     ):
         return formula(wide, *given).to(x.dtype)
@@ -49,7 +49,7 @@ class InBlocks(torch.autograd.Function):
         ctx.save_for_backward(x, *tensors)
         ctx.formula = formula
         y = torch.empty_like(x)
-        n = samples_per_block(x)
+        n = kernels.samples_per_block(x)
         for y_, x_ in zip(y.split(n), x.split(n), strict=True):
             y_.copy_(formula(x_, *tensors))
         return y
@@ -65,23 +65,24 @@ class InBlocks(torch.autograd.Function):
             found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
             dx, *d_tensors = [next(found) if one else None for one in needed]
             return dx, None, *d_tensors
-        leaves = [None if t is None else t.detach().requires_grad_(one) for t, one in zip(tensors, needed[1:], strict=True)]
+        leaves = [
+            None if t is None else t.detach().requires_grad_(one) for t, one in zip(tensors, needed[1:], strict=True)
+        ]
         wanted = [t for t in leaves if t is not None and t.requires_grad]
         sums = [torch.zeros_like(t) for t in wanted]
         dx = torch.empty_like(x) if needed[0] else None
-        n = samples_per_block(x)
+        n = kernels.samples_per_block(x)
         for start in range(0, len(x), n):
             block = slice(start, start + n)
             x_ = x[block].detach().requires_grad_(needed[0])
             with torch.enable_grad():
                 y_ = ctx.formula(x_, *leaves)
-            found = torch.autograd.grad(y_, [x_, *wanted] if needed[0] else wanted, dy[block], allow_unused=True)
+            inputs = [x_, *wanted] if dx is not None else wanted
+            of_block = list(torch.autograd.grad(y_, inputs, dy[block], allow_unused=True, materialize_grads=True))
             if dx is not None:
-                first, *found = found
-                dx[block] = torch.zeros_like(x_) if first is None else first
-            for total, one in zip(sums, found, strict=True):
-                if one is not None:
-                    total += one
+                dx[block] = of_block.pop(0)
+            for total, one in zip(sums, of_block, strict=True):
+                total += one
         of_leaf = iter(sums)
         return dx, None, *(next(of_leaf) if t is not None and t.requires_grad else None for t in leaves)
 

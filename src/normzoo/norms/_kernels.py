@@ -12,8 +12,8 @@ over channels          (N, C, L)    1    (N, L)
 over channels          (N, L, C)    2    (N, L)
 =====================  ===========  ===  ==========
 
-A chain such as `scale x + shift` reads and writes memory once per block instead of once per operation, which on a CPU is
-what such a layer costs.
+A chain such as `scale x + shift` reads and writes memory once per block instead of once per operation, which on a
+CPU is what such a layer costs.
 """
 
 import math
@@ -39,7 +39,9 @@ def samples_per_block(x: Tensor) -> int:
     return max(BLOCK_BYTES // max(x.shape[1:].numel() * x.element_size(), 1), 1)
 
 
-def blocks(volume: Tensor, *others: Tensor, tables: tuple[Tensor, ...] = (), dim: int = 2) -> Iterator[tuple[Tensor, ...]]:
+def blocks(
+    volume: Tensor, *others: Tensor, tables: tuple[Tensor, ...] = (), dim: int = 2
+) -> Iterator[tuple[Tensor, ...]]:
     """Matching blocks of volumes and tables, the tables such that they broadcast against the volume.
 
     Args:
@@ -152,9 +154,7 @@ def sheets(vectors: tuple[Tensor, ...], x: Tensor, dim: int) -> Iterator[tuple[s
         part = slice(start, min(start + step, a))
         places = (v[part] for v in vectors) if dim == 2 else vectors
         shape = (part.stop - part.start, b)
-        yield part, [
-            scratch.take(f"sheet {i}", shape, x).copy_(v.unsqueeze(dim - 1)) for i, v in enumerate(places)
-        ]
+        yield part, [scratch.take(f"sheet {i}", shape, x).copy_(v.unsqueeze(dim - 1)) for i, v in enumerate(places)]
 
 
 def scale_and_shift_channels(x: Tensor, scale: Tensor, shift: Tensor, dim: int) -> Tensor:
@@ -227,6 +227,11 @@ def regrouped(rows: Tensor) -> Tensor:
 def largest_divisor(number: int, most: int) -> int:
     """The largest divisor of a number up to `most`."""
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def channels_second(volume: Tensor, dim: int) -> Tensor:
+    """A volume whose statistics run over positions, as (N, C, L)."""
+    return volume.movedim(2, 1) if dim == 1 else volume
 
 
 def restore(volume: Tensor, like: Tensor, channels_last: bool) -> Tensor:

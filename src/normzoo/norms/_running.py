@@ -182,7 +182,10 @@ class RunningStatistics(Norm):
 
     @torch.no_grad()
     def move(self, count: int, **batch: Tensor) -> None:
-        """Counts a batch and moves each named buffer towards its value for it, if this is a step of training."""
+        """Counts a batch and moves each named buffer towards its value for it, if this is a step of training.
+
+        What is NaN or infinite in the batch moves nothing: the running statistics stay finite, channel by channel.
+        """
         seen = self.num_batches_tracked
         if not self.training or self.frozen or seen is None or count == 0 or in_recomputation() or is_captured(seen):
             return
@@ -191,7 +194,9 @@ class RunningStatistics(Norm):
             running = getattr(self, name)
             # A tensor, not a number read from it: reading would break a compiled graph.
             weight: Any = 1 / seen.to(running.dtype) if self.momentum is None else self.momentum
-            running.lerp_(value.detach().to(running.dtype), weight)
+            value = value.detach().to(running.dtype)
+            # A channel that was not finite in this batch keeps what it had: NaN would stay forever.
+            running.lerp_(torch.where(value.isfinite(), value, running), weight)
 
 
 def in_recomputation() -> bool:

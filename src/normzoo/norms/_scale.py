@@ -9,9 +9,7 @@ from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32, per_channel
 
 
-def scale_per_channel(
-    x: Tensor, scale: Tensor, centre: Tensor | None = None, shift: Tensor | None = None
-) -> Tensor:
+def scale_per_channel(x: Tensor, scale: Tensor, centre: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """`scale (x - centre) + shift`.
 
     Args:
@@ -25,11 +23,7 @@ def scale_per_channel(
     """
     wide, scale = at_least_float32(x), at_least_float32(scale).expand(x.shape[1])
     shift = None if shift is None else at_least_float32(shift)
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or x.numel() <= kernels.SMALL
-    ):
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.numel() <= kernels.SMALL:
         return plain(wide, scale, centre, shift).to(x.dtype)
     volume, last = kernels.as_volume(wide)
     return kernels.restore(Scale.apply(volume, scale, centre, shift, 1 if last else 2), x, last).to(x.dtype)
@@ -47,9 +41,7 @@ class Scale(torch.autograd.Function):
     """Forward and backward of a volume: `dx = scale dy`, `d_scale = sum dy (x - centre)`, `d_shift = sum dy`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, centre: Tensor | None, shift: Tensor | None, dim: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, centre: Tensor | None, shift: Tensor | None, dim: int) -> Tensor:
         ctx.save_for_backward(x, scale, centre, shift)
         ctx.dim = dim
         return kernels.centre_scale_shift(x, centre, scale, shift, dim)
@@ -60,10 +52,13 @@ class Scale(torch.autograd.Function):
         x, scale, centre, shift = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():  # this gradient is to be differentiated again
-            second = (lambda volume: volume.movedim(2, 1)) if ctx.dim == 1 else (lambda volume: volume)
             inputs = [t for t, one in zip((x, scale, centre, shift), needed, strict=False) if one]
-            y = plain(second(x), scale, centre, shift)
-            found = iter(torch.autograd.grad(y, inputs, second(dy), create_graph=True, allow_unused=True))
+            y = plain(kernels.channels_second(x, ctx.dim), scale, centre, shift)
+            found = iter(
+                torch.autograd.grad(
+                    y, inputs, kernels.channels_second(dy, ctx.dim), create_graph=True, allow_unused=True
+                )
+            )
             return *(next(found) if one else None for one in needed[:4]), None
         dy = dy.contiguous()
         d_scale = d_shift = None

@@ -37,8 +37,8 @@ def by_plane(
 
     Args:
         x: (N, C, *) of any floating dtype; (N, C) has planes of one value. Statistics are float32 at least.
-        rule: `rule(mean, var, *tensors)` from tables (N, C), the biased variance, to scale and shift, which broadcast to
-            (N, C), and tensors to hand on. It has no effects but collectives: it may be called again.
+        rule: `rule(mean, var, *tensors)` from tables (N, C), the biased variance, to scale and shift, which broadcast
+            to (N, C), and tensors to hand on. It has no effects but collectives: it may be called again.
         tensors: what else the rule depends on and gradients flow to; narrow ones arrive as float32.
         weight: (C,) or None.
         bias: (C,) or None.
@@ -94,7 +94,8 @@ def evaluate(
         y, *aside = plain(wide, rule, over_channels, *given)
         return y.to(x.dtype), *(a.detach() for a in aside)
     volume, last = kernels.as_volume(wide)
-    y, *aside = Tables.apply(volume, rule, over_channels, last, *given)
+    measured = moments(volume, 2 if over_channels == last else 1)
+    y, *aside = Tables.apply(*measured, rule, over_channels, last, *given)
     return kernels.restore(y, x, last).to(x.dtype), *aside
 
 
@@ -103,12 +104,9 @@ def plain(
 ) -> tuple[Tensor, ...]:
     """The same written down plainly, for any shape (N, C, *), differentiable to every order."""
     channels = (1, -1, *[1] * (x.dim() - 2))
-    if over_channels:
-        over: tuple[int, ...] = (1,)
-        table, full = (len(x), -1), (len(x), 1, *x.shape[2:])
-    else:
-        over = tuple(range(2, x.dim()))
-        table, full = x.shape[:2], (*x.shape[:2], *[1] * (x.dim() - 2))
+    over = (1,) if over_channels else tuple(range(2, x.dim()))
+    full = [1 if axis in over else size for axis, size in enumerate(x.shape)]
+    table = (len(x), x.shape[2:].numel()) if over_channels else x.shape[:2]
     mean = x.mean(over, keepdim=True) if over else x
     var = (x - mean).square().mean(over) if over else torch.zeros_like(x)
     scale, shift, *aside = rule(mean.reshape(table), var.reshape(table), *tensors)
@@ -126,6 +124,9 @@ class Tables(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        pivot: Tensor | None,
         rule: Rule,
         over_channels: bool,
         channels_last: bool,
@@ -134,7 +135,6 @@ class Tables(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         dim = 2 if over_channels == channels_last else 1
-        x, mean, var, pivot = moments(x, dim)
         with torch.enable_grad():
             leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
             of_moments = [t.detach().requires_grad_(ctx.needs_input_grad[0]) for t in (mean, var)]
@@ -172,7 +172,7 @@ class Tables(torch.autograd.Function):
             if pivot is None:  # else x stands shifted, and its mean is 0
                 constant = torch.addcmul(constant, slope, mean.detach(), value=-1)
             dx = kernels.combine(dy, x, scale.detach(), slope, constant, dim, weight)
-        return dx, None, None, None, d_weight, d_bias, *d_leaves
+        return dx, *[None] * 6, d_weight, d_bias, *d_leaves
 
 
 def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -180,17 +180,19 @@ def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
 
     Returns:
         x, or x - mean where the variance would drown in the square of the mean; mean; var; and the mean once more if x
-        was shifted by it, else None.
+        was shifted by it, else None. Gradients flow through x alone.
     """
     values = x.shape[dim]
-    sums, squares = kernels.sums_and_squares(x, dim)
-    mean = sums / values
-    square = mean.square()
-    var = squares / values - square
-    if not (square > LARGEST_MEAN_SQUARE_OVER_VAR * var).any():
-        return x, mean, var.clamp_min_(0), None
+    with torch.no_grad():
+        sums, squares = kernels.sums_and_squares(x, dim)
+        mean = sums / values
+        square = mean.square()
+        var = squares / values - square
+        if not (square > LARGEST_MEAN_SQUARE_OVER_VAR * var).any():
+            return x, mean, var.clamp_min_(0), None
     x = x - mean.unsqueeze(dim)
-    return x, mean, kernels.sums_and_squares(x, dim)[1] / values, mean
+    with torch.no_grad():
+        return x, mean, kernels.sums_and_squares(x, dim)[1] / values, mean
 
 
 def shifted(scale: Tensor, shift: Tensor, pivot: Tensor | None) -> Tensor:
@@ -223,11 +225,13 @@ def gradient_of_plain(
     """The gradient of `plain` by autograd, itself differentiable: for second derivatives."""
     if pivot is not None:
         x = x + pivot.unsqueeze(ctx.dim)
-    second = (lambda volume: volume.movedim(2, 1)) if ctx.channels_last else (lambda volume: volume)
-    y, *_ = plain(second(x), ctx.rule, ctx.over_channels, weight, bias, *tensors)
-    needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+    turned = 1 if ctx.channels_last else 2
+    y, *_ = plain(kernels.channels_second(x, turned), ctx.rule, ctx.over_channels, weight, bias, *tensors)
+    needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[7:])
     inputs = (x, weight, bias, *tensors)
-    wanted = [t for t, one in zip(inputs, needed, strict=True) if one]
-    found = iter(torch.autograd.grad(y, wanted, second(dy), create_graph=True, allow_unused=True))
+    wanted = [t for t, one in zip(inputs, needed, strict=True) if one and t is not None]
+    found = iter(
+        torch.autograd.grad(y, wanted, kernels.channels_second(dy, turned), create_graph=True, allow_unused=True)
+    )
     dx, *others = [next(found) if one else None for one in needed]
-    return dx, None, None, None, *others
+    return dx, *[None] * 6, *others

@@ -171,12 +171,12 @@ class NormalizeSmall(torch.autograd.Function):
 def gradient_of_formula(ctx: Any, dy: Tensor, offset: Tensor | None) -> list[Tensor | None]:
     """The gradient of `formula` by autograd, itself differentiable: for second derivatives."""
     x, weight, bias, *_ = ctx.saved_tensors
-    second = (lambda volume: volume.movedim(2, 1)) if ctx.dim == 1 else (lambda volume: volume)
+    x_, dy_ = kernels.channels_second(x, ctx.dim), kernels.channels_second(dy, ctx.dim)
     # Every rank may have shifted its x by a mean of its own; without the offset all stand on the mean they share.
-    centred = second(x) if offset is None else second(x) - per_channel(offset, second(x))
+    centred = x_ if offset is None else x_ - per_channel(offset, x_)
     y = formula(centred, weight, bias, ctx.eps, ctx.group)[0]
     wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(y, wanted, second(dy), create_graph=True))
+    found = iter(torch.autograd.grad(y, wanted, dy_, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
 
 

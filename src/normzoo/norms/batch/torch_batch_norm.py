@@ -43,6 +43,7 @@ class TorchBatchNorm(RunningStatistics):
         folds=True,
         exceptions={
             "checkpointing": "in torch the forward pass that checkpointing repeats moves the running statistics again",
+            "nan-batch": "torch's kernel moves the running statistics to NaN, and they stay NaN",
             "compile-settings": "for momentum=None the kernel needs the number of batches as a number, not a tensor",
         },
     )

@@ -25,6 +25,8 @@ class WeightTransform(Norm):
         name, shape = type(self).__name__, tuple(x.shape)
         if not x.is_floating_point():
             raise InputError(f"{name} got a weight of {x.dtype}; it normalizes floating point: convert with .float().")
+        if 0 in shape[1:]:
+            raise InputError(f"{name} got a weight of shape {shape}, which has no entries; give the layer an input.")
         if len(shape) < 2 or shape[0] != self.num_features:
             raise InputError(
                 f"{name}({self.num_features}) got a weight of shape {shape}; it takes ({self.num_features}, I, *), "
