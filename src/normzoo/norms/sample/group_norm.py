@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
+from normzoo.norms._groups import resolve_groups
 
 
 class GroupNorm(Norm):
@@ -40,13 +40,7 @@ class GroupNorm(Norm):
     ) -> None:
         super().__init__(num_features)
         require_positive(self, eps=eps)
-        divisors = [g for g in range(1, num_features + 1) if num_features % g == 0]
-        if num_groups is not None and num_groups not in divisors:
-            raise InputError(
-                f"GroupNorm({num_features}, num_groups={num_groups}): num_groups must divide the number of channels; "
-                f"of {num_features} the divisors are {', '.join(map(str, divisors))}."
-            )
-        self.num_groups = num_groups or max((g for g in divisors if g <= 32 and num_features // g >= 4), default=1)
+        self.num_groups = resolve_groups(self, num_groups)
         self.eps = eps
         self.affine = affine
         self.add_affine(weight=affine, bias=affine)
