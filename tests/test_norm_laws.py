@@ -626,6 +626,27 @@ def nan_batch(subject: Subject) -> None:
         assert all(not torch.equal(before[n], layer.get_buffer(n)) for n in moving), "the next batch moved nothing"
 
 
+@law(when=lambda subject: subject.layer.facts.stateful and not subject.on_weights)
+def freeze(subject: Subject) -> None:
+    """Frozen, a layer computes in training what it does in evaluation, learns, and stands still, until it is thawed."""
+    for settings in subject.settings:
+        layer = subject.experienced(settings)
+        if not any(True for _ in layer.buffers()):
+            with pytest.raises(InputError) as raised:
+                layer.freeze()
+            assert_helpful(raised.value, received="freeze()")
+            continue
+        before, x = buffers_of(layer), subject.input()
+        expected = of_layer(copy.deepcopy(layer).eval(), x)
+        assert layer.freeze() is layer
+        layer.eval().train()
+        assert_same_results(of_layer(layer, x), expected)
+        assert same_tensors(buffers_of(layer), before), "a frozen buffer moved"
+        layer.freeze(False)
+        layer(x)
+        assert not same_tensors(buffers_of(layer), before), "a thawed layer stands still"
+
+
 @law(when=lambda subject: subject.layer.facts.takes_reference)
 def reference_batch(subject: Subject) -> None:
     """Without a reference batch evaluation raises; the first batch of training is the reference."""

@@ -181,22 +181,31 @@ class RunningStatistics(Norm):
         self.move(count, running_mean=mean, running_var=var)
 
     @torch.no_grad()
-    def move(self, count: int, **batch: Tensor) -> None:
+    def move(self, count: int | Tensor, **batch: Tensor) -> None:
         """Counts a batch and moves each named buffer towards its value for it, if this is a step of training.
 
         What is NaN or infinite in the batch moves nothing: the running statistics stay finite, channel by channel.
+
+        Args:
+            count: values per channel; without any, nothing moves.
+            batch: by the name of the buffer, the statistics of the batch.
         """
         seen = self.num_batches_tracked
-        if not self.training or self.frozen or seen is None or count == 0 or in_recomputation() or is_captured(seen):
+        if not self.training or self.frozen or seen is None or in_recomputation() or is_captured(seen):
             return
-        seen.add_(1)
+        if isinstance(count, int):
+            if count == 0:
+                return
+            seen.add_(1)
+        else:
+            seen.add_(count > 0)
         for name, value in batch.items():
             running = getattr(self, name)
-            # A tensor, not a number read from it: reading would break a compiled graph.
-            weight: Any = 1 / seen.to(running.dtype) if self.momentum is None else self.momentum
             value = value.detach().to(running.dtype)
-            # A channel that was not finite in this batch keeps what it had: NaN would stay forever.
-            running.lerp_(torch.where(value.isfinite(), value, running), weight)
+            moves = value.isfinite() if isinstance(count, int) else value.isfinite() & (count > 0)
+            # A tensor, not a number read from it: reading would break a compiled graph.
+            weight: Any = 1 / seen.clamp_min(1).to(running.dtype) if self.momentum is None else self.momentum
+            running.copy_(torch.where(moves, (1 - weight) * running + weight * value, running))
 
 
 def in_recomputation() -> bool:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normzoo.norms import _kernels as kernels
-from normzoo.norms._base import at_least_float32, per_channel
+from normzoo.norms._base import affine, at_least_float32, per_channel
 from normzoo.norms._ranks import Group, all_reduce, total
 
 # Below this many values, writing x - mean costs less than asking whether it is needed.
@@ -68,6 +68,30 @@ def formula(
     var = all_reduce(centred.square().sum(over), group) / values
     y = centred * per_channel((var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt(), x)
     return y if bias is None else y + per_channel(bias, x), mean.detach(), var.detach(), count
+
+
+def masked_batch_norm(
+    x: Tensor, padded: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`batch_norm` of the values that are no padding; padding comes out as 0.
+
+    Args:
+        x: (N, C, *).
+        padded: (N, 1, *), True where x holds padding.
+        weight, bias, eps, group: as in `batch_norm`.
+
+    Returns:
+        y like x; mean (C,), biased variance (C,) and the count of values per channel, a scalar, without gradient.
+    """
+    wide = at_least_float32(x).masked_fill(padded, 0)
+    over = [axis for axis in range(x.dim()) if axis != 1]
+    count = all_reduce(padded.logical_not().sum().to(wide.dtype), group)
+    values = count.clamp_min(1)
+    mean = all_reduce(wide.sum(over), group) / values
+    centred = (wide - per_channel(mean, x)).masked_fill(padded, 0)
+    var = all_reduce(centred.square().sum(over), group) / values
+    y = affine(centred * per_channel((var + eps).rsqrt(), x), weight, bias).masked_fill(padded, 0)
+    return y.to(x.dtype), mean.detach(), var.detach(), count
 
 
 class Normalize(torch.autograd.Function):

@@ -1,11 +1,13 @@
 """Batch normalization, the project's own, from the paper."""
 
+import torch
 from torch import Tensor
 
+from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ranks import Group
 from normzoo.norms._running import RunningStatistics
-from normzoo.norms.batch._normalize import batch_norm
+from normzoo.norms.batch._normalize import batch_norm, masked_batch_norm
 
 
 class BatchNorm(RunningStatistics):
@@ -14,7 +16,13 @@ class BatchNorm(RunningStatistics):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
 
     Parameters, buffers and their meaning are those of `torch.nn.BatchNorm2d`; a state_dict loads from one into the
-    other. The gradient is derived by hand in `normzoo.norms.batch._normalize.Normalize`.
+    other. The gradient is derived by hand in `normzoo.norms.batch._normalize.Normalize`. `norm(x, mask)` leaves padding
+    out; `norm.freeze()` fixes the running statistics and normalizes by them, in training too.
+
+    What it does not share with torch: running statistics stay float32 under `.half()` and `.bfloat16()`; an empty batch
+    counts as none; a channel that holds NaN or infinity in a batch keeps its running statistics instead of losing them
+    for good (the output is NaN all the same); `torch.func` transforms and activation checkpointing move them once or
+    not at all; gradients are differentiable again.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -48,8 +56,42 @@ class BatchNorm(RunningStatistics):
         folds=True,
     )
 
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalizes x.
+
+        Args:
+            x: (N, C, *).
+            mask: (N, *), bool, True where there is a value and False where there is padding: padding counts in no
+                statistics, comes out as 0 and gets no gradient, whatever it holds.
+
+        Raises:
+            InputError: a mask of another shape or dtype; besides what the class raises.
+        """
+        if mask is None:
+            return super().forward(x)
+        self.check(x)
+        check_mask(self, x, mask)
+        padded = mask.unsqueeze(1).logical_not()
+        if not self.uses_batch:
+            return self.normalize_by_running(x.masked_fill(padded, 0)).masked_fill(padded, 0)
+        y, mean, var, count = masked_batch_norm(x, padded, self.weight, self.bias, self.eps, self.group)
+        if not torch.compiler.is_compiling():  # a graph does not look at the values of a tensor
+            self.require_several(int(count), x)
+        self.move(count, running_mean=mean, running_var=var * (count / (count - 1).clamp_min(1)))
+        return y
+
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         y, mean, var, count = batch_norm(x, self.weight, self.bias, self.eps, group)
         self.require_several(count, x)
         self.update(mean, var, count)
         return y
+
+
+def check_mask(layer: BatchNorm, x: Tensor, mask: Tensor) -> None:
+    """Raises `InputError` unless the mask fits x."""
+    want = (len(x), *x.shape[2:])
+    if mask.dtype != torch.bool or tuple(mask.shape) != want:
+        raise InputError(
+            f"{type(layer).__name__} got a mask of {mask.dtype} and shape {tuple(mask.shape)} for an input of shape "
+            f"{tuple(x.shape)}; give one of torch.bool and shape {want}, True where there is a value."
+        )
