@@ -1,6 +1,6 @@
 """What layers with statistics over the batch share: the merge of samples and ranks, running statistics, freezing."""
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -201,11 +201,14 @@ class RunningStatistics(Norm):
             seen.add_(count > 0)
         for name, value in batch.items():
             running = getattr(self, name)
-            value = value.detach().to(running.dtype)
-            moves = value.isfinite() if isinstance(count, int) else value.isfinite() & (count > 0)
-            # A tensor, not a number read from it: reading would break a compiled graph.
-            weight: Any = 1 / seen.clamp_min(1).to(running.dtype) if self.momentum is None else self.momentum
-            running.copy_(torch.where(moves, (1 - weight) * running + weight * value, running))
+            step = (value.detach() - running).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            if not isinstance(count, int):
+                step = step * (count > 0)
+            if self.momentum is None:
+                # A tensor, not a number read from it: reading would break a compiled graph.
+                running.add_(step / seen.clamp_min(1))
+            else:
+                running.add_(step, alpha=self.momentum)
 
 
 def in_recomputation() -> bool:
