@@ -32,6 +32,7 @@ from normzoo.norms import (
     WeightNorm,
     WeightStandardization,
 )
+from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import affine, at_least_float32, channels_second, per_channel, positions_first
 from normzoo.norms._ranks import Group, all_reduce
 from normzoo.norms.batch._normalize import batch_norm, merge_over_ranks
@@ -385,6 +386,69 @@ class CountedTwice(BatchNorm):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.detach(), self.momentum or 0.5)
             self.running_var.lerp_(var.detach(), self.momentum or 0.5)
+
+
+@caught_by("nan-batch", "NC")
+class KeepsNaN(BatchNorm):
+    """What torch does: one bad batch, and the running statistics are lost for good."""
+
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
+        if not self.training or self.frozen:
+            return
+        assert self.running_mean is not None
+        self.running_mean.lerp_(mean.detach(), 0.1)
+        super().update(mean, var, count)
+
+
+@caught_by("freeze", "NCL")
+class FrozenUntilTraining(BatchNorm):
+    """Freezes as `.eval()` does, and thaws in the next epoch."""
+
+    def train(self, mode: bool = True) -> "FrozenUntilTraining":
+        self.frozen = self.frozen and not mode
+        return super().train(mode)
+
+
+@caught_by("freeze")
+class FrozenByTheBatch(BatchNorm):
+    """Stops the running statistics, and goes on normalizing by those of the batch."""
+
+    @property
+    def uses_batch(self) -> bool:
+        return self.training or self.num_batches_tracked is None
+
+
+# Large inputs
+
+
+@caught_by("large-input")
+class LastBlockLost(GhostBatchNorm):
+    """Right for what fits one block of the cache."""
+
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        y = super().normalize_by_batch(x, group)
+        return y if x.numel() <= kernels.SMALL else torch.cat([y[:-1], y[-1:].detach()])
+
+
+@caught_by("large-input", "NCL")
+class SecondGradientLost(BatchRenorm):
+    """A gradient by hand that cannot be differentiated again, where the input is large."""
+
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        y = super().normalize_by_batch(x, group)
+        return y if x.numel() <= kernels.SMALL else OnceDifferentiable.apply(y)
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """The identity, whose gradient does not know where it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0].detach().clone()
 
 
 # Compilers and transforms
