@@ -22,6 +22,7 @@ class Oracle:
         same_state: its state_dict and the layer's load into each other.
         trains: it is comparable in training too, not in evaluation only.
         tolerance: how close it is; 1e-6 for one that computes in float32 inside.
+        timed: its time is that of the layer; False where a detour lets it be compared.
     """
 
     build: Callable[[Any, Tensor], nn.Module]
@@ -30,6 +31,7 @@ class Oracle:
     same_state: bool = False
     trains: bool = True
     tolerance: float = 1e-9
+    timed: bool = True
 
 
 @dataclass(frozen=True)
