@@ -32,13 +32,23 @@ from normzoo.norms import Norm, layers
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import keyword_defaults
 from ranks import TwoRanks
-from references import OUT_OF_RANGE, REFERENCES, Reference, State, reference
+from references import OUT_OF_RANGE, State, reference
+from subjects import (
+    LAYOUTS,
+    C,
+    Subject,
+    arguments_of,
+    beside_formula,
+    beside_oracle,
+    gradients_beside_formula,
+    oracles_of,
+    outputs_and_gradients,
+    state_of,
+    subjects,
+)
 
 # torch warns of itself when it loads the rules of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-
-C = 8
-LAYOUTS = {"NC": (6, C), "NCL": (4, C, 5), "NCHW": (4, C, 3, 2)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,98 +58,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-# Subjects
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A layer class in one layout; `name` is that of its reference."""
-
-    layer: type[Norm]
-    layout: str
-    name: str
-
-    @property
-    def on_weights(self) -> bool:
-        return self.layer.facts.acts_on == "weight"
-
-    @property
-    def meaningful(self) -> bool:
-        return self.layer.facts.dense or self.layout != "NC"
-
-    @property
-    def reference(self) -> Reference:
-        return reference(self.name)
-
-    @property
-    def settings(self) -> list[Mapping[str, Any]]:
-        """The default arguments, and the others that the reference names."""
-        return [{}, *self.reference.settings]
-
-    @property
-    def channel_axis(self) -> int:
-        return 0 if self.on_weights else 1
-
-    def build(
-        self, settings: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float64, num_features: int = C
-    ) -> Norm:
-        """A layer in training whose parameters are not at their start, where a wrong one may not show."""
-        layer = self.layer(num_features, **(settings or {})).to(dtype)
-        g = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for p in layer.parameters():
-                p.add_(torch.randn(p.shape, generator=g, dtype=torch.float64), alpha=0.3)
-            for name in () if layer.facts.takes_reference else layer.facts.constants:
-                b = layer.get_buffer(name)
-                b.add_(torch.rand(b.shape, generator=g, dtype=torch.float64))
-        return self.ready(layer, dtype)
-
-    def default(self, num_features: int = C, dtype: torch.dtype = torch.float64, **settings: Any) -> Norm:
-        """A layer as it is built: facts speak of default arguments, and moments of a unit affine."""
-        return self.ready(self.layer(num_features, **settings).to(dtype), dtype)
-
-    def ready(self, layer: Norm, dtype: torch.dtype) -> Norm:
-        """With what it needs before laws can hold: a reference batch; the same random numbers in every pass."""
-        if layer.facts.random:
-            layer.register_forward_pre_hook(draw_again)
-        if layer.facts.takes_reference:
-            layer(self.input(99, dtype=dtype, sizes=(7, layer.num_features, *LAYOUTS[self.layout][2:])))
-        return layer
-
-    def experienced(self, settings: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float64) -> Norm:
-        """A layer in training whose running statistics are not at their start either."""
-        layer = self.build(settings, dtype)
-        for seed in (11, 12) if layer.facts.stateful else ():
-            x = self.input(seed, dtype=dtype).requires_grad_()
-            torch.autograd.grad(layer(x).pow(2).sum(), x)  # some statistics are of gradients
-        return layer
-
-    def input(self, seed: int = 0, *, dtype: torch.dtype = torch.float64, **shape: Any) -> Tensor:
-        """Values of other mean and scale in every channel."""
-        sizes = self.shape(**shape)
-        g = torch.Generator().manual_seed(seed)
-        x = torch.randn(sizes, generator=g, dtype=torch.float64)
-        c = sizes[self.channel_axis]
-        across = [c if axis == self.channel_axis else 1 for axis in range(len(sizes))]
-        x = x * (1 + torch.rand(across, generator=g, dtype=torch.float64))
-        return (x + 0.5 * torch.randn(across, generator=g, dtype=torch.float64)).to(dtype)
-
-    def samples(self, n: int) -> int:
-        """The least number of at least n samples that makes a whole batch."""
-        multiple = self.layer.facts.batch_multiple
-        return math.ceil(n / multiple) * multiple
-
-    @property
-    def groups(self) -> Mapping[str, Any]:
-        """Arguments with which the channels of a group are not all channels."""
-        return {"num_groups": 2} if "C/G" in self.layer.facts.axes else {}
-
-    def shape(self, *, samples: int | None = None, sizes: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        n, c, *positions = sizes or LAYOUTS[self.layout]
-        n = n if samples is None else samples
-        return (c, n, *positions) if self.on_weights else (n, c, *positions)
 
 
 @dataclass(frozen=True)
@@ -184,11 +102,6 @@ FAILURES = (AssertionError, RuntimeError)
 # What the laws share
 
 
-def draw_again(layer: Norm, inputs: tuple[Tensor, ...]) -> None:
-    """Before every forward pass of a layer that draws random numbers."""
-    torch.manual_seed(0)
-
-
 def fresh(layer: Norm, x: Tensor) -> Tensor:
     """The layer's output, without a trace in the layer."""
     return copy.deepcopy(layer)(x)
@@ -204,12 +117,6 @@ def assert_close(a: Tensor, b: Tensor, what: str = "output", tolerance: float = 
     )
 
 
-def state_of(layer: Norm) -> State:
-    """Parameters and buffers by name, in float64, apart from the layer."""
-    own = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-    return {n: v.detach().clone().double() if v.is_floating_point() else v.clone() for n, v in own.items()}
-
-
 def buffers_of(layer: Norm) -> State:
     return {name: buffer.clone() for name, buffer in layer.named_buffers()}
 
@@ -222,24 +129,6 @@ def assert_same_buffers(layer: Norm, other: Norm, tolerance: float = 1e-9) -> No
     assert buffers_of(layer).keys() == buffers_of(other).keys()
     for name, buffer in layer.named_buffers():
         assert_close(buffer, other.get_buffer(name), name, tolerance)
-
-
-def arguments_of(layer: Norm, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {**keyword_defaults(type(layer)), **settings}
-
-
-def outputs_and_gradients(
-    f: Callable[[Tensor], Tensor], x: Tensor, parameters: Mapping[str, Tensor], seed: int = 5
-) -> dict[str, Tensor]:
-    """y, and the gradients of x and the parameters, for a fixed gradient of y."""
-    x = x.detach().clone().requires_grad_()
-    torch.manual_seed(0)
-    y = f(x)
-    g = torch.Generator().manual_seed(seed)
-    dy = torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype)
-    wanted = {"x": x, **parameters}
-    found = torch.autograd.grad(y, list(wanted.values()), dy, allow_unused=True, materialize_grads=True)
-    return {"output": y.detach(), **{f"gradient of {n}": d for n, d in zip(wanted, found, strict=True)}}
 
 
 def of_layer(layer: Norm, x: Tensor) -> dict[str, Tensor]:
@@ -389,42 +278,17 @@ def one_sample(subject: Subject) -> None:
 # Reference and gradients
 
 
-def experiences(subject: Subject) -> Iterator[tuple[int, bool]]:
-    """Sample counts, and whether the layer trains: several steps of training, then evaluation."""
-    n = LAYOUTS[subject.layout][0]
-    yield from ((n, True), (subject.samples(n - 1), True), (subject.samples(n + 2), True), (n, False))
-
-
 @law()
 def equals_reference(subject: Subject) -> None:
-    for settings in subject.settings:
-        layer = subject.build(settings)
-        state = state_of(layer)
-        for step, (samples, training) in enumerate(experiences(subject)):
-            x = subject.input(seed=step, samples=samples)
-            y = layer.train(training)(x)
-            expected = subject.reference.formula(x, state, training, **arguments_of(layer, settings))
-            assert_close(y, expected, f"output at step {step}, {settings}")
-            for name, buffer in layer.named_buffers():
-                assert_close(buffer, state[name].to(buffer.dtype), f"{name} at step {step}, {settings}")
+    for what, observed, expected in beside_formula(subject):
+        assert_close(observed, expected, what)
 
 
 @law()
 def gradient_of_reference(subject: Subject) -> None:
     """Autograd through the reference, which is detached where the paper says so, is the layer's gradient."""
-    for settings in subject.settings:
-        layer = subject.experienced(settings)
-        for training in (True, False):
-            layer.train(training)
-            state = state_of(layer)
-            learned = {name: state[name].requires_grad_() for name, _ in layer.named_parameters()}
-            formula = partial(
-                subject.reference.formula, state=state, training=training, **arguments_of(layer, settings)
-            )
-            x = subject.input()
-            assert_same_results(of_layer(layer, x), outputs_and_gradients(formula, x, learned))
-            for name, buffer in layer.named_buffers():
-                assert_close(buffer, state[name].to(buffer.dtype), f"{name} after the gradient, {settings}")
+    for what, observed, expected in gradients_beside_formula(subject):
+        assert_close(observed, expected, what)
 
 
 @law(when=lambda subject: "N" in subject.layer.facts.axes and not subject.on_weights)
@@ -1051,11 +915,6 @@ def dense(subject: Subject) -> None:
 # The tests
 
 
-def subjects() -> list[Subject]:
-    found = [Subject(layer, layout, name) for name, layer in layers().items() for layout in LAYOUTS]
-    return [subject for subject in found if subject.meaningful]
-
-
 def cases() -> list[Any]:
     """Every law for every subject that it is about, as pytest parameters."""
     found = []
@@ -1079,9 +938,7 @@ def test_law(subject: Subject, name: str, request: pytest.FixtureRequest) -> Non
 ORACLES = [
     pytest.param(subject, name, id=f"{subject.name}-{subject.layout}-{name}")
     for subject in subjects()
-    if subject.name in REFERENCES  # else every law that needs the reference says what to write
-    for name, oracle in REFERENCES[subject.name].oracles.items()
-    if subject.layout in oracle.layouts
+    for name in oracles_of(subject)
 ]
 
 
@@ -1089,22 +946,8 @@ ORACLES = [
 def test_equals_the_implementation_of_others(subject: Subject, name: str) -> None:
     oracle = subject.reference.oracles[name]
     pytest.importorskip(oracle.package)
-    layer = subject.experienced()
-    other = oracle.build(layer, subject.input())
-    for step, (samples, training) in enumerate(experiences(subject)):
-        if training and not oracle.trains:
-            continue
-        x = subject.input(seed=step, samples=samples)
-        layer.train(training)
-        other.train(training)
-        observed = outputs_and_gradients(layer, x, {})
-        assert_same_results(observed, outputs_and_gradients(other, x, {}), oracle.tolerance)
-    if oracle.same_state:
-        for buffer_name, buffer in layer.named_buffers():
-            assert_close(buffer, other.get_buffer(buffer_name), buffer_name)
-        returned = subject.layer(C).double().eval()
-        returned.load_state_dict(other.state_dict(), strict=True)
-        assert_close(returned(subject.input()), other.eval()(subject.input()), tolerance=oracle.tolerance)
+    for what, observed, expected in beside_oracle(subject, name):
+        assert_close(observed, expected, what, oracle.tolerance)
 
 
 def test_a_shared_argument_has_one_default() -> None:
