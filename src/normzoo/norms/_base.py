@@ -5,6 +5,7 @@ Shapes: `N` samples, `C` features (channels), `*` any number of positions, often
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -181,12 +182,17 @@ def keyword_defaults(layer: type[Norm]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
 
 
+def is_number(value: object) -> bool:
+    """Whether an argument is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def require_positive(layer: Norm, **values: float) -> None:
-    """Raises `InputError` unless every named argument is a number above 0."""
+    """Raises `InputError` unless every named argument is a finite number above 0."""
     for name, value in values.items():
-        if not value > 0:
+        if not is_number(value) or not 0 < value < math.inf:
             raise InputError(
-                f"{type(layer).__name__}({name}={value!r}): {name} must be above 0; the default is "
+                f"{type(layer).__name__}({name}={value!r}): {name} must be a number above 0; the default is "
                 f"{keyword_defaults(type(layer))[name]}."
             )
 

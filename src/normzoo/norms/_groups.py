@@ -17,9 +17,9 @@ def resolve_groups(layer: Norm, num_groups: int | None) -> int:
     divisors = [g for g in range(1, channels + 1) if channels % g == 0]
     if num_groups is None:
         return max((g for g in divisors if g <= 32 and channels // g >= 4), default=1)
-    if isinstance(num_groups, bool) or num_groups not in divisors:
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups not in divisors:
         raise InputError(
-            f"{type(layer).__name__}({channels}, num_groups={num_groups}): num_groups must divide the number of "
+            f"{type(layer).__name__}({channels}, num_groups={num_groups!r}): num_groups must divide the number of "
             f"channels; of {channels} the divisors are {', '.join(map(str, divisors))}."
         )
     return num_groups

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Norm, affine, require_positive
+from normzoo.norms._base import Norm, affine, is_number, require_positive
 from normzoo.norms._ranks import Group, all_reduce, ranks, total
 from normzoo.norms._scale import scale_per_channel
 
@@ -83,7 +83,7 @@ class RunningStatistics(Norm):
     ) -> None:
         super().__init__(num_features)
         require_positive(self, eps=eps)
-        if momentum is not None and not 0 <= momentum <= 1:
+        if momentum is not None and not (is_number(momentum) and 0 <= momentum <= 1):
             raise InputError(
                 f"{type(self).__name__}(momentum={momentum!r}): momentum is the weight of the newest batch and lies in "
                 f"[0, 1]; the default is 0.1, and None averages all batches."
