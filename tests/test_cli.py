@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process, scalars
 from normzoo import norms
+from normzoo.catalogue import WORDS, shape
 from normzoo.checkpoints import find_checkpoint
 from normzoo.errors import InputError
 from normzoo.models import MLP
@@ -84,8 +86,11 @@ def test_norms_as_json_is_the_facts() -> None:
         layer = LAYERS[row["name"]]
         facts = layer.facts
         assert row["axes"] == list(facts.axes)
-        for key in ("family", "formula", "acts_on", "train_differs", "dense", "syncs", "folds", "brings_activation"):
-            assert row[key] == getattr(facts, key)
+        assert row["paper"] == (str(facts.paper) if facts.paper else None)
+        assert row["constants"] == list(facts.constants)
+        for fact in fields(facts):
+            if fact.name not in ("axes", "paper", "constants"):
+                assert row[fact.name] == getattr(facts, fact.name)
         assert row["arguments"] == {name: repr(value) for name, value in keyword_defaults(layer).items()}
         example = layer(4)
         assert row["parameters"].keys() == dict(example.named_parameters()).keys()
@@ -101,10 +106,33 @@ def test_a_card_holds_what_its_layer_is(name: str) -> None:
     assert result.status == 0
     assert facts.formula in result.out
     assert f"family       {facts.family}" in result.out
-    assert f"works in an MLP, on (N, C)       {'yes' if facts.dense else 'no'}" in result.out
+    assert re.search(rf"works in an MLP, on \(N, C\) +{'yes' if facts.dense else 'no'}\b", result.out)
     assert all(argument in result.out for argument in keyword_defaults(LAYERS[name]))
     if facts.paper and facts.paper.arxiv:
         assert facts.paper.arxiv in result.out
+
+
+def test_every_yes_or_no_has_words() -> None:
+    assert set(WORDS) == {fact.name for fact in fields(norms.Facts) if fact.type in (bool, bool | None)}
+
+
+@pytest.mark.parametrize(
+    "first,second,groups,expected",
+    [
+        ((64,), (192,), (None, None), "(C,)"),
+        ((2, 64), (2, 192), (None, None), "(2, C)"),
+        ((32, 128), (96, 384), (None, None), "(C/2, 2C)"),
+        ((96, 4), (288, 4), (None, None), "(3C/2, 4)"),
+        ((64**2,), (192**2,), (None, None), "(C^2,)"),
+        ((16, 4, 4), (32, 6, 6), (16, 32), "(G, C/G, C/G)"),
+        ((7, 64), (11, 192), (16, 32), "(7 at C=64, C)"),
+        ((), (), (None, None), "()"),
+    ],
+)
+def test_shapes_in_letters(
+    first: tuple[int, ...], second: tuple[int, ...], groups: tuple[Any, ...], expected: str
+) -> None:
+    assert shape(first, second, groups) == expected
 
 
 def test_two_cards_at_once() -> None:

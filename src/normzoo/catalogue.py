@@ -1,10 +1,12 @@
 """`normzoo norms`: the zoo as a table, and each layer as a card."""
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from normzoo.errors import InputError
@@ -54,32 +56,113 @@ def unknown_layer(name: str, known: Sequence[str]) -> str:
     return f"no layer is called {name!r}.{meant} The zoo has {', '.join(known)}; a layer of your own goes by its path."
 
 
+# What a fact says of a layer, for a reader who has not seen the others.
+WORDS = {
+    "centres": "ignores a constant added to the input",
+    "scales": "ignores a factor of the input",
+    "zero_mean": "puts out mean 0 at the start",
+    "unit_square": "puts out mean square 1 at the start",
+    "cancels_bias": "cancels a bias just before it",
+    "stateful": "keeps running statistics",
+    "train_differs": "training and evaluation differ",
+    "takes_reference": "keeps its first batch as reference",
+    "random": "draws random numbers in training",
+    "dense": "works in an MLP, on (N, C)",
+    "syncs": "can synchronize over ranks",
+    "folds": "folds into the layer before it",
+    "reads_input": "normalizes that layer's input too",
+    "wants_partner": "wants another norm behind it",
+    "brings_activation": "brings its own activation",
+}
+
+AXES = {
+    "N": "samples",
+    "C": "channels",
+    "C/G": "the channels of a group",
+    "C/w": "a window of channels",
+    "s": "positions",
+    "s/w": "a window of positions",
+}
+
+# Two widths of layers: how a size follows from the number of channels shows in a second one.
+WIDTHS = (64, 192)
+
+
 def describe(layer: "type[Norm]") -> dict[str, Any]:
     """A layer's facts, arguments and tensors, as plain data."""
     from normzoo.norms._base import keyword_defaults
 
-    facts, example = layer.facts, layer(4)
+    facts = layer.facts
     return {
         "name": layer.__name__,
         "family": facts.family,
+        "summary": summary(layer),
         "formula": facts.formula,
         "axes": list(facts.axes),
+        "over": over(layer),
         "arguments": {name: repr(default) for name, default in keyword_defaults(layer).items()},
-        "parameters": {name: shape(tensor.shape) for name, tensor in example.named_parameters()},
-        "state": {name: shape(tensor.shape) for name, tensor in example.named_buffers()},
+        **tensors(layer),
+        "constants": list(facts.constants),
         "acts_on": facts.acts_on,
-        "train_differs": facts.train_differs,
-        "dense": facts.dense,
-        "syncs": facts.syncs,
-        "folds": facts.folds,
-        "brings_activation": facts.brings_activation,
+        **{fact: getattr(facts, fact) for fact in WORDS},
+        "batch_multiple": facts.batch_multiple,
+        "exceptions": dict(facts.exceptions),
         "paper": str(facts.paper) if facts.paper else None,
     }
 
 
-def shape(sizes: Sequence[int]) -> str:
-    """The shape of a tensor of a layer with 4 features, in letters: (C,) for one value per channel."""
-    return "(" + ", ".join("C" if size == 4 else str(size) for size in sizes) + ("," if len(sizes) == 1 else "") + ")"
+def summary(layer: "type[Norm]") -> str:
+    """The first sentence of a layer's documentation."""
+    return " ".join((inspect.getdoc(layer) or "").split("\n\n")[0].split())
+
+
+def over(layer: "type[Norm]") -> str:
+    """What a layer's statistics run over, in words."""
+    axes = layer.facts.axes
+    if not axes:
+        return "nothing"
+    if layer.facts.acts_on == "weight":
+        return "the whole weight" if "N" in axes else "the weight of each output channel"
+    *others, last = (AXES[axis] for axis in axes)
+    words = f"{', '.join(others)} and {last}" if others else last
+    return words if {"s", "s/w"} & set(axes) else f"{words}, at each position"
+
+
+def tensors(layer: "type[Norm]") -> dict[str, dict[str, str]]:
+    """The parameters and the buffers of a layer, each with its shape in letters: "(C,)" for one value per channel."""
+    examples = [layer(width) for width in WIDTHS]
+    groups = tuple(getattr(example, "num_groups", None) for example in examples)
+
+    def shapes(kind: str) -> dict[str, str]:
+        first, second = (dict(getattr(example, kind)()) for example in examples)
+        return {name: shape(tensor.shape, second[name].shape, groups) for name, tensor in first.items()}
+
+    return {"parameters": shapes("named_parameters"), "state": shapes("named_buffers")}
+
+
+def shape(first: Sequence[int], second: Sequence[int], groups: tuple[Any, ...]) -> str:
+    """The shape of a tensor in letters, from those at the two `WIDTHS`: C channels, G groups of them."""
+    sizes = [letters(pair, groups) for pair in zip(first, second, strict=True)]
+    return "(" + ", ".join(sizes) + ("," if len(sizes) == 1 else "") + ")"
+
+
+def letters(sizes: tuple[int, int], groups: tuple[Any, ...]) -> str:
+    """How a size follows from the number of channels: 3, C, 2C, C/2, C^2, G, C/G; or else what it is at one width."""
+    small, large = WIDTHS
+    if sizes[0] == sizes[1]:
+        return str(sizes[0])
+    if sizes[0] * large == sizes[1] * small:
+        times = Fraction(sizes[0], small)
+        above = "C" if times.numerator == 1 else f"{times.numerator}C"
+        return above if times.denominator == 1 else f"{above}/{times.denominator}"
+    if sizes == (small**2, large**2):
+        return "C^2"
+    if None not in groups:
+        if sizes == groups:
+            return "G"
+        if sizes == (small // groups[0], large // groups[1]):
+            return "C/G"
+    return f"{sizes[0]} at C={small}"
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
@@ -101,20 +184,18 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         )
     console = Console()
     # Into a file or a pipe, a row is a line, so that grep finds whole rows.
-    Console(width=console.width if console.is_terminal else 250).print(table)
+    Console(width=console.width if console.is_terminal else 500).print(table)
     print(
-        "\naxes: what the statistics run over: N samples, C channels, C/G those of a group, s positions"
+        "\naxes: what the statistics run over: N samples, C channels, C/G of a group, C/w in a window, s positions"
         "\nnormzoo norms NAME shows a layer's equation, arguments and facts; --model.net.norm=NAME trains with it"
     )
 
 
 def card(layer: "type[Norm]") -> str:
     """One layer's equation, facts and documentation."""
-    import inspect
-
     row = describe(layer)
     arguments = ", ".join(f"{name}={default}" for name, default in row["arguments"].items())
-    yes = {True: "yes", False: "no"}
+    multiple = row["batch_multiple"]
     lines = [
         f"{row['name']}(num_features{', ' if arguments else ''}{arguments})",
         "",
@@ -122,13 +203,16 @@ def card(layer: "type[Norm]") -> str:
         "",
         f"  family       {row['family']}",
         f"  acts on      the {row['acts_on']}",
-        f"  axes         {' '.join(row['axes']) or 'none: no statistics'}",
+        f"  axes         {' '.join(row['axes']) or 'none'}: statistics over {row['over']}",
         f"  parameters   {', '.join(f'{name} {sizes}' for name, sizes in row['parameters'].items()) or 'none'}",
-        f"  state        {', '.join(f'{name} {sizes}' for name, sizes in row['state'].items()) or 'none'}",
-        f"  training and evaluation differ   {yes[row['train_differs']]}",
-        f"  works in an MLP, on (N, C)       {yes[row['dense']]}",
-        f"  can synchronize over ranks       {yes[row['syncs']]}",
-        f"  folds into the layer before it   {yes[row['folds']]}",
-        f"  brings its own activation        {yes[row['brings_activation']]}",
+        f"  state        {', '.join(map(' '.join, state(row).items())) or 'none'}",
+        *([f"  batches      of a multiple of {multiple} samples in training"] if multiple > 1 else []),
+        *(f"  {words:40} {'yes' if row[fact] else 'no'}" for fact, words in WORDS.items()),
+        *(f"  does not keep the law {law}: {reason}" for law, reason in row["exceptions"].items()),
     ]
     return "\n".join([*lines, "", *(f"  {line}".rstrip() for line in (inspect.getdoc(layer) or "").splitlines())])
+
+
+def state(row: dict[str, Any]) -> dict[str, str]:
+    """The buffers of a described layer: the shape of each, and whether it is constant."""
+    return {n: f"{sizes}, constant" if n in row["constants"] else sizes for n, sizes in row["state"].items()}
