@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
@@ -30,6 +31,7 @@ from normzoo.lean import make_lean
 from normzoo.messages import explain
 from normzoo.runs import shared_run, unused
 from normzoo.runtime import keep_pages
+from normzoo.sync import SyncNorms
 
 DEFAULTS = {
     "model": {"class_path": "normzoo.tasks.Classifier", "init_args": {"net": {"class_path": "normzoo.models.MLP"}}},
@@ -212,8 +214,9 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
-        callbacks = list(config.callbacks or []) if isinstance(config.callbacks, list) else [config.callbacks]
-        callbacks = [callback for callback in callbacks if callback is not None]
+        callbacks, plugins = as_list(config.callbacks), as_list(config.plugins)
+        if config.sync_batchnorm and not has(plugins, LayerSync):  # Lightning's own knows torch's BatchNorm only
+            config.sync_batchnorm, config.plugins = False, [*plugins, SyncNorms()]
         if self.command == "fit" and not config.fast_dev_run:
             self.run = shared_run(Path(self.settings.runs), self.settings.experiment)
             if config.default_root_dir is None:
@@ -380,9 +383,14 @@ def without_links(model: dict[str, Any] | None) -> dict[str, Any] | None:
     return model
 
 
-def has(callbacks: Sequence[Callback], kind: type) -> bool:
-    """Whether one of the callbacks is of a kind."""
-    return any(isinstance(callback, kind) for callback in callbacks)
+def as_list(given: Any) -> list[Any]:
+    """What an option that takes nothing, one or several holds."""
+    return list(given) if isinstance(given, list) else [] if given is None else [given]
+
+
+def has(parts: Sequence[Any], kind: type) -> bool:
+    """Whether one of the callbacks or plugins is of a kind."""
+    return any(isinstance(part, kind) for part in parts)
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
