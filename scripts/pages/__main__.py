@@ -1,0 +1,34 @@
+"""`scripts/docs`: writes the pages anew."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from pages import conformance, zoo
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    """Writes what is named, or all of it."""
+    parser = argparse.ArgumentParser(prog="scripts/docs", description=__doc__)
+    parser.add_argument(
+        "pages",
+        nargs="*",
+        metavar="PAGE",
+        help="zoo: docs/zoo.md, docs/axes/ and the README's table; conformance: docs/conformance.md",
+    )
+    asked = parser.parse_args().pages or ["zoo", "conformance"]
+    writers = {"zoo": zoo.write, "conformance": conformance.write}
+    for name in asked:
+        if name not in writers:
+            parser.error(f"no page is called {name}; there are {', '.join(writers)}")
+    torch.set_num_threads(1)  # the tensors are tiny
+    for name in asked:
+        for path in writers[name](ROOT):
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
