@@ -262,7 +262,9 @@ def one_value(subject: Subject) -> None:
 def one_sample(subject: Subject) -> None:
     x = subject.input(samples=1)
     layer = subject.build()
-    one_value = math.prod(x.shape[dim] for dim in set_axes(subject)) == 1
+    # Where every channel loses its own mean, the other channels of a group lend it no variance.
+    alone = set_axes(subject) - ({1} if subject.layer.facts.cancels_bias else set())
+    one_value = math.prod(x.shape[dim] for dim in alone) == 1
     raises = (subject.layer.facts.centres and one_value) or subject.samples(1) > 1
     if raises:
         before = buffers_of(layer)
@@ -434,8 +436,8 @@ def independence(subject: Subject) -> None:
         near = moves((*first, 0), (*first, 1))
         assert (near, far) == (bool({"s", "s/w"} & axes), "s" in axes), f"another position along axis {dim}"
     if not subject.on_weights:
-        assert moves((slice(None), 0), (slice(None), 1)) == bool(joined), "the neighbouring channel"
-        assert moves((slice(None), 0), (slice(None), C - 1)) == ("C" in axes), "a channel far away"
+        assert moves((0, 0), (slice(None), 1)) == bool(joined), "the neighbouring channel"
+        assert moves((0, 0), (slice(None), C - 1)) == ("C" in axes), "a channel far away"
 
 
 @law()
@@ -518,8 +520,13 @@ def reference_batch(subject: Subject) -> None:
     error = refusal(layer.eval(), subject.input())
     assert error is not None
     assert_helpful(error, received="reference")
-    layer.train()(subject.input(seed=1))
+    state = state_of(layer)
+    x = subject.input(seed=1)
+    y = layer.train()(x)
+    assert_close(y, subject.reference.formula(x, state, True, **arguments_of(layer, {})), "the reference itself")
     before = buffers_of(layer)
+    for name, buffer in before.items():
+        assert_close(buffer, state[name].to(buffer.dtype), name)
     layer(subject.input(seed=2))
     assert same_tensors(buffers_of(layer), before), "the reference is chosen once"
     assert refusal(layer.eval(), subject.input()) is None
@@ -534,10 +541,10 @@ def train_differs(subject: Subject) -> None:
 
 @law()
 def folds(subject: Subject) -> None:
-    """Evaluation is a scale and a shift per channel; or of a weight, the same weight every time."""
+    """Evaluation is a scale and a shift per channel; or of a weight, the same weight every time, whatever the input."""
     layer, x = subject.experienced().eval(), subject.input()
     if subject.on_weights:
-        observed = torch.equal(layer(x), layer(x))
+        observed = torch.equal(layer(x), layer(x)) and not subject.layer.facts.reads_input
     else:
         at_zero, at_one = layer(torch.zeros_like(x)), layer(torch.ones_like(x))
         alike = all(close(v, v.mean([0, *range(2, x.dim())], keepdim=True).expand_as(v)) for v in (at_zero, at_one))
@@ -705,7 +712,7 @@ def large_mean(subject: Subject) -> None:
 @law()
 def constant_input(subject: Subject) -> None:
     for value, dtype, training in product((0.0, 3.0, -1e4), (torch.float32, torch.bfloat16), (True, False)):
-        layer = subject.layer(C).to(dtype).train(training)
+        layer = subject.default(dtype=dtype).train(training)
         x = torch.full_like(subject.input(dtype=dtype), value)
         results = of_layer(layer, x)
         assert all(v.isfinite().all() for v in results.values()), f"{value}: {results}"
@@ -752,9 +759,9 @@ def of_rank(layer: Norm, x: Tensor, dy: Tensor, v: Tensor) -> dict[str, Tensor]:
     wanted = [x, *parameters.values()]
     first = torch.autograd.grad((y * dy).sum(), wanted, retain_graph=True)
     (slope,) = torch.autograd.grad((y * dy).sum(), x, create_graph=True)
-    second = torch.autograd.grad(
-        (slope * v).sum() + slope.pow(2).sum(), wanted, allow_unused=True, materialize_grads=True
-    )
+    bend = (slope * v).sum() + slope.pow(2).sum()
+    bend = bend + 0 * sum(t.sum() for t in wanted)  # a layer that is linear in all of them has no second derivative
+    second = torch.autograd.grad(bend, wanted, allow_unused=True, materialize_grads=True)
     names = ["x", *parameters]
     return {
         "y": y.detach(),
@@ -794,6 +801,14 @@ def ranks(subject: Subject, two_ranks: TwoRanks) -> None:
             layer = subject.experienced({"sync": True, **settings})
             for cut in (1,) if settings else (1, 3, 0, len(x)):
                 assert_ranks_equal_one(two_ranks, layer, x, cut)
+
+
+@law(when=lambda subject: subject.layer.facts.syncs and subject.layer.facts.takes_reference, fixtures=("two_ranks",))
+def reference_over_ranks(subject: Subject, two_ranks: TwoRanks) -> None:
+    """Two ranks take the reference that one would with all samples: outputs, derivatives, constants."""
+    layer, x = subject.layer(C, sync=True).double(), subject.input()
+    for cut in (1, 3, 0, len(x)):
+        assert_ranks_equal_one(two_ranks, layer, x, cut)
 
 
 def of_nothing(layer: Norm, x: Tensor) -> tuple[Tensor, State]:

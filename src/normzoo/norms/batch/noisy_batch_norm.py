@@ -1,0 +1,147 @@
+"""Batch normalization with noise behind it, of another law at every step."""
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Paper, at_least_float32
+from normzoo.norms._ranks import Group, samples_before, total
+from normzoo.norms._running import RunningStatistics, over_samples
+from normzoo.norms._tables import by_plane, standardize
+
+
+class NoisyBatchNorm(RunningStatistics):
+    """Scales and shifts the output of batch normalization at random: batch normalization without stable distributions.
+
+    `y = s (weight (x - mean) / sqrt(var + eps) + bias) + m`, in training, with noise s and m
+
+    For every channel, the law of the noise changes from step to step, `mu ~ U(-n_mu, n_mu)` and
+    `sigma ~ U(1, n_sigma)`; within a step, for every sample of the channel, `m ~ U(mu - r_mu, mu + r_mu)` and
+    `s ~ N(sigma, r_sigma^2)`. The paper, whose unit is a neuron, does not say what a unit of a convolution is: here it
+    is a channel, so that all positions of a channel of a sample share their noise. In evaluation, and frozen, there is
+    none.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        n_mu: bound of a channel's mean shift, at least 0.
+        n_sigma: upper bound of a channel's mean scale, at least 1.
+        r_mu: largest distance of a sample's shift from the channel's, at least 0.
+        r_sigma: standard deviation of a sample's scale around the channel's, at least 0.
+        eps: added to the variance, in its units.
+        momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: learn `weight` and `bias`, (C,) each.
+        track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
+        sync: take the statistics over the batches of all ranks, weighted by their counts, and the noise from the first.
+
+    Raises:
+        InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
+
+    Reference: Shibani Santurkar, Dimitris Tsipras, Andrew Ilyas, Aleksander Madry. How Does Batch Normalization Help
+    Optimization? 2018. arXiv 1805.11604, section 2.1 and the algorithm in the appendix.
+    """
+
+    facts = Facts(
+        family="batch",
+        formula="y = s (weight (x - mean) / sqrt(var + eps) + bias) + m, with noise s and m",
+        paper=Paper(title="How Does Batch Normalization Help Optimization?", year=2018, arxiv="1805.11604"),
+        axes=("N", "s"),
+        centres=True,
+        scales=True,
+        zero_mean=False,
+        unit_square=False,
+        stateful=True,
+        random=True,
+        train_differs=True,
+        syncs=True,
+        folds=True,
+    )
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        n_mu: float = 0.5,
+        n_sigma: float = 1.25,
+        r_mu: float = 0.1,
+        r_sigma: float = 0.1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        sync: bool = False,
+    ) -> None:
+        super().__init__(
+            num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats, sync=sync
+        )
+        for name, value, least in (
+            ("n_mu", n_mu, 0),
+            ("n_sigma", n_sigma, 1),
+            ("r_mu", r_mu, 0),
+            ("r_sigma", r_sigma, 0),
+        ):
+            if not value >= least:
+                raise InputError(
+                    f"NoisyBatchNorm({name}={value!r}): {name} must be at least {least}, which is without noise; the "
+                    f"defaults are n_mu=0.5, n_sigma=1.25, r_mu=0.1 and r_sigma=0.1."
+                )
+        self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
+
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        count = total(x.numel() // x.shape[1], group, x.device)
+        self.require_several(count, x)
+        s, m = self.noise(x, group) if self.training else (None, None)
+        y, mean, var = by_plane(x, partial(self.rule, group=group), s, m, self.weight, self.bias)
+        self.update(mean, var, count)
+        return y
+
+    def rule(
+        self,
+        mean: Tensor,
+        var: Tensor,
+        s: Tensor | None,
+        m: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        group: Group,
+    ) -> tuple[Tensor, ...]:
+        mean, var = over_samples(mean, var, group)
+        scale, shift = standardize(mean, var, self.eps)
+        if weight is not None:
+            scale, shift = weight * scale, weight * shift
+        if bias is not None:
+            shift = shift + bias
+        if s is not None and m is not None:
+            scale, shift = s * scale, s * shift + m
+        return scale, shift, mean, var
+
+    @torch.no_grad()
+    def noise(self, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        """Scale and shift of every channel of every sample of x: two tables (N, C)."""
+        before, samples = samples_before(len(x), group, x.device)
+        drawn = (drawn_in_graph if torch.compiler.is_compiling() else draw)(samples, x.shape[1], x.device)
+        for table in drawn if group is not None else ():
+            # Every rank draws for the whole batch and takes the first one's numbers: one law, independent samples.
+            dist.broadcast(table, dist.get_global_rank(group, 0), group=group)
+        law, uniform, normal = (table.to(at_least_float32(x).dtype) for table in drawn)
+        mu, sigma = self.n_mu * (2 * law[0] - 1), 1 + (self.n_sigma - 1) * law[1]
+        own = slice(before, before + len(x))
+        return sigma + self.r_sigma * normal[own], mu + self.r_mu * (2 * uniform[own] - 1)
+
+
+def draw(samples: int, channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Uniform (2, C) and (N, C), and normal (N, C); float32, so that no dtype of the input changes the numbers."""
+    uniform = torch.rand(2 + samples, channels, device=device)
+    return uniform[:2].clone(), uniform[2:].clone(), torch.randn(samples, channels, device=device)
+
+
+# A compiler draws from a generator of its own; an operator that it cannot look into draws from torch's.
+drawn_in_graph = torch.library.custom_op("normzoo::draw", draw, mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
+
+
+@drawn_in_graph.register_fake
+def _(samples: int, channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    law, table = torch.empty(2, channels, device=device), torch.empty(samples, channels, device=device)
+    return law, table, torch.empty_like(table)
