@@ -62,7 +62,7 @@ def with_table(readme: str) -> str:
             name = f"[`{row['name']}`](docs/zoo.md#{row['name'].lower()})"
             rows.append(f"| {name} | {row['over']} | {cell(row['summary'])} | {link(layer)} |")
     assert SECTION.search(readme), "README.md has lost its markers <!-- zoo --> and <!-- /zoo -->"
-    return SECTION.sub(lambda _: "\n".join([*rows, ""]), readme, count=1)
+    return SECTION.sub(lambda _: "\n".join(["", *rows, "", ""]), readme, count=1)
 
 
 def link(layer: type[Norm]) -> str:
