@@ -1,5 +1,6 @@
 """CONTRIBUTING.md, followed to the letter: its layer, its lines, its commands."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import references
 from commands import QUIET, SHORT, fit
 from normzoo.norms import Norm, layers
 from normzoo.norms._base import keyword_defaults
@@ -93,7 +93,8 @@ def test_the_layer_is_its_formula(tmp_path: Path) -> None:
     file = tmp_path / "layer.py"
     file.write_text(NORM[0].code)
     layer = import_file(file)[NAME](6)
-    names = dict(vars(references))
+    family = importlib.import_module(NORM[2].path.removeprefix("tests/").removesuffix(".py").replace("/", "."))
+    names = dict(vars(family))
     exec(NORM[2].code, names)
     formula = eval(f"{{{NORM[3].code}}}", names)[NAME].formula
     for shape in ((4, 6), (4, 6, 3), (4, 6, 3, 2)):

@@ -37,4 +37,5 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "n_power_iterations": (0, -1),
     "gamma": (0.0, -1.0, math.nan),
     "iterations": (0, -1, True, 2.5),
+    "p": (0.0, 0.5, -2.0, math.nan, True, "2"),
 }

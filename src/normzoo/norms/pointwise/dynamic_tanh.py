@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, affine, require_positive
+from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms.pointwise._squash import Curve, squash
+
+# tanh' = 1 - tanh^2
+TANH = Curve(torch.tanh, torch.tanh_, lambda u, z: torch.mul(z, z, out=u).neg_().add_(1))
 
 
 class DynamicTanh(Norm):
@@ -37,7 +41,9 @@ class DynamicTanh(Norm):
         self.add_affine()
 
     def normalize(self, x: Tensor) -> Tensor:
-        return affine(torch.tanh(self.alpha * x), self.weight, self.bias).to(x.dtype)
+        assert self.weight is not None
+        assert self.bias is not None
+        return squash(x, TANH, self.alpha, None, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return str(self.num_features)

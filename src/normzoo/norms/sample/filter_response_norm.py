@@ -1,9 +1,13 @@
 """Filter response normalization with its thresholded linear unit."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, affine, at_least_float32, per_channel, require_positive
+from normzoo.norms import _kernels as kernels
+from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, per_channel, require_positive
+from normzoo.norms._tables import by_plane
 
 
 class FilterResponseNorm(Norm):
@@ -11,8 +15,8 @@ class FilterResponseNorm(Norm):
 
     `y = max(weight x / sqrt(mean(x^2) + eps) + bias, tau)`, the mean over positions
 
-    The maximum with the learned threshold tau (TLU) stands in the place of the network's activation. eps is not
-    learned: the paper learns it only where there is a single position.
+    The maximum with the learned threshold tau (TLU) stands in the place of the network's activation; where both are
+    equal, the gradient is that of tau. eps is not learned: the paper learns it only where there is a single position.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -54,10 +58,56 @@ class FilterResponseNorm(Norm):
         self.tau = None
 
     def normalize(self, x: Tensor) -> Tensor:
-        wide = at_least_float32(x)
-        positions = tuple(range(2, x.dim()))
-        rms = (wide.square().mean(positions, keepdim=True) + self.eps).sqrt()
-        y = affine(wide / rms, self.weight, self.bias)
-        if self.tau is not None:
-            y = torch.maximum(y, per_channel(self.tau, y))
-        return y.to(x.dtype)
+        def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+            square = mean.square() + var
+            return (square + self.eps).rsqrt(), torch.zeros_like(mean)
+
+        z, *_ = by_plane(x, rule, weight=self.weight, bias=self.bias)
+        return z if self.tau is None else threshold(z, self.tau)
+
+
+def threshold(z: Tensor, tau: Tensor) -> Tensor:
+    """max(z, tau) of (N, C, *) and (C,); at a tie the gradient is that of tau."""
+    wide, tau = at_least_float32(z), at_least_float32(tau)
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or z.numel() <= kernels.SMALL
+        or z.device.type != "cpu"
+    ):
+        return plain_threshold(wide, tau).to(z.dtype)
+    volume, last = kernels.as_volume(wide)
+    return kernels.restore(Threshold.apply(volume, tau, 1 if last else 2), z, last).to(z.dtype)
+
+
+def plain_threshold(z: Tensor, tau: Tensor) -> Tensor:
+    """The same by autograd, of any shape (N, C, *). NaN stays NaN."""
+    tau = per_channel(tau, z)
+    return torch.where(z <= tau, tau, z)
+
+
+class Threshold(torch.autograd.Function):
+    """y = max(z, tau) of a volume: `dz = dy` where y > tau, else 0, and `d_tau = sum dy - dz`. Of z nothing is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, tau: Tensor, dim: int) -> Tensor:
+        y = torch.empty_like(z)
+        for y_, z_ in kernels.blocks(y, z):
+            torch.maximum(z_, kernels.along(tau, dim), out=y_)
+        ctx.save_for_backward(y, tau)
+        ctx.dim = dim
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,), (y, tau), dim = grad_outputs, ctx.saved_tensors, ctx.dim
+        bound = kernels.along(tau, dim)
+        if torch.is_grad_enabled():  # this gradient, which is linear in dy, is to be differentiated again
+            dz = torch.where(y.detach() > bound, dy, 0)
+            return dz, (dy - dz).sum((0, dim)), None
+        dy, dz, d_tau = dy.contiguous(), torch.empty_like(y), torch.zeros_like(tau)
+        for dz_, dy_, y_ in kernels.blocks(dz, dy, y):
+            above = torch.sub(y_, bound, out=kernels.scratch.take("above", y_.shape, y_))
+            torch.ops.aten.threshold_backward.grad_input(dy_, above, 0, grad_input=dz_)
+            d_tau += torch.sub(dy_, dz_, out=above).sum(dim).sum(0)
+        return dz, d_tau, None

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import Facts, Norm, Paper, channels_second, positions_first, require_positive
+from normzoo.norms._tables import by_position
 
 
 class RMSNorm(Norm):
@@ -39,7 +41,14 @@ class RMSNorm(Norm):
         self.add_affine(weight=affine, bias=False)
 
     def normalize(self, x: Tensor) -> Tensor:
-        # The kernel wants x in the dtype of the weight, and warns otherwise.
-        wide = x if self.weight is None else x.to(torch.promote_types(x.dtype, self.weight.dtype))
-        y = F.rms_norm(positions_first(wide), (self.num_features,), self.weight, self.eps)
-        return channels_second(y, like=x).to(x.dtype)
+        if x.dim() == 2 or x.numel() <= kernels.SMALL:
+            # The kernel wants x in the dtype of the weight, and warns otherwise.
+            wide = x if self.weight is None else x.to(torch.promote_types(x.dtype, self.weight.dtype))
+            y = F.rms_norm(positions_first(wide), (self.num_features,), self.weight, self.eps)
+            return channels_second(y, like=x).to(x.dtype)
+
+        def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+            square = mean.square() + var
+            return (square + self.eps).rsqrt(), torch.zeros_like(mean)
+
+        return by_position(x, rule, weight=self.weight)[0]

@@ -1,0 +1,52 @@
+"""Dynamic erf (Derf)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms.pointwise._squash import Curve, squash
+
+# erf'(u) = 2 / sqrt(pi) exp(-u^2)
+ERF = Curve(torch.erf, torch.erf_, lambda u, z: u.square_().neg_().exp_().mul_(2 / math.sqrt(math.pi)))
+
+
+class DynamicErf(Norm):
+    """Squashes every value by the Gaussian error function, of learned steepness and shift.
+
+    `y = weight erf(alpha x + shift) + bias`, alpha and shift one learned number each
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        alpha: steepness at the start; the paper's default is 0.5, and 1 in its language models.
+
+    Parameters `alpha` and `shift` (1,), `weight` and `bias` (C,); shift starts at 0.
+
+    Raises:
+        InputError: alpha not above 0; an input that is not (N, C, *).
+
+    Reference: Mingzhi Chen, Taiming Lu, Jiachen Zhu, Mingjie Sun, Zhuang Liu. Stronger Normalization-Free
+    Transformers. 2025. arXiv 2512.10938, equation 10.
+    """
+
+    facts = Facts(
+        family="pointwise",
+        formula="y = weight erf(alpha x + shift) + bias",
+        paper=Paper(title="Stronger Normalization-Free Transformers", year=2025, arxiv="2512.10938"),
+    )
+
+    def __init__(self, num_features: int, *, alpha: float = 0.5) -> None:
+        super().__init__(num_features)
+        require_positive(self, alpha=alpha)
+        self.alpha = nn.Parameter(torch.tensor([alpha]))
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.add_affine()
+
+    def normalize(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        assert self.bias is not None
+        return squash(x, ERF, self.alpha, self.shift, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return str(self.num_features)

@@ -1,0 +1,66 @@
+"""Global response normalization (GRN)."""
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._tables import by_plane
+
+
+class GlobalResponseNorm(Norm):
+    """Scales each channel of each sample by its Euclidean norm, relative to the mean norm of the sample's channels.
+
+    `y = weight (x n) + bias + x`, `n = |x| / (mean |x| + eps)`, the norm over positions, its mean over channels
+
+    weight and bias start at zero, and the layer therefore as the identity; it makes channels compete and leaves the
+    scale of activations to a norm before it. The paper's equation 2 divides by the sum of the norms, its algorithm 1
+    and all code by their mean, as here. The authors' eps is 1e-6. A plane of zeros passes no gradient to its norm.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the mean of the norms, in their units.
+
+    Parameters `weight` and `bias`, (C,) each: the paper's gamma and beta.
+
+    Raises:
+        InputError: an input without positions, (N, C); eps not above 0; an input that is not (N, C, *).
+
+    Reference: Sanghyun Woo, Shoubhik Debnath, Ronghang Hu, Xinlei Chen, Zhuang Liu, In So Kweon, Saining Xie. ConvNeXt
+    V2: Co-designing and Scaling ConvNets with Masked Autoencoders. 2023. arXiv 2301.00808, algorithm 1.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = weight (x n) + bias + x, n = |x| / (mean |x| + eps)",
+        paper=Paper(
+            title="ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders",
+            year=2023,
+            arxiv="2301.00808",
+        ),
+        axes=("C", "s"),
+        dense=False,
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+        self.add_affine()
+        assert self.weight is not None
+        nn.init.zeros_(self.weight)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        positions = x.shape[2:].numel()
+
+        def rule(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            length = root(positions * (mean.square() + var))
+            response = length / (length.mean(1, keepdim=True) + self.eps)
+            return weight * response + 1, bias.expand_as(mean)
+
+        return by_plane(x, rule, self.weight, self.bias)[0]
+
+
+def root(square: Tensor) -> Tensor:
+    """The square root, whose gradient at 0 counts as 0 instead of infinity."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)

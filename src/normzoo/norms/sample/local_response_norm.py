@@ -1,0 +1,129 @@
+"""Local response normalization."""
+
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms import _kernels as kernels
+from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive
+
+
+class LocalResponseNorm(Norm):
+    """Divides each value by a power of the sum of squares of the channels around it, at its position.
+
+    `y = x (offset + scale / size sum(x^2))^-exponent`, the sum over a window of `size` channels
+
+    The window reaches `size // 2` channels down and `(size - 1) // 2` up; beyond the first and the last channel there
+    are zeros. scale, exponent and offset are what torch and the paper call alpha, beta and k; of the conventions in
+    use this is torch's and Caffe's, which divide alpha by the size. The paper does not, so that its 1e-4 is 5e-4 here.
+    The defaults are the paper's: on activations of size 1 they do little but multiply by 2^-0.75.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        size: channels in a window.
+        scale: weight of the window's mean square, in inverse squared units of x.
+        exponent: the power; 0.5 would be that of a standard deviation.
+        offset: added to the weighted mean square; with 0 a window of zeros would have no value.
+
+    Raises:
+        InputError: size not a positive integer; scale, exponent or offset not above 0; an input that is not (N, C, *).
+
+    Reference: Alex Krizhevsky, Ilya Sutskever, Geoffrey E. Hinton. ImageNet Classification with Deep Convolutional
+    Neural Networks. 2012. Advances in Neural Information Processing Systems 25, section 3.3.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = x (offset + scale / size sum(x^2))^-exponent",
+        paper=Paper(title="ImageNet Classification with Deep Convolutional Neural Networks", year=2012),
+        axes=("C/w",),
+    )
+
+    def __init__(
+        self, num_features: int, *, size: int = 5, scale: float = 5e-4, exponent: float = 0.75, offset: float = 2.0
+    ) -> None:
+        super().__init__(num_features)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(
+                f"LocalResponseNorm(size={size!r}): size must be an integer of at least 1; the default is 5 channels."
+            )
+        require_positive(self, scale=scale, exponent=exponent, offset=offset)
+        self.size, self.scale, self.exponent, self.offset = size, scale, exponent, offset
+
+    def normalize(self, x: Tensor) -> Tensor:
+        wide, settings = at_least_float32(x), (self.size, self.scale, self.exponent, self.offset)
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or x.numel() <= kernels.SMALL
+            or x.device.type != "cpu"
+        ):
+            return plain(wide, *settings).to(x.dtype)
+        volume, last = kernels.as_volume(wide)
+        y: Tensor = Response.apply(volume, 2 if last else 1, *settings)
+        return kernels.restore(y, x, last).to(x.dtype)
+
+
+def plain(x: Tensor, size: int, scale: float, exponent: float, offset: float) -> Tensor:
+    """The equation on (N, C, *), differentiable to every order."""
+    channels = x.shape[1]
+    padded = F.pad(x.square(), (*[0, 0] * (x.dim() - 2), size // 2, (size - 1) // 2))
+    sums = reduce(torch.add, (padded.narrow(1, start, channels) for start in range(size)))
+    return x * (offset + scale / size * sums).pow(-exponent)
+
+
+def window_sums(x: Tensor, down: int, up: int, dim: int, name: str) -> Tensor:
+    """The sums over `down` channels before each, itself and `up` after it, in memory of that name."""
+    channels = x.shape[dim]
+    sums = kernels.scratch.take(name, x.shape, x).copy_(x)
+    for step in range(1, min(down, channels - 1) + 1):
+        sums.narrow(dim, step, channels - step).add_(x.narrow(dim, 0, channels - step))
+    for step in range(1, min(up, channels - 1) + 1):
+        sums.narrow(dim, 0, channels - step).add_(x.narrow(dim, step, channels - step))
+    return sums
+
+
+class Response(torch.autograd.Function):
+    """The equation on a volume whose channels lie along dim, and its gradient.
+
+    With d = offset + scale / size sum(x^2), and as channel i is in the window of j exactly if j is in the mirrored
+    window of i::
+
+        dx = dy d^-exponent - 2 scale exponent / size x sum'(dy x d^(-exponent - 1)),   sum' over mirrored windows
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, scale: float, exponent: float, offset: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.dim, ctx.settings = dim, (size, scale, exponent, offset)
+        y = torch.empty_like(x)
+        for y_, x_ in kernels.blocks(y, x):
+            torch.mul(denominator(x_, dim, size, scale, offset).log_().mul_(-exponent).exp_(), x_, out=y_)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,), (x,), dim = grad_outputs, ctx.saved_tensors, ctx.dim
+        size, scale, exponent, offset = ctx.settings
+        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+            y, dy = plain(x.movedim(dim, 1), *ctx.settings), dy.movedim(dim, 1)
+            return *torch.autograd.grad(y, x, dy, create_graph=True), *[None] * 5
+        dx = torch.empty_like(x)
+        for dx_, dy_, x_ in kernels.blocks(dx, dy.contiguous(), x):
+            d = denominator(x_, dim, size, scale, offset)
+            power = torch.log(d, out=kernels.scratch.take("power", x_.shape, x_)).mul_(-exponent).exp_()
+            torch.mul(dy_, power, out=dx_)
+            of_window = torch.div(dx_, d, out=power).mul_(x_)
+            sums = window_sums(of_window, (size - 1) // 2, size // 2, dim, "sums")
+            dx_.addcmul_(sums, x_, value=-2 * scale * exponent / size)
+        return dx, *[None] * 5
+
+
+def denominator(x: Tensor, dim: int, size: int, scale: float, offset: float) -> Tensor:
+    """d of `Response`, in scratch memory."""
+    squares = torch.mul(x, x, out=kernels.scratch.take("squares", x.shape, x))
+    return window_sums(squares, size // 2, (size - 1) // 2, dim, "sums").mul_(scale / size).add_(offset)

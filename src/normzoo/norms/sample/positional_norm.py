@@ -1,0 +1,61 @@
+"""Positional normalization (PONO)."""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.norms import _kernels as kernels
+from normzoo.norms._base import (
+    Facts,
+    Norm,
+    Paper,
+    channels_second,
+    positions_first,
+    require_positive,
+    require_variance,
+)
+from normzoo.norms._tables import by_position, standardize
+
+
+class PositionalNorm(Norm):
+    """Normalizes each position of each sample by the mean and variance over its channels, and learns nothing.
+
+    `y = (x - mean) / sqrt(var + eps)`, mean and biased variance over channels
+
+    The variance is the paper's, biased; the authors' code takes the unbiased one. Mean and deviation, which the paper
+    hands on to a later layer as its moment shortcut, are not returned: with a scale and a shift per channel in their
+    place this is `ChannelLayerNorm`.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variance, in its units.
+
+    Raises:
+        InputError: a single channel, whose variance is 0; eps not above 0; an input that is not (N, C, *).
+
+    Reference: Boyi Li, Felix Wu, Kilian Q. Weinberger, Serge Belongie. Positional Normalization. 2019.
+    arXiv 1907.04312, section 3.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = (x - mean) / sqrt(var + eps)",
+        paper=Paper(title="Positional Normalization", year=2019, arxiv="1907.04312"),
+        axes=("C",),
+        centres=True,
+        scales=True,
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+
+    def normalize(self, x: Tensor) -> Tensor:
+        require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take LayerNorm")
+        rows = positions_first(x)
+        if rows.is_contiguous() or x.numel() <= kernels.SMALL:
+            # The built-in kernel is the fastest where the channels of a position lie together in memory.
+            return channels_second(F.layer_norm(rows, (self.num_features,), eps=self.eps), like=x)
+        return by_position(x, partial(standardize, eps=self.eps))[0]
