@@ -200,6 +200,8 @@ def beside_oracle(subject: Subject, name: str, dtype: torch.dtype = torch.float6
     oracle = subject.reference.oracles[name]
     layer = subject.experienced(dtype=dtype)
     other = oracle.build(layer, subject.input(dtype=dtype))
+    if dtype is not torch.float64:  # the laws' own, which some modules are made for
+        other = other.to(dtype)
     for step, (samples, training) in enumerate(experiences(subject)):
         if training and not oracle.trains:
             continue

@@ -255,7 +255,7 @@ def by_others(name: str, layer: Norm, x: Tensor, cost: Cost) -> dict[str, nn.Mod
     for oracle_name, oracle in oracles.items():
         if layout in oracle.layouts and oracle.trains and oracle.timed:
             try:
-                found[oracle_name] = oracle.build(layer, x).train()
+                found[oracle_name] = oracle.build(layer, x).to(x.dtype).train()
             except Exception as error:  # not installed, or not in float32: shown
                 cost.problems[oracle_name] = f"{type(error).__name__}: {error}"[:160]
     return found

@@ -1,11 +1,13 @@
 """Layers that act on a weight (C, I, *), here called v."""
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from references._base import Oracle, Reference, State, Weighted, by_sample, standardized
+from references._base import Oracle, Reference, State, Weighted, by_sample, mean_of, standardized
 
 
 def weight_norm(v: Tensor, state: State, training: bool, **unused: object) -> Tensor:
@@ -14,6 +16,34 @@ def weight_norm(v: Tensor, state: State, training: bool, **unused: object) -> Te
 
 def weight_standardization(v: Tensor, state: State, training: bool, *, eps: float, **unused: object) -> Tensor:
     return by_sample(lambda row: standardized(row, eps), v)
+
+
+def centered_weight_norm(v: Tensor, state: State, training: bool, **unused: object) -> Tensor:
+    centred = by_sample(lambda row: row - mean_of(row), v)
+    return weight_norm(centred, state, training)
+
+
+def spectral_norm(v: Tensor, state: State, training: bool, *, n_power_iterations: int, **unused: object) -> Tensor:
+    matrix = v.reshape(len(v), -1)
+    constant = matrix.detach()
+    for _ in range(n_power_iterations if training else 0):
+        right = constant.T @ state["u"]
+        left = constant @ (right / right.norm())
+        state["u"] = left / left.norm()
+    right = constant.T @ state["u"]
+    sigma = state["u"] @ matrix @ (right / right.norm())
+    return v / sigma
+
+
+def scaled_weight_standardization(
+    v: Tensor, state: State, training: bool, *, gamma: float, eps: float, **unused: object
+) -> Tensor:
+    rows = [state["weight"][c] * gamma * standardized(v[c], eps) / math.sqrt(v[c].numel()) for c in range(len(v))]
+    return torch.stack(rows)
+
+
+def cosine_norm(v: Tensor, state: State, training: bool, **unused: object) -> Tensor:
+    return by_sample(lambda row: row / (row**2).sum().sqrt(), v)
 
 
 def torch_weight_norm(layer: Any, x: Tensor) -> nn.Module:
@@ -37,11 +67,59 @@ def timm_weight_standardization(layer: Any, x: Tensor) -> nn.Module:
     return Weighted(normalized)
 
 
+def timm_scaled_weight_standardization(layer: Any, x: Tensor) -> nn.Module:
+    from timm.layers import ScaledStdConv2d
+
+    def normalized(v: Tensor) -> Tensor:
+        conv = ScaledStdConv2d(
+            v.shape[1], v.shape[0], tuple(v.shape[2:]), padding=0, bias=False, gamma=layer.gamma, eps=layer.eps
+        ).to(v.dtype)
+        conv.gain.data.copy_(layer.weight.detach().view(conv.gain.shape))
+        del conv.weight
+        conv.weight = v
+        entries = v[0].numel()
+        impulses = torch.eye(entries, dtype=v.dtype).view(entries, *v.shape[1:])
+        return conv(impulses).view(entries, -1).T.view(v.shape)
+
+    return Weighted(normalized)
+
+
+class TorchSpectralNorm(nn.Module):
+    """torch's parametrization, which keeps v from one weight to the next, with the v of the weight at hand."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.u, self.n_power_iterations = layer.u.clone(), layer.n_power_iterations
+
+    def forward(self, w: Tensor) -> Tensor:
+        host = nn.Linear(w[0].numel(), len(w), dtype=w.dtype)
+        nn.utils.parametrizations.spectral_norm(host, n_power_iterations=self.n_power_iterations)
+        own = host.parametrizations.weight[0].train(self.training)
+        own._u, own._v = self.u, F.normalize(w.detach().flatten(1).T @ self.u, dim=0)
+        y = own(w.flatten(1)).view(w.shape)
+        self.u = own._u.clone()
+        return y
+
+
 REFERENCES: dict[str, Reference] = {
     "WeightNorm": Reference(weight_norm, (), {"torch": Oracle(torch_weight_norm)}),
     "WeightStandardization": Reference(
         weight_standardization,
         ({"eps": 0.1},),
         {"timm": Oracle(timm_weight_standardization, package="timm", layouts=("NCHW",), timed=False)},
+    ),
+    "CenteredWeightNorm": Reference(centered_weight_norm),
+    "SpectralNorm": Reference(
+        spectral_norm,
+        ({"n_power_iterations": 3},),
+        {"torch": Oracle(lambda layer, x: TorchSpectralNorm(layer), timed=False)},
+    ),
+    "ScaledWeightStandardization": Reference(
+        scaled_weight_standardization,
+        ({"eps": 0.1}, {"gamma": 1.0}),
+        {"timm": Oracle(timm_scaled_weight_standardization, package="timm", layouts=("NCHW",), timed=False)},
+    ),
+    "CosineNorm": Reference(
+        cosine_norm, (), {"torch": Oracle(lambda layer, x: Weighted(lambda v: F.normalize(v.flatten(1)).view(v.shape)))}
     ),
 }
