@@ -1,0 +1,1 @@
+"""Statistics of several kinds, of one sample and of the batch, mixed."""

@@ -1,0 +1,108 @@
+"""Batch-instance normalization: a learned gate between the two, channel by channel."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._ranks import Group, all_reduce
+from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
+
+
+class BatchInstanceNorm(MixedStatistics):
+    """Mixes batch norm and instance norm by a gate per channel, which learns how much style to keep.
+
+    `y = weight (gate x_B + (1 - gate) x_I) + bias`, x_B normalized over samples and positions, x_I over positions alone
+
+    The gate stays in [0, 1]. The paper clips the parameter after every update; here the forward pass clips it, so that
+    any training loop will do, and the gradient is that of the projection: blocked only where it would push the gate
+    further out, so that one that a step has carried outside comes back.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variance, in its units.
+        momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: learn `weight` and `bias`, (C,) each.
+        track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, of x_B for evaluation.
+        sync: take the batch's statistics over the batches of all ranks, weighted by their counts.
+
+    Parameter `gate`: (C,), ones at the start, which is `BatchNorm`. The authors learn it at ten times the rate of the
+    other parameters and without weight decay.
+
+    Raises:
+        InputError: an input without positions, (N, C); a single position in training, whose variance is 0; an argument
+            out of range; an input that is not (N, C, *).
+
+    Reference: Hyeonseob Nam, Hyo-Eun Kim. Batch-Instance Normalization for Adaptively Style-Invariant Neural Networks.
+    2018. arXiv 1805.07925, equations 3 and 4.
+    """
+
+    facts = Facts(
+        family="mixed",
+        formula="y = weight (gate x_B + (1 - gate) x_I) + bias",
+        paper=Paper(
+            title="Batch-Instance Normalization for Adaptively Style-Invariant Neural Networks",
+            year=2018,
+            arxiv="1805.07925",
+        ),
+        axes=("N", "s"),
+        centres=True,
+        scales=True,
+        stateful=True,
+        train_differs=True,
+        dense=False,
+        syncs=True,
+        exceptions=dict.fromkeys(
+            ("gradcheck", "gradgradcheck"),
+            "the gradient of a gate outside [0, 1] is that of the projection, which lets it return, and not the "
+            "derivative of clipping, 0",
+        ),
+    )
+
+    def add_affine(self, *, weight: bool = True, bias: bool = True) -> None:
+        self.gate = nn.Parameter(torch.ones(self.num_features))
+        super().add_affine(weight=weight, bias=bias)
+
+    def require_values(self, x: Tensor, samples: int) -> None:
+        remedy = "use larger images or fewer strides, or take BatchNorm"
+        require_variance(self, x, x.shape[2:].numel(), per="channel", remedy=remedy)
+
+    def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
+        gate = ToUnitInterval.apply(self.gate, self.group)
+        return by_plane(x, partial(self.rule, of_batch=of_batch), gate, weight=self.weight, bias=self.bias)
+
+    def rule(self, mean: Tensor, var: Tensor, gate: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
+        of = of_batch(mean, var)
+        pairs = zip(standardize(*of, self.eps), standardize(mean, var, self.eps), strict=True)
+        scale, shift = (gate * batch + (1 - gate) * instance for batch, instance in pairs)
+        return scale, shift, *of
+
+
+class ToUnitInterval(torch.autograd.Function):
+    """`clip(gate, 0, 1)`, with a gradient that descent can follow everywhere but further out of the interval.
+
+    At a bound or beyond it, a gradient is blocked where a step against it leads outwards: where it is negative for a
+    gate of 1 or more, positive for one of 0 or less. Its sign is that of the sum over the ranks.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, group: Group) -> Tensor:
+        return gate.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Group], output: Tensor) -> None:
+        gate, ctx.group = inputs
+        ctx.save_for_backward(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (d,) = grad_outputs
+        (gate,) = ctx.saved_tensors
+        of_all = all_reduce(d.detach(), ctx.group)
+        outwards = ((gate >= 1) & (of_all < 0)) | ((gate <= 0) & (of_all > 0))
+        return d * ~outwards, None

@@ -1,0 +1,97 @@
+"""Instance-batch normalization (IBN): part of the channels by instance, the others by batch."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
+
+# What IBN-Net, and pytorchcv after it, call the two layers that they split the channels between.
+HALVES = (("IN.", "BN."), ("inst_norm.", "batch_norm."))
+
+
+class InstanceBatchNorm(MixedStatistics):
+    """Normalizes the first half of the channels as instance norm does, and the others as batch norm does.
+
+    `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over positions for the first C // 2
+    channels, over samples and positions for the others
+
+    This is the layer of IBN-Net's blocks "a", in the authors' order; their code fails for an odd C, whose larger half
+    here goes to batch norm. With a single channel all is batch norm.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variance, in its units.
+        momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: learn `weight` and `bias`, (C,) each.
+        track_running_stats: keep running statistics for evaluation.
+        sync: take the statistics over the batches of all ranks, weighted by their counts.
+
+    Buffers `running_mean` and `running_var` (unbiased): (C - C // 2,), of the channels that are normalized by batch. A
+    state_dict of IBN-Net's or pytorchcv's `IBN`, which hold two layers, loads too.
+
+    Raises:
+        InputError: an input without positions, (N, C); one value per channel, or of a sample's channel, in training; an
+            argument out of range; an input that is not (N, C, *).
+
+    Reference: Xingang Pan, Ping Luo, Jianping Shi, Xiaoou Tang. Two at Once: Enhancing Learning and Generalization
+    Capacities via IBN-Net. 2018. arXiv 1807.09441, section 3.2.
+    """
+
+    facts = Facts(
+        family="mixed",
+        formula="y = weight (x - mean) / sqrt(var + eps) + bias, half of the channels by instance, half by batch",
+        paper=Paper(
+            title="Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net",
+            year=2018,
+            arxiv="1807.09441",
+        ),
+        axes=("N", "s"),
+        centres=True,
+        scales=True,
+        stateful=True,
+        train_differs=True,
+        dense=False,
+        syncs=True,
+    )
+
+    def add_running(self, tracked: bool) -> None:
+        self.instance_channels = self.num_features // 2
+        by_batch = self.num_features - self.instance_channels
+        self.register_buffer("running_mean", torch.zeros(by_batch) if tracked else None)
+        self.register_buffer("running_var", torch.ones(by_batch) if tracked else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
+
+    def require_values(self, x: Tensor, samples: int) -> None:
+        super().require_values(x, samples)
+        if self.instance_channels > 0:
+            remedy = "use larger images or fewer strides, or take BatchNorm"
+            require_variance(self, x, x.shape[2:].numel(), per="channel", remedy=remedy)
+
+    def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
+        return by_plane(x, partial(self.rule, of_batch=of_batch), weight=self.weight, bias=self.bias)
+
+    def rule(self, mean: Tensor, var: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
+        first = self.instance_channels
+        of = of_batch(mean[:, first:], var[:, first:])
+        mean, var = (
+            torch.cat([own[:, :first], shared.to(own.dtype).expand_as(own[:, first:])], 1)
+            for own, shared in zip((mean, var), of, strict=True)
+        )
+        return *standardize(mean, var, self.eps), *of
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        for halves in HALVES:
+            instance, batch = (prefix + name for name in halves)
+            for name in ("weight", "bias"):
+                parts = [state_dict.pop(half + name) for half in (instance, batch) if half + name in state_dict]
+                if parts:
+                    state_dict[prefix + name] = torch.cat(parts)
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                if batch + name in state_dict:
+                    state_dict[prefix + name] = state_dict.pop(batch + name)
+        super()._load_from_state_dict(state_dict, prefix, *others)
