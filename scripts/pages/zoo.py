@@ -141,7 +141,10 @@ def card(layer: type[Norm], costs: Costs | None) -> str:
         ),
         f"**yes** {'; '.join(holds) or 'none of these'}",
         f"**no** {'; '.join(lacks) or 'none of these'}",
-        *(f"**does not keep the law** {law}: {escaped(why)}" for law, why in row["exceptions"].items()),
+        *(
+            f"**laws it does not keep** {', '.join(laws)}: {escaped(why)}"
+            for why, laws in by_reason(row["exceptions"]).items()
+        ),
         f"**implementations by others** {others(name)}",
     ]
     if reference:
@@ -180,10 +183,14 @@ def documentation(layer: type[Norm]) -> tuple[list[str], dict[str, str], str]:
         elif opening == "Attributes:":
             prose.append(listed(rest))
         elif opening != "Raises:":
-            prose.append(
-                escaped(" ".join(paragraph.removesuffix(":").split()) + (":" if paragraph.endswith("::") else ""))
-            )
+            text = " ".join(paragraph.split())
+            prose.append(escaped(text.removesuffix(":") if text.endswith("::") else text))
     return prose, arguments, reference
+
+
+def by_reason(exceptions: Mapping[str, str]) -> dict[str, list[str]]:
+    """The laws that a layer does not keep, by the reason."""
+    return {why: [law for law, other in exceptions.items() if other == why] for why in exceptions.values()}
 
 
 def listed(entries: str) -> str:
