@@ -211,6 +211,16 @@ def per_channel(v: Tensor, x: Tensor) -> Tensor:
     return v.view(-1, *[1] * (x.dim() - 2))
 
 
+def per_plane(table: Tensor, x: Tensor) -> Tensor:
+    """Views a table (N, C) such that it broadcasts against x of shape (N, C, *)."""
+    return table.view(*table.shape, *[1] * (x.dim() - 2))
+
+
+def plane_sums(x: Tensor) -> Tensor:
+    """The sum of each plane of x (N, C, *): a table (N, C), in memory of its own."""
+    return x.clone() if x.dim() == 2 else x.flatten(2).sum(2)
+
+
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """`weight x + bias` per channel, either of them absent."""
     if weight is not None:

@@ -2,10 +2,11 @@
 
 Written plainly, a chain of elementwise operations reads and writes the whole input once per operation, and autograd
 keeps every intermediate value. Here a block of samples goes through the whole chain while it lies in the processor's
-cache; only the input is kept, and the backward pass takes each block through the chain once more.
+cache; only the input is kept, and the backward pass takes each block through the chain once more, by autograd or by a
+gradient that is written by hand.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,77 +15,124 @@ from torch import Tensor
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32
 
-# (x, *tensors) -> y like x, of any number of samples.
+# (x, *tables, *tensors) -> y like x, of any number of samples.
 Formula = Callable[..., Tensor]
+# (dy, x, *tables, *tensors) -> the gradients of x, the tables and the tensors.
+Gradient = Callable[..., tuple[Tensor | None, ...]]
 
 
-def in_blocks(formula: Formula, x: Tensor, *tensors: Tensor | None) -> Tensor:
-    """`formula(x, *tensors)`.
+def in_blocks(
+    formula: Formula,
+    x: Tensor,
+    *tensors: Tensor | None,
+    tables: tuple[Tensor, ...] = (),
+    gradient: Gradient | None = None,
+) -> Tensor:
+    """`formula(x, *tables, *tensors)`.
 
     Args:
         formula: from x (N, C, *) to y of the same shape, each sample on its own, without effects.
-        x: of any floating dtype; the formula sees float32 at least.
+        x: of any floating dtype; the formula sees float32 at least, and no autocast.
         tensors: what else the formula depends on and gradients flow to; the same for every sample.
+        tables: the same, but with one row per sample, (N, ...).
+        gradient: the gradient of the formula by hand, faster than autograd; None in it for what has no gradient. Second
+            derivatives are those of the formula.
 
     Returns:
         y like x.
     """
     wide = at_least_float32(x)
-    given = tuple(None if t is None else at_least_float32(t) for t in tensors)
+    given = tuple(None if t is None else at_least_float32(t) for t in (*tables, *tensors))
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or x.numel() <= kernels.SMALL
         or x.device.type != "cpu"
     ):
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return formula(wide, *given).to(x.dtype)
         return formula(wide, *given).to(x.dtype)
-    return InBlocks.apply(dense(wide), formula, *given).to(x.dtype)
+    return InBlocks.apply(dense(wide), formula, gradient, len(tables), *given).to(x.dtype)
 
 
 class InBlocks(torch.autograd.Function):
     """The formula and its gradient, block by block."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, formula: Formula, *tensors: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, *tensors)
-        ctx.formula = formula
+    def forward(
+        ctx: Any, x: Tensor, formula: Formula, gradient: Gradient | None, tables: int, *given: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, *given)
+        ctx.formula, ctx.gradient, ctx.tables = formula, gradient, tables
         y = torch.empty_like(x)
-        n = kernels.samples_per_block(x)
-        for y_, x_ in zip(y.split(n), x.split(n), strict=True):
-            y_.copy_(formula(x_, *tensors))
+        with torch.autocast("cpu", enabled=False):
+            for block in blocks(x):
+                y[block] = formula(x[block], *rows(given, tables, block))
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grad_outputs
-        x, *tensors = ctx.saved_tensors
-        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
-            wanted = [t for t, one in zip((x, *tensors), needed, strict=True) if one]
-            y = ctx.formula(x, *tensors)
-            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
-            dx, *d_tensors = [next(found) if one else None for one in needed]
-            return dx, None, *d_tensors
-        leaves = [
-            None if t is None else t.detach().requires_grad_(one) for t, one in zip(tensors, needed[1:], strict=True)
-        ]
-        wanted = [t for t in leaves if t is not None and t.requires_grad]
-        sums = [torch.zeros_like(t) for t in wanted]
-        dx = torch.empty_like(x) if needed[0] else None
-        n = kernels.samples_per_block(x)
-        for start in range(0, len(x), n):
-            block = slice(start, start + n)
-            x_ = x[block].detach().requires_grad_(needed[0])
-            with torch.enable_grad():
-                y_ = ctx.formula(x_, *leaves)
-            inputs = [x_, *wanted] if dx is not None else wanted
-            of_block = list(torch.autograd.grad(y_, inputs, dy[block], allow_unused=True, materialize_grads=True))
-            if dx is not None:
-                dx[block] = of_block.pop(0)
-            for total, one in zip(sums, of_block, strict=True):
-                total += one
-        of_leaf = iter(sums)
-        return dx, None, *(next(of_leaf) if t is not None and t.requires_grad else None for t in leaves)
+        x, *given = ctx.saved_tensors
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled():  # this gradient is to be differentiated again
+                dx, *others = of_formula(ctx.formula, dy, x, given, needed, create_graph=True)
+                return dx, None, None, None, *others
+            dx = torch.empty_like(x) if needed[0] else None
+            sums = [
+                torch.zeros_like(t) if t is not None and one else None for t, one in zip(given, needed[1:], strict=True)
+            ]
+            for block in blocks(x):
+                inputs = dy[block], x[block], rows(given, ctx.tables, block)
+                if ctx.gradient is None:
+                    of_x, *of_given = of_formula(ctx.formula, *inputs, needed, create_graph=False)
+                else:
+                    of_x, *of_given = ctx.gradient(*inputs[:2], *inputs[2])
+                if dx is not None and of_x is not None:
+                    dx[block] = of_x
+                for total, one in zip(rows(sums, ctx.tables, block), of_given, strict=True):
+                    if total is not None and one is not None:
+                        total += one
+        return dx, None, None, None, *sums
+
+
+def blocks(x: Tensor) -> Iterator[slice]:
+    """The samples of x, some at a time."""
+    n = kernels.samples_per_block(x)
+    return (slice(start, start + n) for start in range(0, len(x), n))
+
+
+def rows(given: Sequence[Tensor | None], tables: int, block: slice) -> list[Tensor | None]:
+    """What belongs to a block: its rows of the first, which are tables, and all of the others."""
+    return [t[block] if t is not None and i < tables else t for i, t in enumerate(given)]
+
+
+def of_formula(
+    formula: Formula,
+    dy: Tensor,
+    x: Tensor,
+    given: Sequence[Tensor | None],
+    needed: tuple[bool, ...],
+    *,
+    create_graph: bool,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x and what else is given, by autograd; None for what needs none."""
+    inputs: list[Tensor | None] = [x, *given]
+    if create_graph:  # views, for what is given may depend on x: that path is not the formula's
+        inputs = [None if t is None else t.view_as(t) for t in inputs]
+    else:
+        inputs = [None if t is None else t.detach().requires_grad_(one) for t, one in zip(inputs, needed, strict=True)]
+    with torch.enable_grad():
+        y = formula(*inputs)
+    wanted = [t for t, one in zip(inputs, needed, strict=True) if one and t is not None]
+    found = iter(
+        torch.autograd.grad(
+            y, wanted, dy, create_graph=create_graph, allow_unused=True, materialize_grads=not create_graph
+        )
+    )
+    return tuple(next(found) if one and t is not None else None for t, one in zip(inputs, needed, strict=True))
 
 
 def dense(x: Tensor) -> Tensor:

@@ -67,6 +67,66 @@ def by_position(
     return evaluate(x, rule, tensors, weight, bias, over_channels=True)
 
 
+def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the biased variance of each channel of each sample over positions, with gradient: tables (N, C).
+
+    For a layer that is no scale and shift, `by_plane` being for those. With L values to a plane::
+
+        dx = slope (x - mean) + d_mean / L,   slope = 2 d_var / L
+
+    Args:
+        x: (N, C, *) of any floating dtype; the moments are float32 at least.
+
+    Returns:
+        mean and var.
+    """
+    wide = at_least_float32(x)
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or x.dim() == 2
+        or x.numel() <= kernels.SMALL
+    ):
+        return plain_moments(wide)
+    volume, last = kernels.as_volume(wide)
+    return PlaneMoments.apply(*moments(volume, 1 if last else 2), 1 if last else 2)
+
+
+def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same written down plainly, for any shape (N, C, *), differentiable to every order."""
+    if x.dim() == 2:
+        return x, torch.zeros_like(x)
+    flat = x.flatten(2)
+    mean = flat.mean(2, keepdim=True)
+    return mean.squeeze(2), (flat - mean).square().mean(2)
+
+
+class PlaneMoments(torch.autograd.Function):
+    """The moments of a volume, which `moments` has measured, and their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, pivot: Tensor | None, dim: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, mean, pivot)
+        ctx.dim = dim
+        return mean.clone(), var.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, pivot = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+            if pivot is not None:
+                x = x + pivot.unsqueeze(ctx.dim)
+            measured = plain_moments(kernels.channels_second(x, ctx.dim))
+            return *torch.autograd.grad(measured, x, grad_outputs, create_graph=True), *[None] * 4
+        d_mean, d_var = (d / x.shape[ctx.dim] for d in grad_outputs)
+        slope = 2 * d_var
+        # If x stands shifted by the mean, its own mean is 0.
+        constant = d_mean if pivot is not None else torch.addcmul(d_mean, slope, mean, value=-1)
+        return kernels.scale_and_shift(x, slope, constant, ctx.dim), *[None] * 4
+
+
 def standardize(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The tables of `(x - mean) / sqrt(var + eps)`."""
     inv_std = (var + eps).rsqrt()
@@ -156,10 +216,13 @@ class Tables(torch.autograd.Function):
             return gradient_of_plain(ctx, dy, x, pivot, weight, bias, tensors)
         dy, dim, (scale, shift) = dy.contiguous(), ctx.dim, ctx.tables
         d_weight = d_bias = None
-        if weight is not None or bias is not None:
+        if weight is None and bias is None:
+            d_shift, d_scale = kernels.sums_and_dots(dy, x, dim)
+        else:
+            gain = x.new_ones(x.shape[dim]) if weight is None else weight
             z_tables = scale.detach(), shifted(scale, shift, pivot)
-            d_weight, d_bias = kernels.dots_with_normalized(dy, x, *z_tables, dim)
-        d_shift, d_scale = kernels.sums_and_dots(dy, x, dim, weight)
+            d_shift, d_scale, dots, sums = kernels.weighted_sums_and_dots(dy, x, *z_tables, dim, gain)
+            d_weight, d_bias = None if weight is None else dots, None if bias is None else sums
         if pivot is not None:
             d_scale = torch.addcmul(d_scale, pivot, d_shift)
         mean, var, *leaves = ctx.inputs

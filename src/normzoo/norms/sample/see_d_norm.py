@@ -1,0 +1,100 @@
+"""Root-mean-square normalization whose gain depends on the input."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Norm, Paper, per_channel, require_positive
+from normzoo.norms._blocks import in_blocks
+
+
+class SeeDNorm(Norm):
+    """Divides each position by the root mean square of its channels, with a gain that the input itself sets.
+
+    `y = (alpha tanh(beta . x) + weight) x / sqrt(mean(x^2) + eps)`, product and mean over channels
+
+    It starts as `RMSNorm`. The product sees x as it is, so that its size, which the division takes away, is not lost.
+    With several heads the channels are cut into as many neighbouring slices, each with a product of its own; the root
+    mean square remains that of all channels.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        num_heads: slices of the channels; must divide C. The paper takes 1 for text, and 16 for images.
+        eps: added to the mean square, in its units.
+
+    Parameters `weight`, `alpha` and `beta`, (C,) each, 1, 1 and 0 at the start. The paper's gamma is `weight`. It gives
+    alpha and beta weight decay.
+
+    Raises:
+        InputError: num_heads does not divide C; eps not above 0; an input that is not (N, C, *).
+
+    Reference: Wenrui Cai, Defa Zhu, Qingjie Liu, Qiyang Min. SeeDNorm: Self-Rescaled Dynamic Normalization. 2025.
+    arXiv 2510.22777, section 3.
+    """
+
+    facts = Facts(
+        family="sample",
+        formula="y = (alpha tanh(beta . x) + weight) x / sqrt(mean(x^2) + eps)",
+        paper=Paper(title="SeeDNorm: Self-Rescaled Dynamic Normalization", year=2025, arxiv="2510.22777"),
+        axes=("C",),
+        unit_square=True,
+    )
+
+    def __init__(self, num_features: int, *, num_heads: int = 1, eps: float = 1e-5) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or num_features % num_heads:
+            raise InputError(
+                f"SeeDNorm({num_features}, num_heads={num_heads!r}): num_heads must divide the number of channels; the "
+                f"default is 1."
+            )
+        self.num_heads = num_heads
+        self.eps = eps
+        self.add_affine(bias=False)
+        self.alpha = nn.Parameter(torch.ones(num_features))
+        self.beta = nn.Parameter(torch.zeros(num_features))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        formula = partial(rescaled, heads=self.num_heads, eps=self.eps)
+        gradient = partial(gradient_of_rescaled, heads=self.num_heads, eps=self.eps)
+        return in_blocks(formula, x, self.weight, self.alpha, self.beta, gradient=gradient)
+
+
+def over_heads(product: Tensor, heads: int) -> Tensor:
+    """The sum over the channels of each head, in the place of each of its channels, or of all when there is one."""
+    if heads == 1:
+        return product.sum(1, keepdim=True)
+    return product.unflatten(1, (heads, -1)).sum(2).repeat_interleave(product.shape[1] // heads, 1)
+
+
+def rescaled(x: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, *, heads: int, eps: float) -> Tensor:
+    """The layer."""
+    inv_rms = (x.square().mean(1, keepdim=True) + eps).rsqrt()
+    gate = over_heads(x * per_channel(beta, x), heads).tanh()
+    return x * inv_rms * (gate * per_channel(alpha, x) + per_channel(weight, x))
+
+
+def gradient_of_rescaled(
+    dy: Tensor, x: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, *, heads: int, eps: float
+) -> tuple[Tensor, ...]:
+    """The gradients of x, weight, alpha and beta.
+
+    With r = 1 / rms, t the gate, g = alpha t + weight the gain and p = dy x r::
+
+        dweight = sum p,   dalpha = sum p t,   dbeta = sum dgate x,   dgate = (1 - t^2) sum_head p alpha
+        dx = dy g r + beta dgate - x r^2 mean(p g)
+    """
+    positions = (0, *range(2, x.dim()))
+    inv_rms = (x.square().mean(1, keepdim=True) + eps).rsqrt()
+    gate = over_heads(x * per_channel(beta, x), heads).tanh()
+    p = (dy * x).mul_(inv_rms)
+    d_weight = p.sum(positions)
+    d_alpha = (p * gate).sum(positions)
+    d_gate = over_heads(p * per_channel(alpha, x), heads) * (1 - gate.square())
+    gain = torch.addcmul(per_channel(weight, x), gate, per_channel(alpha, x))
+    along = p.mul_(gain).mean(1, keepdim=True) * inv_rms.square()
+    dx = gain.mul_(inv_rms).mul_(dy).addcmul_(d_gate, per_channel(beta, x)).addcmul_(x, along, value=-1)
+    d_beta = torch.mul(x, d_gate, out=p).sum(positions)
+    return dx, d_weight, d_alpha, d_beta
