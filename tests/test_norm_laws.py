@@ -162,11 +162,12 @@ def refusal(layer: Norm, x: Tensor) -> InputError | None:
 
 
 def set_axes(subject: Subject) -> set[int]:
-    """The dimensions over which the layer's statistics run; those of a group count as all channels."""
+    """The dimensions over which the layer's statistics run; those of a group or a window count as all."""
     rank, axes = len(LAYOUTS[subject.layout]), subject.layer.facts.axes
     if subject.on_weights:
         return {*(range(1, rank) if "s" in axes else ()), *([0] if "N" in axes else ())}
-    dims = {"N": [0], "C": [1], "C/G": [1], "s": list(range(2, rank))}
+    positions = list(range(2, rank))
+    dims = {"N": [0], "C": [1], "C/G": [1], "s": positions, "s/w": positions}
     return {dim for axis in axes for dim in dims.get(axis, ())}
 
 
@@ -199,6 +200,12 @@ def shape_and_dtype(subject: Subject) -> None:
 @law(when=on_images)
 def five_dimensions(subject: Subject) -> None:
     layer = subject.build()
+    if "s/w" in subject.layer.facts.axes:  # a window in a volume is none in a row: the formula knows better
+        for settings in subject.settings:
+            layer, x = subject.build(settings), subject.input(sizes=(4, C, 2, 3, 4))
+            expected = subject.reference.formula(x, state_of(layer), True, **arguments_of(layer, settings))
+            assert_close(layer(x), expected, f"{settings}")
+        return
     twin = copy.deepcopy(layer)
     x = subject.input(sizes=(4, C, 2, 3, 2))
     assert_close(layer(x), twin(x.flatten(2)).view(x.shape))
@@ -352,18 +359,25 @@ def second_derivatives(layer: Norm, x: Tensor) -> dict[str, Tensor]:
     return {f"second derivative {i}": d for i, d in enumerate(found)}
 
 
+# Fast mode compares one projection of the derivative, and multiplies its tolerance by the count of values: with torch's
+# 1e-5 a gradient may be off by a tenth.
+GRADIENT_ERROR = 1e-7
+
+
 @law()
 def gradcheck(subject: Subject) -> None:
     for training in (True, False):
         f, parameters = pure(subject.experienced().train(training))
-        assert torch.autograd.gradcheck(f, (subject.input().requires_grad_(), *parameters), fast_mode=True)
+        inputs = subject.input().requires_grad_(), *parameters
+        assert torch.autograd.gradcheck(f, inputs, atol=GRADIENT_ERROR, fast_mode=True)
 
 
 @law()
 def gradgradcheck(subject: Subject) -> None:
     for training in (True, False):
         f, parameters = pure(subject.experienced().train(training))
-        assert torch.autograd.gradgradcheck(f, (subject.input().requires_grad_(), *parameters), fast_mode=True)
+        inputs = subject.input().requires_grad_(), *parameters
+        assert torch.autograd.gradgradcheck(f, inputs, atol=GRADIENT_ERROR, fast_mode=True)
 
 
 # Invariances and moments
