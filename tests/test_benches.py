@@ -75,6 +75,12 @@ def test_an_unknown_layer_is_refused() -> None:
     assert "no layer is called Nonsense" in bench("--only=Nonsense", status=2)
 
 
+def test_what_fails_is_shown_and_the_rest_is_measured() -> None:
+    said = bench("--only=InstanceNorm,NoNorm", "--shapes=4x8x1x1", "--rounds=1", "--no-compile")
+    assert "not measured: layer, InstanceNorm (4, 8, 1, 1) contiguous: InputError" in " ".join(said.split())
+    assert "NoNorm" in said.split("/ the same by others")[1]
+
+
 @pytest.mark.slow
 def test_compiled_layers_are_measured(tmp_path: Path) -> None:
     file = tmp_path / "costs.json"

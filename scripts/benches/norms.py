@@ -112,6 +112,11 @@ def ratio_to_fastest_oracle(cost: Cost) -> float:
     return max(cost.oracles.values(), default=float("nan"))
 
 
+def saved_ratio(cost: Cost) -> float:
+    """Bytes kept for the backward pass, to those that the built-in keeps."""
+    return cost.saved / cost.builtin_saved if cost.builtin_saved else float("nan")
+
+
 MARKS = (
     Mark("BatchNorm / built-in, images", 1.0, of_batch_norm(), lambda c: c.builtin),
     Mark("BatchNorm / built-in, channels-last", 2.0, of_batch_norm(layout="channels-last"), lambda c: c.builtin),
@@ -132,7 +137,7 @@ MARKS = (
         "BatchNorm / built-in, bytes saved",
         1.0,
         lambda c: c.layer == "BatchNorm" and not c.compiled and on_images(c),
-        lambda c: c.saved / max(c.builtin_saved, 1),
+        saved_ratio,
     ),
     Mark(
         "each layer / the same by others, images",
@@ -219,7 +224,6 @@ def measure(name: str, shape: tuple[int, ...], layout: str, *, compiled: bool, r
     modules: dict[str, nn.Module] = {"layer": layer, "builtin": builtin}
     if not compiled:
         modules |= by_others(name, layer, x, cost)
-        cost.saved, cost.builtin_saved = (bytes_saved(module, x) for module in (layer, builtin))
     arms: dict[str, Pass] = {}
     for arm, module in modules.items():
         f = module if not compiled else compiled_builtin(shape, module) if arm == "builtin" else compiled_alone(module)
@@ -233,6 +237,9 @@ def measure(name: str, shape: tuple[int, ...], layout: str, *, compiled: bool, r
             arms[arm] = step
     if "layer" not in arms:
         return cost
+    if not compiled:
+        cost.saved = bytes_saved(layer, x)
+        cost.builtin_saved = bytes_saved(builtin, x) if "builtin" in arms else 0
     arms["clone"] = x.detach().clone
     times = in_turn(arms, rounds)
     ratios = {arm: median(a / b for a, b in zip(times["layer"], found, strict=True)) for arm, found in times.items()}
@@ -380,7 +387,7 @@ def table_of(costs: list[Cost]) -> Table:
             number(cost.milliseconds, 3 if cost.milliseconds < 1 else 1),
             number(cost.builtin),
             number(cost.clones, 1),
-            *(("", "") if cost.compiled else (f"{cost.saved / 1e6:.2f}", number(cost.saved / cost.builtin_saved))),
+            *(("", "") if cost.compiled else (f"{cost.saved / 1e6:.2f}", number(saved_ratio(cost)))),
             ", ".join(f"{name} {number(ratio)}" for name, ratio in cost.oracles.items()),
         )
     return table
