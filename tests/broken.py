@@ -16,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.autograd.function import once_differentiable
 from torch.autograd.gradcheck import GradcheckError
 
+from normzoo.errors import InputError
 from normzoo.norms import (
     BatchNorm,
     BatchRenorm,
@@ -25,16 +26,21 @@ from normzoo.norms import (
     GhostBatchNorm,
     GroupNorm,
     InstanceNorm,
+    L1BatchNorm,
     LayerNorm,
+    NoisyBatchNorm,
     Norm,
     RMSNorm,
+    SplitBatchNorm,
     TorchBatchNorm,
+    VirtualBatchNorm,
     WeightNorm,
     WeightStandardization,
 )
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import affine, at_least_float32, channels_second, per_channel, positions_first
 from normzoo.norms._ranks import Group, all_reduce
+from normzoo.norms._running import over_samples
 from normzoo.norms.batch._normalize import batch_norm, merge_over_ranks
 
 
@@ -193,6 +199,14 @@ class ForgetsTheDepth(InstanceNorm):
         return affine((x - mean) / (var + self.eps).sqrt(), self.weight, self.bias)
 
 
+@caught_by("independence", "NCL")
+class PooledLiveBatch(VirtualBatchNorm):
+    """Statistics of the whole batch in place of each sample's, as the authors' code has them."""
+
+    def rule(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
+        return super().rule(*(v.expand_as(mean) for v in over_samples(mean, var)))
+
+
 # Gradients
 
 
@@ -260,6 +274,16 @@ class GradientThroughTheCorrection(BatchRenorm):
         self.update(mean, var, n)
         z = normalized(x, mean, var, self.eps) * per_channel(r, x) + per_channel(d, x)
         return affine(z, self.weight, self.bias)
+
+
+@caught_by("gradcheck", "NCL")
+class NoSlopeAlongTheMean(L1BatchNorm):
+    """The deviation from a centre that is taken for a constant."""
+
+    def rule(
+        self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, centre: Tensor, group: Group
+    ) -> tuple[Tensor, ...]:
+        return super().rule(mean, var, deviation, torch.zeros_like(sign), centre, group)
 
 
 # dtype, memory, precision
@@ -418,6 +442,32 @@ class FrozenByTheBatch(BatchNorm):
         return self.training or self.num_batches_tracked is None
 
 
+@caught_by("reference-batch", "NC")
+class EveryBatchIsTheReference(VirtualBatchNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        y = super().normalize(x)
+        if self.training:
+            self.has_reference = False
+            super().normalize(x)
+        return y
+
+
+@caught_by("state", "NC", raises=InputError)
+class ReferenceNotLoaded(VirtualBatchNorm):
+    """Knows of its reference by an attribute that no state_dict carries."""
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        Norm._load_from_state_dict(self, *arguments)
+
+
+@caught_by("folds", "NCL")
+class NoisyInEvaluation(NoisyBatchNorm):
+    def normalize_by_running(self, x: Tensor) -> Tensor:
+        s, m = self.noise(x, None)
+        shape = (*s.shape, *[1] * (x.dim() - 2))
+        return super().normalize_by_running(x) * s.view(shape) + m.view(shape)
+
+
 # Large inputs
 
 
@@ -557,6 +607,28 @@ class DividesByNothing(BatchNorm):
         if count == 0:
             mean, count = mean * float("nan"), 2
         super().update(mean, var, count)
+
+
+@caught_by("ranks", "NCL")
+class SameNoiseOnEveryRank(NoisyBatchNorm):
+    """Every rank draws for its own samples, with the generator that all share."""
+
+    def noise(self, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+        return super().noise(x, None)
+
+
+@caught_by("ranks", "NC", raises=(AssertionError, InputError))
+class SplitsOfTheRank(SplitBatchNorm):
+    """Every rank cuts its own samples."""
+
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        return super().normalize_by_batch(x, None)
+
+
+@caught_by("reference-over-ranks", "NCL")
+class ReferenceOfTheRank(VirtualBatchNorm):
+    def rule_of_reference(self, mean: Tensor, var: Tensor, group: Group) -> tuple[Tensor, ...]:
+        return super().rule_of_reference(mean, var, None)
 
 
 # Facts
