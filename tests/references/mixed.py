@@ -88,6 +88,14 @@ def batch_instance_norm(
     return learned(by_channel(one, x), state)
 
 
+def instance_layer_norm(x: Tensor, state: State, training: bool, *, eps: float, **unused: object) -> Tensor:
+    gates = projected(state["gate"])
+    by_layer = by_sample(lambda sample: standardized(sample, eps), x)
+    by_instance = by_sample(lambda sample: by_sample(lambda plane: standardized(plane, eps), sample), x)
+    mixed = [gates[c] * by_instance[:, c] + (1 - gates[c]) * by_layer[:, c] for c in range(x.shape[1])]
+    return learned(torch.stack(mixed, dim=1), state)
+
+
 def instance_batch_norm(x: Tensor, state: State, training: bool, *, eps: float, **settings: Any) -> Tensor:
     first = math.floor(x.shape[1] / 2)
     by_instance = by_sample(lambda sample: by_sample(lambda plane: standardized(plane, eps), sample), x[:, :first])
@@ -128,6 +136,7 @@ REFERENCES: dict[str, Reference] = {
         BATCH_SETTINGS,
         {"pytorchcv": Oracle(pytorchcv_instance_batch_norm, package="pytorchcv", layouts=("NCHW",))},
     ),
+    "InstanceLayerNorm": Reference(instance_layer_norm, ({"affine": False}, {"eps": 0.1})),
     "BatchChannelNorm": Reference(
         batch_channel_norm, (*BATCH_SETTINGS, {"num_groups": 4}, {"num_groups": 1, "affine": False})
     ),

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from normzoo.norms._ranks import Group, total
+from normzoo.norms._ranks import Group, all_reduce, total
 from normzoo.norms._running import RunningStatistics, over_samples
 
 # From the means and variances of the planes, (N, C) each, to those of the batch, (C,) each.
@@ -45,3 +47,30 @@ class MixedStatistics(RunningStatistics):
         assert self.running_mean is not None
         assert self.running_var is not None
         return self.running_mean, self.running_var
+
+
+class ToUnitInterval(torch.autograd.Function):
+    """`clip(gate, 0, 1)`, with a gradient that descent can follow everywhere but further out of the interval.
+
+    At a bound or beyond it, a gradient is blocked where a step against it leads outwards: where it is negative for a
+    gate of 1 or more, positive for one of 0 or less. Its sign is that of the sum over the ranks.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, group: Group) -> Tensor:
+        return gate.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Group], output: Tensor) -> None:
+        gate, ctx.group = inputs
+        ctx.save_for_backward(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (d,) = grad_outputs
+        (gate,) = ctx.saved_tensors
+        of_all = all_reduce(d.detach(), ctx.group)
+        outwards = ((gate >= 1) & (of_all < 0)) | ((gate <= 0) & (of_all > 0))
+        return d * ~outwards, None

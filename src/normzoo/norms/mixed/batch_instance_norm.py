@@ -1,15 +1,13 @@
 """Batch-instance normalization: a learned gate between the two, channel by channel."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper, require_variance
-from normzoo.norms._ranks import Group, all_reduce
 from normzoo.norms._tables import by_plane, standardize
-from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
+from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch, ToUnitInterval
 
 
 class BatchInstanceNorm(MixedStatistics):
@@ -79,30 +77,3 @@ class BatchInstanceNorm(MixedStatistics):
         pairs = zip(standardize(*of, self.eps), standardize(mean, var, self.eps), strict=True)
         scale, shift = (gate * batch + (1 - gate) * instance for batch, instance in pairs)
         return scale, shift, *of
-
-
-class ToUnitInterval(torch.autograd.Function):
-    """`clip(gate, 0, 1)`, with a gradient that descent can follow everywhere but further out of the interval.
-
-    At a bound or beyond it, a gradient is blocked where a step against it leads outwards: where it is negative for a
-    gate of 1 or more, positive for one of 0 or less. Its sign is that of the sum over the ranks.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gate: Tensor, group: Group) -> Tensor:
-        return gate.clamp(0, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Group], output: Tensor) -> None:
-        gate, ctx.group = inputs
-        ctx.save_for_backward(gate)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (d,) = grad_outputs
-        (gate,) = ctx.saved_tensors
-        of_all = all_reduce(d.detach(), ctx.group)
-        outwards = ((gate >= 1) & (of_all < 0)) | ((gate <= 0) & (of_all > 0))
-        return d * ~outwards, None

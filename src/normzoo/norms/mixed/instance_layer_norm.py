@@ -1,0 +1,75 @@
+"""Instance-layer normalization: a learned gate between the two, channel by channel."""
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
+from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms.mixed._mixed import ToUnitInterval
+
+
+class InstanceLayerNorm(Norm):
+    """Mixes instance norm and layer norm by a gate per channel, which learns how much of the other channels to see.
+
+    `y = weight (gate x_I + (1 - gate) x_L) + bias`, x_I normalized over positions, x_L over channels and positions
+
+    The gate stays in [0, 1]; as in `BatchInstanceNorm` the forward pass clips it, and its gradient is that of the
+    projection. Variances are biased, as in the equations; the authors' code takes unbiased ones. The paper's AdaLIN is
+    this layer with a weight and a bias that another network computes.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        eps: added to the variances, in their units.
+        affine: learn `weight` and `bias`, (C,) each.
+
+    Parameter `gate`: (C,), zeros at the start, which is `LayerNorm`, as where the paper scales up images; it calls the
+    gate rho.
+
+    Raises:
+        InputError: an input without positions, (N, C); a single position, whose variance is 0; eps not above 0; an
+            input that is not (N, C, *).
+
+    Reference: Junho Kim, Minjae Kim, Hyeonwoo Kang, Kwanghee Lee. U-GAT-IT: Unsupervised Generative Attentional
+    Networks with Adaptive Layer-Instance Normalization for Image-to-Image Translation. 2019. arXiv 1907.10830.
+    """
+
+    facts = Facts(
+        family="mixed",
+        formula="y = weight (gate x_I + (1 - gate) x_L) + bias",
+        paper=Paper(
+            title="U-GAT-IT: Unsupervised Generative Attentional Networks with Adaptive Layer-Instance Normalization "
+            "for Image-to-Image Translation",
+            year=2019,
+            arxiv="1907.10830",
+        ),
+        axes=("C", "s"),
+        centres=True,
+        scales=True,
+        dense=False,
+        exceptions=dict.fromkeys(
+            ("gradcheck", "gradgradcheck"),
+            "the gradient of a gate outside [0, 1] is that of the projection, which lets it return, and not the "
+            "derivative of clipping, 0",
+        ),
+    )
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        self.eps = eps
+        self.affine = affine
+        self.gate = nn.Parameter(torch.zeros(num_features))
+        self.add_affine(weight=affine, bias=affine)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        remedy = "use larger images or fewer strides, or take LayerNorm"
+        require_variance(self, x, x.shape[2:].numel(), per="channel", remedy=remedy)
+        gate = ToUnitInterval.apply(self.gate, None)
+        return by_plane(x, self.rule, gate, weight=self.weight, bias=self.bias)[0]
+
+    def rule(self, mean: Tensor, var: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        of_layer = mean.mean(1, keepdim=True)
+        var_of_layer = (var + (mean - of_layer).square()).mean(1, keepdim=True)
+        pairs = zip(standardize(mean, var, self.eps), standardize(of_layer, var_of_layer, self.eps), strict=True)
+        scale, shift = (gate * instance + (1 - gate) * layer for instance, layer in pairs)
+        return scale, shift
