@@ -100,6 +100,8 @@ class Classifier(LightningModule):
             self.net.to(memory_format=torch.channels_last)
         if self.compile_net and stage == "fit":
             self.net.compile()
+        if stage == "fit" and any(isinstance(m, Norm) and m.facts.takes_reference for m in self.net.modules()):
+            self.trainer.num_sanity_val_steps = 0  # before training there is no reference batch to validate with
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() == 4 and not self.channels_last:
