@@ -58,6 +58,9 @@ class Subject:
         with torch.no_grad():
             for p in layer.parameters():
                 p.add_(torch.randn(p.shape, generator=g, dtype=torch.float64), alpha=0.3)
+            for name in layer.facts.gates:
+                p = layer.get_parameter(name)
+                p.copy_(0.1 + 0.8 * torch.rand(p.shape, generator=g, dtype=torch.float64))
             for name in () if layer.facts.takes_reference else layer.facts.constants:
                 b = layer.get_buffer(name)
                 b.add_(torch.rand(b.shape, generator=g, dtype=torch.float64))

@@ -527,6 +527,27 @@ def freeze(subject: Subject) -> None:
         assert not same_tensors(buffers_of(layer), before), "a thawed layer stands still"
 
 
+@law(when=lambda subject: bool(subject.layer.facts.gates))
+def gates(subject: Subject) -> None:
+    """Outside [0, 1] a gate counts as its nearest bound, and descent may move it nowhere but back."""
+    layer, x = subject.build(), subject.input()
+    for name in layer.facts.gates:
+        gate = layer.get_parameter(name)
+        for outside, bound in ((1.3, 1.0), (-0.2, 0.0), (1.0, 1.0), (0.0, 0.0)):
+            at = {}
+            for value in (outside, bound, 0.999 * bound + 0.0005):
+                with torch.no_grad():
+                    gate.fill_(value)
+                at[value] = of_layer(copy.deepcopy(layer), x)
+            inside = at[0.999 * bound + 0.0005][f"gradient of {name}"]
+            assert_close(at[outside]["output"], at[bound]["output"])
+            inwards = inside > 0 if bound else inside < 0  # descent goes against the gradient
+            assert inwards.any()
+            assert not inwards.all()
+            expected = torch.where(inwards, inside, torch.zeros_like(inside))
+            assert_close(at[outside][f"gradient of {name}"], expected, f"gradient at {outside}", 2e-2)
+
+
 @law(when=lambda subject: subject.layer.facts.takes_reference)
 def reference_batch(subject: Subject) -> None:
     """Without a reference batch evaluation raises; the first batch of training is the reference."""

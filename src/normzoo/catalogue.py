@@ -92,22 +92,19 @@ def describe(layer: "type[Norm]") -> dict[str, Any]:
     """A layer's facts, arguments and tensors, as plain data."""
     from normzoo.norms._base import keyword_defaults
 
-    facts = layer.facts
+    facts = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(layer.facts).items()}
+    facts |= {
+        "exceptions": dict(layer.facts.exceptions),
+        "paper": str(layer.facts.paper) if layer.facts.paper else None,
+    }
     return {
         "name": layer.__name__,
-        "family": facts.family,
         "summary": summary(layer),
-        "formula": facts.formula,
-        "axes": list(facts.axes),
         "over": over(layer),
         "arguments": {name: repr(default) for name, default in keyword_defaults(layer).items()},
         **tensors(layer),
-        "constants": list(facts.constants),
-        "acts_on": facts.acts_on,
-        **{fact: getattr(facts, fact) for fact in WORDS},
-        "batch_multiple": facts.batch_multiple,
-        "exceptions": dict(facts.exceptions),
-        "paper": str(facts.paper) if facts.paper else None,
+        "gates": list(facts.gates),
+        **facts,
     }
 
 
@@ -204,8 +201,8 @@ def card(layer: "type[Norm]") -> str:
         f"  family       {row['family']}",
         f"  acts on      the {row['acts_on']}",
         f"  axes         {' '.join(row['axes']) or 'none'}: statistics over {row['over']}",
-        f"  parameters   {', '.join(f'{name} {sizes}' for name, sizes in row['parameters'].items()) or 'none'}",
-        f"  state        {', '.join(map(' '.join, state(row).items())) or 'none'}",
+        f"  parameters   {', '.join(map(' '.join, marked(row, 'parameters').items())) or 'none'}",
+        f"  state        {', '.join(map(' '.join, marked(row, 'state').items())) or 'none'}",
         *([f"  batches      of a multiple of {multiple} samples in training"] if multiple > 1 else []),
         *(f"  {words:40} {'yes' if row[fact] else 'no'}" for fact, words in WORDS.items()),
         *(f"  does not keep the law {law}: {reason}" for law, reason in row["exceptions"].items()),
@@ -213,6 +210,8 @@ def card(layer: "type[Norm]") -> str:
     return "\n".join([*lines, "", *(f"  {line}".rstrip() for line in (inspect.getdoc(layer) or "").splitlines())])
 
 
-def state(row: dict[str, Any]) -> dict[str, str]:
-    """The buffers of a described layer: the shape of each, and whether it is constant."""
-    return {n: f"{sizes}, constant" if n in row["constants"] else sizes for n, sizes in row["state"].items()}
+def marked(row: dict[str, Any], kind: str) -> dict[str, str]:
+    """The "parameters" or the "state" of a described layer: each shape, and what the facts say of the tensor."""
+    marks = {"constants": "constant", "gates": "clipped to [0, 1]"}
+    says = {name: mark for fact, mark in marks.items() for name in row.get(fact, ())}
+    return {name: f"{sizes} {says[name]}" if name in says else sizes for name, sizes in row[kind].items()}

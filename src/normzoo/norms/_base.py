@@ -51,6 +51,7 @@ class Facts:
             activations and subtracts a mean that is the channel's own, so that the axes hold no channels.
         stateful: keeps running statistics, which move in training and never in evaluation.
         constants: buffers that never move by themselves.
+        gates: parameters that count as clipped to [0, 1], where a gradient that leads further out is blocked.
         takes_reference: normalizes by statistics of the first batch that it sees in training.
         random: draws random numbers in training.
         batch_multiple: in training the number of samples must be a multiple of this.
@@ -76,6 +77,7 @@ class Facts:
     cancels_bias: bool | None = None
     stateful: bool = False
     constants: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
     takes_reference: bool = False
     random: bool = False
     batch_multiple: int = 1

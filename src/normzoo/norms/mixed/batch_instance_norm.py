@@ -53,11 +53,7 @@ class BatchInstanceNorm(MixedStatistics):
         train_differs=True,
         dense=False,
         syncs=True,
-        exceptions=dict.fromkeys(
-            ("gradcheck", "gradgradcheck"),
-            "the gradient of a gate outside [0, 1] is that of the projection, which lets it return, and not the "
-            "derivative of clipping, 0",
-        ),
+        gates=("gate",),
     )
 
     def add_affine(self, *, weight: bool = True, bias: bool = True) -> None:

@@ -46,11 +46,7 @@ class InstanceLayerNorm(Norm):
         centres=True,
         scales=True,
         dense=False,
-        exceptions=dict.fromkeys(
-            ("gradcheck", "gradgradcheck"),
-            "the gradient of a gate outside [0, 1] is that of the projection, which lets it return, and not the "
-            "derivative of clipping, 0",
-        ),
+        gates=("gate",),
     )
 
     def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
