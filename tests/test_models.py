@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -194,6 +195,58 @@ def test_the_partner_of_a_norm_of_weights_is_a_norm_like_any_other() -> None:
     for name, block in net.named_modules():
         if isinstance(block, Block):
             assert (block.norm.tau is None) == name.endswith(("second", "shortcut"))
+
+
+READERS = [layer for layer in LAYERS.values() if layer.facts.reads_input]
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "strided": {"stride": 2, "padding": (2, 1)},
+    "dilated": {"dilation": 2, "padding": 2, "kernel_size": (3, 2)},
+    "grouped": {"groups": 2, "padding": 1},
+    "reflecting": {"padding": 1, "padding_mode": "reflect"},
+}
+
+
+def patches_of(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    """What every dot product of the layer takes, (N, C, fan_in, L), slowly."""
+    if isinstance(layer, nn.Linear):
+        return x[:, None, :, None].expand(-1, layer.out_features, -1, -1)
+    (top, left), mode = layer.padding, layer.padding_mode.replace("zeros", "constant")
+    padded = F.pad(x, (left, left, top, top), mode=mode)  # type: ignore[arg-type]
+    size, step, far = layer.kernel_size, layer.stride, layer.dilation
+    parts = [F.unfold(part, size, dilation=far, stride=step) for part in padded.chunk(layer.groups, 1)]  # type: ignore[arg-type]
+    return torch.stack(parts, 1).repeat_interleave(layer.out_channels // layer.groups, dim=1)
+
+
+@pytest.mark.parametrize("norm", READERS)
+@pytest.mark.parametrize("convolution", [None, *CONVOLUTIONS.values()], ids=["Linear", *CONVOLUTIONS])
+def test_a_norm_that_reads_the_input_normalizes_both_factors(
+    norm: type[Norm], convolution: dict[str, Any] | None
+) -> None:
+    """Every output is `w.x / (|w| |x|) + b`, x what the one dot product takes; where x is zero, it is b."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 8) if convolution is None else nn.Conv2d(4, 8, **{"kernel_size": 3, **convolution})
+    block = Block(layer, norm, None, init=TorchDefault()).double()
+    x = torch.randn((3, 6) if convolution is None else (3, 4, 9, 7), dtype=torch.float64)
+    x[1] = 0
+    x.requires_grad_()
+    w = layer.parametrizations.weight.original.flatten(1)  # type: ignore[union-attr]
+    assert isinstance(layer.bias, Tensor)
+    bias = layer.bias.view(-1, 1)
+    patches = patches_of(layer, x)
+    lengths = (patches.square().sum(2) + 1e-5).sqrt() * w.norm(dim=1, keepdim=True)
+    observed = block(x)
+    expected = (torch.einsum("ncil,ci->ncl", patches, w) / lengths + bias).view(observed.shape)
+    torch.testing.assert_close(observed, expected)
+    assert (observed[1].view(8, -1) == bias).all()
+    wanted = [x, *block.parameters()]
+    dy = torch.randn_like(observed)
+    gradients = torch.autograd.grad(observed, wanted, dy, retain_graph=True)
+    for a, b in zip(gradients, torch.autograd.grad(expected, wanted, dy), strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(block.float()(x.float()).double(), observed, rtol=0.02, atol=0.02)
 
 
 @every_network

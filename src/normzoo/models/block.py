@@ -21,8 +21,9 @@ class Block(nn.Module):
 
     `activation(norm(layer(x)))`, or `norm(activation(layer(x)))` with `norm_position="after"`
 
-    A norm that acts on weights becomes a parametrization of the layer; one that brings its own activation replaces the
-    network's; and where the norm subtracts each channel's own mean right behind the layer, the layer has no bias.
+    A norm that acts on weights becomes a parametrization of the layer, and sees its input and output if it reads the
+    input as well; one that brings its own activation replaces the network's; and where the norm subtracts each
+    channel's own mean right behind the layer, the layer has no bias.
 
     Args:
         layer: the layer, with a bias; the block removes it where the norm cancels it.
@@ -61,12 +62,15 @@ class Block(nn.Module):
         if behind is not built:
             parametrize.register_parametrization(layer, "weight", built)
         self.layer = layer
+        self.reads_input = built.facts.reads_input
         self.norm = behind
         self.activation = nn.Identity() if activation is None or brings_activation else activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layer(x)
-        return self.activation(self.norm(x)) if self.norm_first else self.norm(self.activation(x))
+        y = self.layer(x)
+        if self.reads_input:
+            y = self.layer.parametrizations.weight[0].of_input(self.layer, x, y)  # type: ignore[index, union-attr]
+        return self.activation(self.norm(y)) if self.norm_first else self.norm(self.activation(y))
 
 
 def require_norm(norm: object, built: object, layer: Layer) -> Norm:

@@ -9,6 +9,7 @@ from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ranks import Group, total
 from normzoo.norms._running import RunningStatistics, over_samples
+from normzoo.norms._saved import saved
 from normzoo.norms._tables import by_plane
 
 
@@ -122,19 +123,3 @@ class BatchRenorm(RunningStatistics):
         if torch.compiler.is_compiling():
             r, d = saved(r), saved(d)
         return r / std, d - mean * r / std, mean, var
-
-
-@torch.library.custom_op("normzoo::saved", mutates_args=())
-def saved(x: Tensor) -> Tensor:
-    """A copy that a compiler saves for the backward pass.
-
-    A custom operator is nothing that it may compute again. Anything else it may: r and d, in the backward pass, from
-    running statistics that the forward pass has moved meanwhile, and the gradient is silently wrong (torch 2.15; see
-    pull request 197039 of pytorch/pytorch).
-    """
-    return x.clone()
-
-
-@saved.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)

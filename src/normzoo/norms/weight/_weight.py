@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
+from normzoo.norms._tables import Rule, by_plane
 
 
 class WeightTransform(Norm):
@@ -21,6 +22,10 @@ class WeightTransform(Norm):
 
     then: Callable[[int], Norm] | None = None
 
+    def of_input(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What becomes of `y = layer(x)`, bias included, where the facts say that the norm reads the input as well."""
+        return y
+
     def check(self, x: Tensor) -> None:
         name, shape = type(self).__name__, tuple(x.shape)
         if not x.is_floating_point():
@@ -34,6 +39,23 @@ class WeightTransform(Norm):
             )
 
 
-def per_output(v: Tensor, w: Tensor) -> Tensor:
-    """Views a vector (C,) such that it broadcasts against a weight (C, I, *)."""
-    return v.view(-1, *[1] * (w.dim() - 1))
+def by_output(v: Tensor, rule: Rule, *tensors: Tensor | None) -> Tensor:
+    """`w = scale v + shift`, the tables (C, 1) from the mean and variance of each output channel's entries.
+
+    Args:
+        v: (C, I, *).
+        rule: as in `by_plane`, which takes the output channels for samples of one channel.
+        tensors: what else the rule depends on and gradients flow to.
+
+    Returns:
+        w like v.
+    """
+    if v.is_contiguous():
+        return by_plane(v.unsqueeze(1), rule, *tensors)[0].squeeze(1)
+    # The order of an output channel's entries is that of memory: no copy of a channels-last weight.
+    return by_plane(v.movedim(1, -1).unsqueeze(1), rule, *tensors)[0].squeeze(1).movedim(-1, 1)
+
+
+def length(mean: Tensor, var: Tensor, entries: int) -> Tensor:
+    """The Euclidean norm of entries with this mean and biased variance; 1e-12 at least, as in `F.normalize`."""
+    return (entries * (mean.square() + var)).clamp_min(1e-24).sqrt()

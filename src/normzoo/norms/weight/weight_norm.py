@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, at_least_float32
-from normzoo.norms.weight._weight import WeightTransform, per_output
+from normzoo.norms.weight._weight import WeightTransform, by_output, length
 
 
 class WeightNorm(WeightTransform):
@@ -48,16 +48,16 @@ class WeightNorm(WeightTransform):
 
     def normalize(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        scale = self.weight / self.length(x).clamp_min(1e-12)
-        return (at_least_float32(x) * per_output(scale, x)).to(x.dtype)
+        entries = x.shape[1:].numel()
 
-    def length(self, v: Tensor) -> Tensor:
-        """The Euclidean norm of every output channel: (C,)."""
-        return torch.linalg.vector_norm(at_least_float32(v).flatten(1), dim=1)
+        def rule(mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            return weight / length(mean, var, entries), torch.zeros_like(mean)
+
+        return by_output(x, rule, self.weight.unsqueeze(1))
 
     @torch.no_grad()
     def right_inverse(self, w: Tensor) -> Tensor:
         """Called when the layer is attached, or its weight assigned: the v, and with it the lengths, that give w."""
         assert self.weight is not None
-        self.weight.copy_(self.length(w))
+        self.weight.copy_(torch.linalg.vector_norm(at_least_float32(w).flatten(1), dim=1))
         return w

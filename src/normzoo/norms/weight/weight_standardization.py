@@ -1,11 +1,13 @@
 """Weight standardization."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive, require_variance
-from normzoo.norms.weight._weight import WeightTransform, per_output
+from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
+from normzoo.norms._tables import standardize
+from normzoo.norms.weight._weight import WeightTransform, by_output
 
 
 class WeightStandardization(WeightTransform):
@@ -55,11 +57,7 @@ class WeightStandardization(WeightTransform):
         require_variance(
             self, x, x.shape[1:].numel(), per="output channel", remedy="use a layer of more inputs, or take WeightNorm"
         )
-        v = at_least_float32(x)
-        inner = tuple(range(1, v.dim()))
-        centred = v - v.mean(inner, keepdim=True)
-        var = centred.square().mean(inner)
-        return (centred * per_output((var + self.eps).rsqrt(), v)).to(x.dtype)
+        return by_output(x, partial(standardize, eps=self.eps))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

@@ -1,0 +1,116 @@
+"""Norms whose backward pass is an algorithm of its own, and no derivative of the forward pass.
+
+Their tables are as those of every rule (see `normzoo.norms._tables`), and so is the form of the gradient, `dx = scale
+dy + slope x + constant`. But slope and constant come from statistics of gradients that the layer has collected in
+earlier backward passes, and the gradients dy at hand move these statistics.
+
+The second derivative is that of this gradient, as a function of x and dy.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normzoo.norms._running import RunningStatistics, in_recomputation
+from normzoo.norms._saved import snapshot, snapshots
+from normzoo.norms._scale import scale_per_channel
+
+# (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
+Gradient = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Feedback(torch.autograd.Function):
+    """Hands on the tables scale and shift; backward, what of dx is not `scale dy` is as the layer's `gradient` says.
+
+    `Tables` makes of d_mean and d_var `slope = 2 d_var / L`, `constant = d_mean / L - slope mean`; solved for them::
+
+        d_var = L slope / 2,   d_mean = L (constant + slope mean)
+
+    This is no linear function of dy, and so must enter the gradient once. Whatever comes back after a gradient that is
+    to be differentiated again belongs to the second derivative, for which scale and shift are what they are: functions
+    of the moments.
+    """
+
+    @staticmethod
+    def forward(
+        mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, positions: int, gradient: Gradient, once: "Pass"
+    ) -> tuple[Tensor, Tensor]:
+        return scale.clone(), shift.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:4])
+        ctx.positions, ctx.gradient, ctx.once = inputs[4:]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        d_scale, d_shift = grad_outputs
+        mean, var, scale, shift = ctx.saved_tensors
+        if not torch.compiler.is_compiling():
+            if ctx.once.differentiated:
+                return None, None, d_scale, d_shift, None, None, None
+            ctx.once.differentiated = torch.is_grad_enabled()
+        slope, constant = ctx.gradient(d_scale, d_shift, mean, var, scale, shift)
+        d_mean = ctx.positions * (constant + slope * mean)
+        d_var = ctx.positions / 2 * slope.expand(mean.shape)
+        return d_mean, d_var, None, None, None, None, None
+
+
+class Pass:
+    """What must happen once in the backward passes through one forward pass."""
+
+    def __init__(self) -> None:
+        self.differentiated = False
+        # What torch.func transforms has no effects.
+        self.moved = torch._C._are_functorch_transforms_active()
+
+    def move(self, *moves: tuple[Tensor, Tensor]) -> None:
+        """Gives each buffer its next value, at the first backward pass."""
+        if torch.compiler.is_compiling():  # a compiled graph runs backward once, and its trace must not leave a mark
+            for buffer, value in moves:
+                replace(buffer, snapshot(value))
+        elif not self.moved:
+            self.moved = True
+            for buffer, value in moves:
+                replace(buffer, value)
+
+
+@torch.no_grad()
+def replace(buffer: Tensor, value: Tensor) -> None:
+    """Gives the buffer its next value, where that is finite: NaN would stay forever."""
+    buffer.copy_(torch.where(value.isfinite(), value.to(buffer.dtype), buffer))
+
+
+class FeedbackNorm(RunningStatistics):
+    """A layer with running statistics of activations and of gradients."""
+
+    before_last: dict[str, Tensor] | None = None
+
+    def before(self) -> dict[str, Tensor]:
+        """The buffers as they are before this batch.
+
+        A forward pass that activation checkpointing repeats gets them as the first one did, which has moved them.
+        """
+        if in_recomputation() and self.before_last is not None:
+            return self.before_last
+        buffers = dict(self.named_buffers())
+        values = dict(zip(buffers, snapshots([*buffers.values()]), strict=True))
+        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            self.before_last = values
+        return values
+
+
+class RunningSquare(FeedbackNorm):
+    """A layer with a running mean of the squares, and no mean: `y = weight x / sqrt(running_square + eps) + bias`."""
+
+    running_square: Tensor
+
+    def add_running(self, tracked: bool) -> None:
+        self.register_buffer("running_square", torch.ones(self.num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def normalize_by_running(self, x: Tensor) -> Tensor:
+        scale = (self.running_square + self.eps).rsqrt()
+        return scale_per_channel(x, scale if self.weight is None else scale * self.weight, None, self.bias)

@@ -1,0 +1,157 @@
+"""Moving average batch normalization: statistics of the last batches, forward and backward."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._ranks import Group, all_reduce, total
+from normzoo.norms._running import in_recomputation, is_captured
+from normzoo.norms._tables import by_plane
+from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, replace
+
+
+class MovingAverageBatchNorm(RunningSquare):
+    """Divides each channel by the root of its mean square over the last batches, for batches too small for their own.
+
+    `y = weight r z + bias`, with `z = x / sqrt(square + eps)`, and without gradient
+    `r = clip(sqrt(square + eps) / sqrt(running_square + eps), 1 / r_max, r_max)`
+
+    `square` is the average of E[x^2] over the last `buffer_size` batches, this one included, and `running_square` its
+    exponential average before this batch. The gradient takes out of dy what lies along z, as that of batch
+    normalization does, on average over the last `buffer_size` batches, this one included::
+
+        g  = weight r dy
+        dx = (g - z average(E[g z])) / sqrt(square + eps)
+
+    Until there are `buffer_size` batches, each is normalized by its own statistics, and until step `r_after`, r is 1.
+    All of this follows the authors' code, `MABN.py`. Their layer stands behind convolutions of centred weights
+    (`WeightStandardization` without the division), for it subtracts no mean itself.
+
+    Args:
+        num_features: number of channels C of the input (N, C, *).
+        buffer_size: number of batches m in the averages, at least 1.
+        r_max: bound of the ratio of the averages, at least 1; the authors' is 5.
+        r_after: training steps with r = 1, at least 0.
+        eps: added to the mean square, in its units.
+        momentum: weight of the newest average in the running one, in [0, 1]; None for the average of all. The authors'
+            is 0.02.
+        affine: learn `weight` and `bias`, (C,) each.
+        sync: take the statistics over the batches of all ranks, weighted by their counts.
+
+    Buffers `squares` and `products`, (buffer_size, C) each: E[x^2] and E[g z] of the last batches. `running_square`,
+    (C,), starts at 1.
+
+    Raises:
+        InputError: an argument out of range; an input that is not (N, C, *).
+
+    Reference: Junjie Yan, Ruosi Wan, Xiangyu Zhang, Wei Zhang, Yichen Wei, Jian Sun. Towards Stabilizing Batch
+    Statistics in Backward Propagation of Batch Normalization. 2020. arXiv 2001.06838, section 4.
+    """
+
+    facts = Facts(
+        family="batch",
+        formula="y = weight r z + bias, z = x / sqrt(square + eps) by averages over the last batches",
+        paper=Paper(
+            title="Towards Stabilizing Batch Statistics in Backward Propagation of Batch Normalization",
+            year=2020,
+            arxiv="2001.06838",
+        ),
+        axes=("N", "s"),
+        scales=True,
+        stateful=True,
+        train_differs=True,
+        syncs=True,
+        folds=True,
+    )
+
+    squares: Tensor
+    products: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        buffer_size: int = 16,
+        r_max: float = 3.0,
+        r_after: int = 1_000,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        sync: bool = False,
+    ) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, sync=sync)
+        if buffer_size < 1 or not r_max >= 1 or r_after < 0:
+            raise InputError(
+                f"MovingAverageBatchNorm(buffer_size={buffer_size!r}, r_max={r_max!r}, r_after={r_after!r}): the "
+                f"averages take at least 1 batch, the ratio is bounded by at least 1, after at least 0 steps; the "
+                f"defaults are 16, 3.0 and 1000."
+            )
+        self.buffer_size, self.r_max, self.r_after = buffer_size, r_max, r_after
+        self.register_buffer("squares", torch.zeros(buffer_size, num_features))
+        self.register_buffer("products", torch.zeros(buffer_size, num_features))
+
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        count = total(x.numel() // x.shape[1], group, x.device)
+        before = self.before()
+        step = before["num_batches_tracked"] + 1
+        slot = (torch.arange(self.buffer_size, device=step.device) == step % self.buffer_size).unsqueeze(1)
+        rule = partial(
+            self.rule,
+            average=partial(average, step=step, slot=slot),
+            squares=before["squares"],
+            products=before["products"],
+            running=before["running_square"] + self.eps,
+            r_max=1 + (self.r_max - 1) * (step > self.r_after).to(self.running_square.dtype),
+            slot=slot,
+            positions=x.shape[2:].numel(),
+            count=count,
+            group=group,
+            once=Pass(),
+        )
+        y, batch_square, square = by_plane(x, rule, weight=self.weight, bias=self.bias)
+        if count > 0 and not in_recomputation() and not is_captured(self.squares):
+            replace(self.squares, torch.where(slot, batch_square, self.squares))
+        self.move(count, running_square=square)
+        return y
+
+    def rule(
+        self,
+        mean: Tensor,
+        var: Tensor,
+        *,
+        average: Callable[[Tensor, Tensor], Tensor],
+        squares: Tensor,
+        products: Tensor,
+        running: Tensor,
+        r_max: Tensor,
+        slot: Tensor,
+        positions: int,
+        count: int,
+        group: Group,
+        once: Pass,
+    ) -> tuple[Tensor, ...]:
+        buffer, values = self.products, max(count, 1)
+        batch_square = all_reduce((mean.square() + var).sum(0), group) * (positions / values)
+        square = average(squares, batch_square)
+        std = (square + self.eps).sqrt()
+        r = (std / running.sqrt()).clamp(1 / r_max, r_max).detach()
+
+        def gradient(
+            d_scale: Tensor, d_shift: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            product = all_reduce(d_scale * scale, group) / values
+            once.move((buffer, torch.where(slot, product, buffer)))
+            return -average(products, product) * (scale / r).square(), torch.zeros_like(scale)
+
+        scale = r / std
+        tables = Feedback.apply(mean, var, scale, torch.zeros_like(scale), positions, gradient, once)
+        return *tables, batch_square, square
+
+
+def average(before: Tensor, batch: Tensor, *, step: Tensor, slot: Tensor) -> Tensor:
+    """The mean over the last batches, this one in its slot; before there are enough of them, this batch alone."""
+    return torch.where(step > len(before), torch.where(slot, batch, before).mean(0), batch)

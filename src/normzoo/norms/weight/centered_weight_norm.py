@@ -1,0 +1,70 @@
+"""Centered weight normalization."""
+
+import torch
+from torch import Tensor
+
+from normzoo.norms._base import Facts, Paper, at_least_float32, require_variance
+from normzoo.norms.weight._weight import WeightTransform, by_output, length
+
+
+class CenteredWeightNorm(WeightTransform):
+    """Takes the mean out of the weight of every output channel, and splits the rest into length and direction.
+
+    `w = weight (v - mean) / |v - mean|`, mean and norm over all entries of an output channel
+
+    This is `WeightNorm` in the space of weights that sum to zero. The length is learned, as the paper writes it; its
+    authors' code also has a mode that fixes it at sqrt(2). A weight whose entries are all equal, of which nothing
+    remains, becomes zero: |v - mean| counts as 1e-12 at least (the authors add 1e-5 to it).
+
+    Attached to a layer, `weight` starts as the length of the layer's centred initial weight.
+
+    Args:
+        num_features: number of output channels C of the layer whose weight v, (C, I, *), is normalized.
+
+    Parameter `weight`, (C,): the lengths, which the paper calls g.
+
+    Raises:
+        InputError: one value per output channel, which minus its mean is 0; a weight that is not (C, I, *).
+
+    Reference: Lei Huang, Xianglong Liu, Yang Liu, Bo Lang, Dacheng Tao. Centered Weight Normalization in Accelerating
+    Training of Deep Neural Networks. 2017. ICCV.
+    """
+
+    facts = Facts(
+        family="weight",
+        formula="w = weight (v - mean) / |v - mean|",
+        paper=Paper(
+            title="Centered Weight Normalization in Accelerating Training of Deep Neural Networks",
+            year=2017,
+        ),
+        axes=("s",),
+        centres=True,
+        scales=True,
+        folds=True,
+        acts_on="weight",
+    )
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.add_affine(bias=False)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        entries = x.shape[1:].numel()
+        require_variance(
+            self, x, entries, per="output channel", remedy="use a layer of more inputs, or take WeightNorm"
+        )
+
+        def rule(mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            scale = weight / length(torch.zeros_like(mean), var, entries)
+            return scale, -mean * scale
+
+        return by_output(x, rule, self.weight.unsqueeze(1))
+
+    @torch.no_grad()
+    def right_inverse(self, w: Tensor) -> Tensor:
+        """Called when the layer is attached, or its weight assigned: the v, and with it the lengths, that give w."""
+        assert self.weight is not None
+        rows = at_least_float32(w).flatten(1)
+        self.weight.copy_((rows - rows.mean(1, keepdim=True)).norm(dim=1))
+        return w

@@ -1,0 +1,100 @@
+"""Spectral normalization."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Facts, Paper, at_least_float32
+from normzoo.norms._running import in_recomputation, is_captured
+from normzoo.norms._saved import snapshot
+from normzoo.norms._scale import scale_per_channel
+from normzoo.norms.weight._weight import WeightTransform
+
+
+class SpectralNorm(WeightTransform):
+    """Divides the weight by its largest singular value, so that the layer is 1-Lipschitz.
+
+    `w = W / sigma` with `sigma = |W' u|`, W the weight as a matrix (C, fan_in) and u its first left singular vector
+
+    In training each pass takes `n_power_iterations` steps `u <- unit(W unit(W' u))` of the power iteration towards u,
+    which continue from pass to pass; evaluation takes none. Through u flows no gradient:
+    `d sigma / dW = u v'` with `v = unit(W' u)`, as holds exactly for the singular vectors. On one and the same weight
+    this is `torch.nn.utils.parametrizations.spectral_norm`, which keeps v as well: v here is always that of the
+    present weight. A weight of zeros stays zero: sigma counts as 1e-12 at least.
+
+    Attached to a layer, u starts with 15 iterations on the layer's initial weight, as torch's does.
+
+    Args:
+        num_features: number of output channels C of the layer whose weight W, (C, I, *), is normalized.
+        n_power_iterations: steps of the power iteration in each training pass, at least 1.
+
+    Buffer `u`, (C,), of unit length.
+
+    Raises:
+        InputError: `n_power_iterations` below 1; a weight that is not (C, I, *).
+
+    Reference: Takeru Miyato, Toshiki Kataoka, Masanori Koyama, Yuichi Yoshida. Spectral Normalization for Generative
+    Adversarial Networks. 2018. arXiv 1802.05957, algorithm 1.
+    """
+
+    facts = Facts(
+        family="weight",
+        formula="w = W / sigma, its largest singular value by power iteration",
+        paper=Paper(title="Spectral Normalization for Generative Adversarial Networks", year=2018, arxiv="1802.05957"),
+        axes=("N", "s"),
+        scales=True,
+        unit_square=False,
+        stateful=True,
+        train_differs=True,
+        folds=True,
+        acts_on="weight",
+        exceptions={
+            "gradcheck": "no gradient flows through the power iteration, as in the paper",
+            "gradgradcheck": "no gradient flows through the power iteration, as in the paper",
+        },
+    )
+
+    u: Tensor
+
+    def __init__(self, num_features: int, *, n_power_iterations: int = 1) -> None:
+        super().__init__(num_features)
+        if n_power_iterations < 1:
+            raise InputError(
+                f"SpectralNorm(n_power_iterations={n_power_iterations}): training takes at least 1 step of the power "
+                f"iteration; the default is 1."
+            )
+        self.n_power_iterations = n_power_iterations
+        self.register_buffer("u", F.normalize(torch.randn(num_features), dim=0))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        rows = at_least_float32(x).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):
+            # A forward pass repeated by checkpointing finds u where the first one left it.
+            u = self.iterated(rows) if self.training and not in_recomputation() else self.u.to(rows.dtype).clone()
+            sigma = (rows.T @ u).square().sum().clamp_min(1e-24).sqrt()
+        if x.is_contiguous():
+            return scale_per_channel(x.unsqueeze(1), 1 / sigma).squeeze(1)
+        return scale_per_channel(x.movedim(1, -1).unsqueeze(1), 1 / sigma).squeeze(1).movedim(-1, 1)
+
+    @torch.no_grad()
+    def iterated(self, rows: Tensor) -> Tensor:
+        """u after the steps of this pass, which the buffer follows while it is finite."""
+        u = self.u.to(rows.dtype)
+        for _ in range(self.n_power_iterations):
+            u = unit(rows @ unit(rows.T @ u))
+        if not is_captured(self.u):
+            self.u.copy_(torch.where(u.isfinite().all() & u.any(), u, self.u))
+        return snapshot(u)
+
+    @torch.no_grad()
+    def right_inverse(self, w: Tensor) -> Tensor:
+        """Called when the layer is attached, or its weight assigned: u follows."""
+        for _ in range(15):
+            self.iterated(at_least_float32(w).flatten(1))
+        return w
+
+
+def unit(v: Tensor) -> Tensor:
+    """v at length 1; zeros stay zeros."""
+    return F.normalize(v, dim=0, eps=1e-12)
