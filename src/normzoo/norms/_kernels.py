@@ -118,14 +118,33 @@ def sums_and_dots(dy: Tensor, x: Tensor, dim: int, weight: Tensor | None = None)
     return joined(sums, x, dim), joined(dots, x, dim)
 
 
-def dots_with_normalized(dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """`sum dy (scale x + shift)` and `sum dy` along every axis but `dim`: two vectors."""
-    dots, sums = x.new_zeros(x.shape[dim]), x.new_zeros(x.shape[dim])
-    for dy_, x_, scale_, shift_ in blocks(dy, x, tables=(scale, shift), dim=dim):
-        z = torch.mul(x_, scale_, out=scratch.take("product", x_.shape, x_)).add_(shift_)
-        dots += z.mul_(dy_).sum((0, 3 - dim))
-        sums += dy_.sum((0, 3 - dim))
-    return dots, sums
+def weighted_sums_and_dots(
+    dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, dim: int, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All that a gradient sums up where a weight lies along `dim`, in one pass over memory.
+
+    Returns:
+        `sum weight dy` and `sum weight dy x` along `dim`: two tables; `sum dy (scale x + shift)` and `sum dy` along
+        every other axis: two vectors.
+    """
+    sums, dots = [], []
+    d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+    with torch.autocast(x.device.type, enabled=False):
+        for dy_, x_, scale_, shift_ in blocks(dy, x, tables=(scale, shift), dim=dim):
+            product = torch.mul(dy_, x_, out=scratch.take("product", x_.shape, x_))
+            if dim == 2:
+                rows, products = dy_.flatten(0, 1), product.flatten(0, 1)
+                sums.append(torch.mv(rows, weight).view(dy_.shape[:2]))
+                dots.append(torch.mv(products, weight).view(dy_.shape[:2]))
+                d_weight += torch.mv(products.T, scale_.flatten()) + torch.mv(rows.T, shift_.flatten())
+                d_bias += rows.sum(0)
+            else:
+                along_channels = weight.expand(len(dy_), 1, -1)
+                sums.append(torch.bmm(along_channels, dy_).squeeze(1))
+                dots.append(torch.bmm(along_channels, product).squeeze(1))
+                d_weight += torch.addcmul(product.mul_(scale_), dy_, shift_, out=product).sum(2).sum(0)
+                d_bias += dy_.sum(2).sum(0)
+    return joined(sums, x, dim), joined(dots, x, dim), d_weight, d_bias
 
 
 def scale_and_shift(
