@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from normzoo.catalogue import WORDS, describe, state
+from normzoo.catalogue import WORDS, describe, marked
 from normzoo.norms import Norm, layers
 from normzoo.norms._base import Family
 from pages import axes
@@ -132,8 +132,8 @@ def card(layer: type[Norm], costs: Costs | None) -> str:
     facts = [
         f"**statistics over** {row['over']}"
         + (", of a weight (C, I, *)".replace("*", r"\*") if row["acts_on"] == "weight" else ""),
-        f"**parameters** {tensors(row['parameters'])}",
-        f"**state** {tensors(state(row))}",
+        f"**parameters** {tensors(marked(row, 'parameters'))}",
+        f"**state** {tensors(marked(row, 'state'))}",
         *(
             [f"**batches** of a multiple of {row['batch_multiple']} samples in training"]
             if row["batch_multiple"] > 1

@@ -103,7 +103,6 @@ def describe(layer: "type[Norm]") -> dict[str, Any]:
         "over": over(layer),
         "arguments": {name: repr(default) for name, default in keyword_defaults(layer).items()},
         **tensors(layer),
-        "gates": list(facts.gates),
         **facts,
     }
 
