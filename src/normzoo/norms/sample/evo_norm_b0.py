@@ -133,8 +133,9 @@ def gradient_of_over_larger(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, std, batch_std, v, weight and bias; see `EvoNormB0`."""
     v_, std_, batch_std_ = per_channel(v, x), per_plane(std, x), per_channel(batch_std, x)
-    m = torch.addcmul(std_, x, v_)
-    is_line = m > batch_std_
+    m = (x * v_).add_(std_)
+    # 1 or 0, as numbers: with a mask, choosing takes ten times as long as multiplying.
+    on_line = torch.gt(m, batch_std_, out=torch.empty_like(m))
     inverse = torch.maximum(m, batch_std_, out=m).reciprocal_()
     z = x * inverse
     d_weight = None if weight is None else plane_sums(z * dy).sum(0)
@@ -144,8 +145,8 @@ def gradient_of_over_larger(
         dz *= per_channel(weight, x)
     minus_dm = z.mul_(dz)
     d_both = plane_sums(minus_dm)
-    minus_dm *= is_line
+    minus_dm *= on_line
     d_line = plane_sums(minus_dm)
     d_v = -plane_sums(minus_dm.mul_(x)).sum(0)
-    dx = torch.where(is_line, inverse.mul_(std_), 1).mul_(dz)
+    dx = inverse.mul_(std_).mul_(on_line).add_(1 - on_line).mul_(dz)
     return dx, -d_line, (d_line - d_both).sum(0), d_v, d_weight, d_bias

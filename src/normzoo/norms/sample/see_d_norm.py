@@ -93,7 +93,7 @@ def gradient_of_rescaled(
     d_weight = p.sum(positions)
     d_alpha = (p * gate).sum(positions)
     d_gate = over_heads(p * per_channel(alpha, x), heads) * (1 - gate.square())
-    gain = torch.addcmul(per_channel(weight, x), gate, per_channel(alpha, x))
+    gain = (gate * per_channel(alpha, x)).add_(per_channel(weight, x))
     along = p.mul_(gain).mean(1, keepdim=True) * inv_rms.square()
     dx = gain.mul_(inv_rms).mul_(dy).addcmul_(d_gate, per_channel(beta, x)).addcmul_(x, along, value=-1)
     d_beta = torch.mul(x, d_gate, out=p).sum(positions)
