@@ -24,10 +24,12 @@ from normzoo.norms import (
     DynamicTanh,
     FilterResponseNorm,
     GhostBatchNorm,
+    GlobalResponseNorm,
     GroupNorm,
     InstanceNorm,
     L1BatchNorm,
     LayerNorm,
+    LocalResponseNorm,
     NoisyBatchNorm,
     Norm,
     RMSNorm,
@@ -145,6 +147,14 @@ class ThresholdIsZero(FilterResponseNorm):
 class ShiftInsideTheSquash(DynamicTanh):
     def normalize(self, x: Tensor) -> Tensor:
         return affine(torch.tanh(self.alpha * affine(x, None, self.bias)), self.weight, None)
+
+
+@caught_by("equals-reference", "NCL")
+class WindowTheOtherWay(LocalResponseNorm):
+    """Of an even window, the larger half on the wrong side."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x.flip(1)).flip(1)
 
 
 @caught_by("equals-reference")
@@ -350,6 +360,15 @@ class NothingUnderTheRoot(RMSNorm):
     def normalize(self, x: Tensor) -> Tensor:
         rows = positions_first(x)
         return affine(channels_second(rows / rows.square().mean(-1, keepdim=True).sqrt(), x), self.weight, None)
+
+
+@caught_by("constant-input")
+class InfiniteSlopeOfTheRoot(GlobalResponseNorm):
+    """The length of a plane of zeros has no gradient: NaN."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        length = x.square().sum(tuple(range(2, x.dim())), keepdim=True).sqrt()
+        return affine(x * length / (length.mean(1, keepdim=True) + self.eps), self.weight, self.bias) + x
 
 
 # State
