@@ -132,9 +132,9 @@ class Linear(torch.autograd.Function):
         ctx.inputs, ctx.tables = (*moments, *learned), (matrix, shift)
         ctx.rule, ctx.groups, ctx.dim = rule, groups, dim
         y = torch.empty_like(x)
-        narrow, constant = matrix.detach().to(x.dtype), along(shift.detach(), x, dim)
+        for_blocks, constant = spread(matrix.detach(), x, dim), along(shift.detach(), x, dim)
         for y_, u in shifted_blocks(y, x=x, pivot=pivot, dim=dim):
-            multiply(narrow, u, dim, out=y_)
+            multiply(for_blocks, u, dim, out=y_)
             y_ += constant
         handed_on = [a.detach() for a in aside]
         ctx.mark_non_differentiable(*handed_on)
@@ -155,7 +155,7 @@ class Linear(torch.autograd.Function):
             d_mean, d_cov, d_weight, d_bias = gradients((matrix, shift), (d_matrix, d_shift), ctx.inputs)
             dx = None
             if ctx.needs_input_grad[0]:
-                dx, turned = torch.empty_like(x), matrix.detach().mT.to(x.dtype)
+                dx, turned = torch.empty_like(x), spread(matrix.detach().mT, x, dim)
                 if d_cov is None or d_mean is None:  # the moments are not those of x
                     for dx_, dy_ in kernels.blocks(dx, dy):
                         multiply(turned, dy_, dim, out=dx_)
@@ -164,7 +164,7 @@ class Linear(torch.autograd.Function):
                     slope = (d_cov + d_cov.mT) / values
                     rest = (ctx.inputs[0].detach() - pivot).view(ctx.groups, -1, 1)
                     constant = along(d_mean / values - (slope @ rest).flatten(), x, dim)
-                    slope = slope.to(x.dtype)
+                    slope = spread(slope, x, dim)
                     for dx_, dy_, u in shifted_blocks(dx, dy, x=x, pivot=pivot, dim=dim):
                         multiply(turned, dy_, dim, out=dx_)
                         multiply(slope, u, dim, out=dx_, add=True)
@@ -224,8 +224,14 @@ def products(a: Tensor, b: Tensor, groups: int, dim: int) -> Tensor:
     return (planes_a @ planes_b.mT).view(len(a), groups, *[planes_a.shape[1]] * 2).sum(0)
 
 
+def spread(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Matrices in the dtype of x, where channels come before positions one for every sample of a block."""
+    samples = min(kernels.samples_per_block(x), len(x)) if dim == 2 else 1
+    return matrix.to(x.dtype).repeat(samples, 1, 1)
+
+
 def multiply(matrix: Tensor, b: Tensor, dim: int, out: Tensor, add: bool = False) -> None:
-    """`matrix b` at every position, written or added to `out`."""
+    """`matrix b` at every position, written or added to `out`; the matrix as `spread` gives it."""
     groups, size, _ = matrix.shape
     if dim == 1:
         rows, into = (t.view(-1, groups, size).transpose(0, 1) for t in (b, out))
@@ -233,7 +239,7 @@ def multiply(matrix: Tensor, b: Tensor, dim: int, out: Tensor, add: bool = False
         into.add_(product) if add else into.copy_(product)
         return
     planes, into = (t.view(-1, size, t.shape[2]) for t in (b, out))
-    torch.baddbmm(into, matrix.repeat(len(b), 1, 1), planes, beta=1 if add else 0, out=into)
+    torch.baddbmm(into, matrix[: len(planes)], planes, beta=1 if add else 0, out=into)
 
 
 def along(v: Tensor, x: Tensor, dim: int) -> Tensor:
