@@ -99,8 +99,8 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         slope = torch.zeros_like(constant[:, :, 0])
         for end, sign in ((top, 1), (bottom, -1)):
             held = constant == end.unsqueeze(1)
-            holders = all_reduce(held.sum((0, 2)).to(x.dtype), group).clamp_min(1)
-            slope = slope + torch.where(held, planes - end.unsqueeze(1), 0).sum(2) * (sign / holders)
+            holders = all_reduce(held.to(x.dtype).sum(2).sum(0), group).clamp_min(1)
+            slope = slope + (held.to(x.dtype) * (planes - end.unsqueeze(1))).sum(2) * (sign / holders)
         return x, top - bottom, slope
     volume, last = kernels.as_volume(x)
     dim = 1 if last else 2
@@ -122,10 +122,11 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
 
 def ends(top: Tensor, bottom: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     """The largest and smallest value of every channel, (C,), from those of its planes, (N, C)."""
+    if group is None:
+        return top.amax(0), bottom.amin(0)
     both = torch.stack([top, -bottom])
     both = torch.cat([both, both.new_full((2, 1, top.shape[1]), -math.inf)], 1).amax(1)  # a rank may be empty
-    if group is not None:
-        dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
+    dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
     return both[0], -both[1]
 
 

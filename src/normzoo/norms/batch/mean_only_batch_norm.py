@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ranks import Group, total
 from normzoo.norms._running import RunningStatistics, over_samples
@@ -71,7 +72,12 @@ class MeanOnlyBatchNorm(RunningStatistics):
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         count = total(x.numel() // x.shape[1], group, x.device)
-        self.require_several(count, x)
+        if count == 1:
+            raise InputError(
+                f"MeanOnlyBatchNorm got an input of shape {tuple(x.shape)}: one value per channel is its own mean, and "
+                f"nothing of it would remain. Use batches of at least 2 samples, or, with running statistics, call "
+                f".eval()."
+            )
         y, mean = by_plane(x, partial(self.rule, group=group), bias=self.bias)
         self.move(count, running_mean=mean)
         return y

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper
+from normzoo.norms._base import Facts, Paper, require_variance
 from normzoo.norms._ranks import Group, samples_before
 from normzoo.norms._running import RunningStatistics, over_parts
 from normzoo.norms._scale import scale_per_channel
@@ -106,7 +106,8 @@ class SplitBatchNorm(RunningStatistics):
             )
         size = samples // len(layers)
         count = size * x.shape[2:].numel()
-        self.require_several(count, x)
+        remedy = f"use batches of at least {2 * len(layers)} samples, or, with running statistics, call .eval()"
+        require_variance(self, x, count, per="channel of a part", remedy=remedy)
         part = torch.arange(before, before + len(x), device=x.device) // max(size, 1)
         rule = partial(self.rule, part=part, parts=len(layers), group=group)
         y, means, variances = by_plane(x, rule, self.stacked("weight"), self.stacked("bias"))
