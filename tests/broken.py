@@ -6,6 +6,7 @@ law.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from torch.autograd.gradcheck import GradcheckError
 
 from normzoo.errors import InputError
 from normzoo.norms import (
+    BatchInstanceNorm,
     BatchNorm,
     BatchRenorm,
     ChannelLayerNorm,
+    DecorrelatedBatchNorm,
     DynamicTanh,
     FilterResponseNorm,
     GhostBatchNorm,
@@ -43,7 +46,9 @@ from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import affine, at_least_float32, channels_second, per_channel, positions_first
 from normzoo.norms._ranks import Group, all_reduce
 from normzoo.norms._running import over_samples
+from normzoo.norms._tables import by_plane
 from normzoo.norms.batch._normalize import batch_norm, merge_over_ranks
+from normzoo.norms.mixed._mixed import OfBatch
 
 
 @dataclass(frozen=True)
@@ -294,6 +299,24 @@ class NoSlopeAlongTheMean(L1BatchNorm):
         self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, centre: Tensor, group: Group
     ) -> tuple[Tensor, ...]:
         return super().rule(mean, var, deviation, torch.zeros_like(sign), centre, group)
+
+
+@caught_by("gates")
+class GateThatStaysOutside(BatchInstanceNorm):
+    """Clipping has no gradient beyond its bounds: a gate that a step has carried there never returns."""
+
+    def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
+        rule, learned = partial(self.rule, of_batch=of_batch), {"weight": self.weight, "bias": self.bias}
+        return by_plane(x, rule, self.gate.clamp(0, 1), **learned)
+
+
+@caught_by("constant-input")
+class GradientOfEigenvectors(DecorrelatedBatchNorm):
+    """Which has a pole where eigenvalues are equal."""
+
+    def whitening(self, cov: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(cov)
+        return (vectors * (values.clamp_min(0) + self.eps).rsqrt().unsqueeze(-2)) @ vectors.mT
 
 
 # dtype, memory, precision
