@@ -72,7 +72,7 @@ class SpectralNorm(WeightTransform):
         with torch.autocast(x.device.type, enabled=False):
             # A forward pass repeated by checkpointing finds u where the first one left it.
             u = self.iterated(rows) if self.training and not in_recomputation() else self.u.to(rows.dtype).clone()
-            sigma = (rows.T @ u).square().sum().clamp_min(1e-24).sqrt()
+            sigma = (u @ rows).square().sum().clamp_min(1e-24).sqrt()
         if x.is_contiguous():
             return scale_per_channel(x.unsqueeze(1), 1 / sigma).squeeze(1)
         return scale_per_channel(x.movedim(1, -1).unsqueeze(1), 1 / sigma).squeeze(1).movedim(-1, 1)
@@ -82,7 +82,7 @@ class SpectralNorm(WeightTransform):
         """u after the steps of this pass, which the buffer follows while it is finite."""
         u = self.u.to(rows.dtype)
         for _ in range(self.n_power_iterations):
-            u = unit(rows @ unit(rows.T @ u))
+            u = unit(rows @ unit(u @ rows))
         if not is_captured(self.u):
             self.u.copy_(torch.where(u.isfinite().all() & u.any(), u, self.u))
         return snapshot(u)
