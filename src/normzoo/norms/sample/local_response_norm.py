@@ -73,7 +73,8 @@ def plain(x: Tensor, size: int, scale: float, exponent: float, offset: float) ->
     channels = x.shape[1]
     padded = F.pad(x.square(), (*[0, 0] * (x.dim() - 2), size // 2, (size - 1) // 2))
     sums = reduce(torch.add, (padded.narrow(1, start, channels) for start in range(size)))
-    return x * (offset + scale / size * sums).pow(-exponent)
+    # Everywhere a logarithm and an exponential, which are vectorized, in place of the power, which is not.
+    return x * ((offset + scale / size * sums).log() * -exponent).exp()
 
 
 def window_sums(x: Tensor, down: int, up: int, dim: int, name: str) -> Tensor:
