@@ -35,7 +35,10 @@ from normzoo.norms import (
     LocalResponseNorm,
     NoisyBatchNorm,
     Norm,
+    OnlineNorm,
+    PowerNorm,
     RMSNorm,
+    SpectralNorm,
     SplitBatchNorm,
     TorchBatchNorm,
     VirtualBatchNorm,
@@ -394,6 +397,20 @@ class InfiniteSlopeOfTheRoot(GlobalResponseNorm):
         return affine(x * length / (length.mean(1, keepdim=True) + self.eps), self.weight, self.bias) + x
 
 
+@caught_by("gradient-of-reference")
+class MovesBeforeItUses(PowerNorm):
+    """Subtracts what this batch has just found, not what the batches before it have."""
+
+    def before(self) -> dict[str, Tensor]:
+        return {**super().before(), "nu": self.nu}
+
+    def rule(self, mean: Tensor, var: Tensor, *, momentum: Any, **given: Any) -> tuple[Tensor, ...]:
+        tables = super().rule(mean, var, momentum=momentum, **given)
+        with torch.no_grad():
+            self.nu.mul_(1 - momentum)
+        return tables
+
+
 # State
 
 
@@ -541,6 +558,26 @@ class OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         return grad_outputs[0].detach().clone()
+
+
+@caught_by("checkpointing")
+class RepeatsFromMovedStatistics(OnlineNorm):
+    """The pass that checkpointing repeats starts from the statistics that the first one has moved."""
+
+    @property
+    def before_last(self) -> None:  # type: ignore[override]
+        return None
+
+    @before_last.setter
+    def before_last(self, value: object) -> None:
+        pass
+
+
+@caught_by("buffers-move-in-training-only")
+class IteratesInEvaluation(SpectralNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        self.iterated(at_least_float32(x).flatten(1))
+        return super().normalize(x)
 
 
 # Compilers and transforms
