@@ -14,6 +14,7 @@ from torch import Tensor
 
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32
+from normzoo.norms._twice import gradient_of
 
 # (x, *tables, *tensors) -> y like x, of any number of samples.
 Formula = Callable[..., Tensor]
@@ -78,7 +79,7 @@ class InBlocks(torch.autograd.Function):
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled():  # this gradient is to be differentiated again
-                dx, *others = of_formula(ctx.formula, dy, x, given, needed, create_graph=True)
+                dx, *others = gradient_of(ctx.formula, (x, *given), needed, dy)
                 return dx, None, None, None, *others
             dx = torch.empty_like(x) if needed[0] else None
             sums = [
@@ -87,7 +88,7 @@ class InBlocks(torch.autograd.Function):
             for block in blocks(x):
                 inputs = dy[block], x[block], rows(given, ctx.tables, block)
                 if ctx.gradient is None:
-                    of_x, *of_given = of_formula(ctx.formula, *inputs, needed, create_graph=False)
+                    of_x, *of_given = of_formula(ctx.formula, *inputs, needed)
                 else:
                     of_x, *of_given = ctx.gradient(*inputs[:2], *inputs[2])
                 if dx is not None and of_x is not None:
@@ -110,29 +111,16 @@ def rows(given: Sequence[Tensor | None], tables: int, block: slice) -> list[Tens
 
 
 def of_formula(
-    formula: Formula,
-    dy: Tensor,
-    x: Tensor,
-    given: Sequence[Tensor | None],
-    needed: tuple[bool, ...],
-    *,
-    create_graph: bool,
-) -> tuple[Tensor | None, ...]:
+    formula: Formula, dy: Tensor, x: Tensor, given: Sequence[Tensor | None], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
     """The gradients of x and what else is given, by autograd; None for what needs none."""
-    inputs: list[Tensor | None] = [x, *given]
-    if create_graph:  # views, for what is given may depend on x: that path is not the formula's
-        inputs = [None if t is None else t.view_as(t) for t in inputs]
-    else:
-        inputs = [None if t is None else t.detach().requires_grad_(one) for t, one in zip(inputs, needed, strict=True)]
+    inputs = zip((x, *given), needed, strict=True)
+    leaves = [None if t is None else t.detach().requires_grad_(one) for t, one in inputs]
     with torch.enable_grad():
-        y = formula(*inputs)
-    wanted = [t for t, one in zip(inputs, needed, strict=True) if one and t is not None]
-    found = iter(
-        torch.autograd.grad(
-            y, wanted, dy, create_graph=create_graph, allow_unused=True, materialize_grads=not create_graph
-        )
-    )
-    return tuple(next(found) if one and t is not None else None for t, one in zip(inputs, needed, strict=True))
+        y = formula(*leaves)
+    wanted = [t for t in leaves if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True, materialize_grads=True))
+    return [next(found) if t is not None and t.requires_grad else None for t in leaves]
 
 
 def dense(x: Tensor) -> Tensor:

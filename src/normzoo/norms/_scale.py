@@ -7,6 +7,7 @@ from torch import Tensor
 
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32, per_channel
+from normzoo.norms._twice import gradient_of
 
 
 def scale_per_channel(x: Tensor, scale: Tensor, centre: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -52,14 +53,13 @@ class Scale(torch.autograd.Function):
         x, scale, centre, shift = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():  # this gradient is to be differentiated again
-            inputs = [t for t, one in zip((x, scale, centre, shift), needed, strict=False) if one]
-            y = plain(kernels.channels_second(x, ctx.dim), scale, centre, shift)
-            found = iter(
-                torch.autograd.grad(
-                    y, inputs, kernels.channels_second(dy, ctx.dim), create_graph=True, allow_unused=True
-                )
+            found = gradient_of(
+                lambda x, *given: plain(kernels.channels_second(x, ctx.dim), *given),
+                (x, scale, centre, shift),
+                needed[:4],
+                kernels.channels_second(dy, ctx.dim),
             )
-            return *(next(found) if one else None for one in needed[:4]), None
+            return *found, None
         dy = dy.contiguous()
         d_scale = d_shift = None
         if needed[1] or needed[3]:

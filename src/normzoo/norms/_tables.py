@@ -22,6 +22,7 @@ from torch import Tensor
 
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32
+from normzoo.norms._twice import gradient_of
 
 # (mean, var, *tensors) -> (scale, shift, *aside): tables, of which the moments are (N, C) or (N, L).
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -286,15 +287,12 @@ def gradient_of_plain(
     tensors: list[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
     """The gradient of `plain` by autograd, itself differentiable: for second derivatives."""
-    if pivot is not None:
-        x = x + pivot.unsqueeze(ctx.dim)
     turned = 1 if ctx.channels_last else 2
-    y, *_ = plain(kernels.channels_second(x, turned), ctx.rule, ctx.over_channels, weight, bias, *tensors)
+
+    def formula(x: Tensor, *given: Tensor | None) -> Tensor:
+        x = x if pivot is None else x + pivot.unsqueeze(ctx.dim)
+        return plain(kernels.channels_second(x, turned), ctx.rule, ctx.over_channels, *given)[0]
+
     needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[7:])
-    inputs = (x, weight, bias, *tensors)
-    wanted = [t for t, one in zip(inputs, needed, strict=True) if one and t is not None]
-    found = iter(
-        torch.autograd.grad(y, wanted, kernels.channels_second(dy, turned), create_graph=True, allow_unused=True)
-    )
-    dx, *others = [next(found) if one else None for one in needed]
+    dx, *others = gradient_of(formula, (x, weight, bias, *tensors), needed, kernels.channels_second(dy, turned))
     return dx, *[None] * 6, *others

@@ -12,6 +12,7 @@ from torch import Tensor
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import affine, at_least_float32, per_channel
 from normzoo.norms._ranks import Group, all_reduce, total
+from normzoo.norms._twice import gradient_of
 
 # Below this many values, writing x - mean costs less than asking whether it is needed.
 ALWAYS_CENTRE_BELOW = 1 << 16
@@ -194,14 +195,14 @@ class NormalizeSmall(torch.autograd.Function):
 
 def gradient_of_formula(ctx: Any, dy: Tensor, offset: Tensor | None) -> list[Tensor | None]:
     """The gradient of `formula` by autograd, itself differentiable: for second derivatives."""
-    x, weight, bias, *_ = ctx.saved_tensors
-    x_, dy_ = kernels.channels_second(x, ctx.dim), kernels.channels_second(dy, ctx.dim)
-    # Every rank may have shifted its x by a mean of its own; without the offset all stand on the mean they share.
-    centred = x_ if offset is None else x_ - per_channel(offset, x_)
-    y = formula(centred, weight, bias, ctx.eps, ctx.group)[0]
-    wanted = [t for t, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(y, wanted, dy_, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
+
+    def again(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        x = kernels.channels_second(x, ctx.dim)
+        # Every rank may have shifted its x by a mean of its own; without the offset all stand on the mean they share.
+        centred = x if offset is None else x - per_channel(offset, x)
+        return formula(centred, weight, bias, ctx.eps, ctx.group)[0]
+
+    return gradient_of(again, ctx.saved_tensors[:3], ctx.needs_input_grad[:3], kernels.channels_second(dy, ctx.dim))
 
 
 def measure(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import affine, at_least_float32
+from normzoo.norms._twice import gradient_of
 
 
 class Curve(NamedTuple):
@@ -86,11 +87,12 @@ class Squash(torch.autograd.Function):
         x, alpha, shift, weight, bias = ctx.saved_tensors
         curve, dim, needed = ctx.curve, ctx.dim, [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5)]
         if torch.is_grad_enabled():  # this gradient is to be differentiated again
-            inputs = [t for t, one in zip(ctx.saved_tensors, needed, strict=True) if one]
-            y = plain(kernels.channels_second(x, dim), curve, alpha, shift, weight, bias)
-            dy = kernels.channels_second(dy, dim)
-            found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-            dx, *others = [next(found) if one else None for one in needed]
+            dx, *others = gradient_of(
+                lambda x, *given: plain(kernels.channels_second(x, dim), curve, *given),
+                ctx.saved_tensors,
+                needed,
+                kernels.channels_second(dy, dim),
+            )
             return dx, None, *others, None
         dx, d_alpha, d_shift = torch.empty_like(x), torch.zeros_like(alpha), torch.zeros_like(shift)
         d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)

@@ -23,6 +23,7 @@ from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import at_least_float32, channels_second, positions_first
 from normzoo.norms._ranks import Group, all_reduce
 from normzoo.norms._tables import gradients
+from normzoo.norms._twice import gradient_of
 
 # (mean (C,), biased covariance (G, d, d)) -> (matrix (G, d, d), centre (C,), *aside), all in float64.
 Rule = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -176,12 +177,13 @@ def gradient_of_plain(
     ctx: Any, dy: Tensor, x: Tensor, about: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The gradient of `plain` by autograd, itself differentiable: for second derivatives."""
-    y, *_ = plain(kernels.channels_second(x, ctx.dim), ctx.rule, ctx.groups, about, weight, bias)
+
+    def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return plain(kernels.channels_second(x, ctx.dim), ctx.rule, ctx.groups, about, weight, bias)[0]
+
     needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[8:])
-    wanted = [t for t, one in zip((x, weight, bias), needed, strict=True) if one and t is not None]
-    found = iter(torch.autograd.grad(y, wanted, kernels.channels_second(dy, ctx.dim), create_graph=True))
-    dx, d_weight, d_bias = (next(found) if one else None for one in needed)
-    return dx, *[None] * 7, d_weight, d_bias
+    dx, *others = gradient_of(formula, (x, weight, bias), needed, kernels.channels_second(dy, ctx.dim))
+    return dx, *[None] * 7, *others
 
 
 # The large passes: blocks are (n, C, L) for dim 2, (n, L, C) for dim 1.
