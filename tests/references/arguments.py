@@ -24,7 +24,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "scale": (0.0, -1e-4),
     "exponent": (0.0, -0.75),
     "offset": (0.0, -1.0),
-    "p": (0.0, 0.5, -2.0, math.nan),
+    "p": (0.0, 0.5, -2.0, math.nan, True, "2"),
     "num_splits": (1, 0, -2),
     "n_mu": (-0.5, math.nan),
     "n_sigma": (0.9, math.nan),
@@ -37,5 +37,4 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "n_power_iterations": (0, -1),
     "gamma": (0.0, -1.0, math.nan),
     "iterations": (0, -1, True, 2.5),
-    "p": (0.0, 0.5, -2.0, math.nan, True, "2"),
 }

@@ -24,6 +24,7 @@ from normzoo.norms.batch.virtual_batch_norm import VirtualBatchNorm as VirtualBa
 from normzoo.norms.mixed.batch_channel_norm import BatchChannelNorm as BatchChannelNorm
 from normzoo.norms.mixed.batch_instance_norm import BatchInstanceNorm as BatchInstanceNorm
 from normzoo.norms.mixed.instance_batch_norm import InstanceBatchNorm as InstanceBatchNorm
+from normzoo.norms.mixed.instance_layer_norm import InstanceLayerNorm as InstanceLayerNorm
 from normzoo.norms.mixed.switchable_norm import SwitchableNorm as SwitchableNorm
 from normzoo.norms.pointwise.dynamic_erf import DynamicErf as DynamicErf
 from normzoo.norms.pointwise.dynamic_isru import DynamicISRU as DynamicISRU
@@ -49,7 +50,9 @@ from normzoo.norms.sample.scale_norm import ScaleNorm as ScaleNorm
 from normzoo.norms.sample.see_d_norm import SeeDNorm as SeeDNorm
 from normzoo.norms.weight.centered_weight_norm import CenteredWeightNorm as CenteredWeightNorm
 from normzoo.norms.weight.cosine_norm import CosineNorm as CosineNorm
-from normzoo.norms.weight.scaled_weight_standardization import ScaledWeightStandardization as ScaledWeightStandardization
+from normzoo.norms.weight.scaled_weight_standardization import (
+    ScaledWeightStandardization as ScaledWeightStandardization,
+)
 from normzoo.norms.weight.spectral_norm import SpectralNorm as SpectralNorm
 from normzoo.norms.weight.weight_norm import WeightNorm as WeightNorm
 from normzoo.norms.weight.weight_standardization import WeightStandardization as WeightStandardization
