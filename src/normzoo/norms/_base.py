@@ -209,8 +209,12 @@ def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: s
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:
-    """Views a vector (C,) such that it broadcasts against x of shape (N, C, *)."""
-    return v.view(-1, *[1] * (x.dim() - 2))
+    """Views a vector (C,) such that it broadcasts against x of shape (N, C, *).
+
+    As a table (N, C): so its gradient is summed within planes first, which compiled is several times faster than over
+    samples and positions at once.
+    """
+    return per_plane(v.expand(len(x), -1), x)
 
 
 def per_plane(table: Tensor, x: Tensor) -> Tensor:

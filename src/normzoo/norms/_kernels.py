@@ -73,7 +73,8 @@ class Scratch(threading.local):
         size = math.prod(shape)
         kept = self.kept.get((name, like.dtype))
         if kept is None or kept.numel() < size:
-            kept = torch.empty(size, dtype=like.dtype)
+            with torch.inference_mode(False):  # what is made in that mode cannot be written to outside
+                kept = torch.empty(size, dtype=like.dtype)
             if size * like.element_size() <= 2 * BLOCK_BYTES:
                 self.kept[name, like.dtype] = kept
         return kept[:size].view(shape)

@@ -98,9 +98,10 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         top, bottom = ends(constant.amax(2), constant.amin(2), group)
         slope = torch.zeros_like(constant[:, :, 0])
         for end, sign in ((top, 1), (bottom, -1)):
-            held = constant == end.unsqueeze(1)
-            holders = all_reduce(held.to(x.dtype).sum(2).sum(0), group).clamp_min(1)
-            slope = slope + (held.to(x.dtype) * (planes - end.unsqueeze(1))).sum(2) * (sign / holders)
+            # 1 where a value is the end, else 0: arithmetic, as compiled a mask is ten times as slow.
+            held = 1 - (constant - end.unsqueeze(1)).sign().abs()
+            holders = all_reduce(held.sum(2).sum(0), group).clamp_min(1)
+            slope = slope + (held * (planes - end.unsqueeze(1))).sum(2) * (sign / holders)
         return x, top - bottom, slope
     volume, last = kernels.as_volume(x)
     dim = 1 if last else 2

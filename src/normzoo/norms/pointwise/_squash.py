@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms import _kernels as kernels
-from normzoo.norms._base import affine, at_least_float32
+from normzoo.norms._base import affine, at_least_float32, per_plane
 from normzoo.norms._twice import gradient_of
 
 
@@ -62,7 +62,11 @@ def squash(x: Tensor, curve: Curve, alpha: Tensor, shift: Tensor | None, weight:
 
 
 def plain(x: Tensor, curve: Curve, alpha: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same written down plainly, for any shape (N, C, *)."""
+    """The same written down plainly, for any shape (N, C, *).
+
+    alpha and shift as tables (N, C): compiled, a gradient is summed fastest within planes first, as in `per_channel`.
+    """
+    alpha, shift = (per_plane(v.expand(x.shape[:2]), x) for v in (alpha, shift))
     return affine(curve.plain(alpha * x + shift), weight, bias)
 
 

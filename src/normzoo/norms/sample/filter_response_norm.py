@@ -67,7 +67,7 @@ class FilterResponseNorm(Norm):
 
 
 def threshold(z: Tensor, tau: Tensor) -> Tensor:
-    """max(z, tau) of (N, C, *) and (C,); at a tie the gradient is that of tau."""
+    """max(z, tau) of (N, C, *) and (C,)."""
     wide, tau = at_least_float32(z), at_least_float32(tau)
     if (
         torch.compiler.is_compiling()
@@ -81,13 +81,15 @@ def threshold(z: Tensor, tau: Tensor) -> Tensor:
 
 
 def plain_threshold(z: Tensor, tau: Tensor) -> Tensor:
-    """The same by autograd, of any shape (N, C, *). NaN stays NaN."""
-    tau = per_channel(tau, z)
-    return torch.where(z <= tau, tau, z)
+    """The same by autograd, of any shape (N, C, *), but that at a tie both have half the gradient. NaN stays NaN."""
+    return torch.maximum(z, per_channel(tau, z))
 
 
 class Threshold(torch.autograd.Function):
-    """y = max(z, tau) of a volume: `dz = dy` where y > tau, else 0, and `d_tau = sum dy - dz`. Of z nothing is kept."""
+    """y = max(z, tau) of a volume: `dz = dy` where y > tau, else 0, and `d_tau = sum dy - dz`. Of z nothing is kept.
+
+    At a tie the gradient is that of tau.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, tau: Tensor, dim: int) -> Tensor:

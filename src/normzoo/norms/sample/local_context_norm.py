@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, affine, per_channel, plane_sums, require_positive, require_variance
-from normzoo.norms._blocks import in_blocks
+from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive, require_variance
 from normzoo.norms._groups import resolve_groups
+from normzoo.norms._scale import scale_per_channel
+from normzoo.norms._tables import by_position
 
 
 class LocalContextNorm(Norm):
@@ -23,11 +24,8 @@ class LocalContextNorm(Norm):
     border takes the statistics of the nearest whole window, a window wider than the image the unbiased variance of
     all of it, and no gradient flows through the statistics of a window; here it does.
 
-    With W the sums over windows of n values, z = (x - mean) / std, g = weight dy and sums over the group's channels,
-    the gradient goes through W once more, as p lies in the window of q iff q lies in that of p::
-
-        dvar = -sum g z / (2 std^2 n),   dmean = -sum g / (std n) - 2 mean dvar
-        dx = g / std + W dmean + 2 x W dvar
+    The mean and variance of a group's channels at each position are a table, and those of a window a sum over its part
+    of the table; its gradient goes through the same sum, as p lies in the window of q iff q lies in that of p.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -85,49 +83,30 @@ class LocalContextNorm(Norm):
         for size in x.shape[2:]:
             values *= min(self.window_size // 2 + 1, size)  # in a corner
         require_variance(self, x, values, per="window", remedy="use larger images, or take fewer groups")
-        constants = self.num_groups, self.window_size, self.eps
-        gradient = partial(gradient_of_normalized, constants=constants)
-        formula = partial(normalized, constants=constants)
-        return in_blocks(formula, x, self.weight, self.bias, gradient=gradient)
+        wide = at_least_float32(x)
+        # Each group of a sample as a sample: the tables are (N G, L).
+        groups = wide.reshape(len(x) * self.num_groups, self.num_features // self.num_groups, *x.shape[2:])
+        z, *_ = by_position(groups, partial(self.rule, sizes=x.shape[2:]))
+        z = like(z.reshape(x.shape), x)
+        if self.weight is not None:
+            z = scale_per_channel(z, self.weight, None, self.bias)
+        return z.to(x.dtype)
+
+    def rule(self, mean: Tensor, var: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        mean, var = (table.reshape(len(table), 1, *sizes) for table in (mean, var))
+        share = 1 / window_sums(torch.ones_like(mean[:1]), self.window_size)
+        # Any constant may be subtracted: so that E[x^2] - E[x]^2 keeps its digits, near the mean of the group.
+        level = mean.detach().mean(tuple(range(2, mean.dim())), keepdim=True)
+        mean = mean - level
+        of_window = window_sums(mean, self.window_size) * share
+        square = window_sums(var + mean.square(), self.window_size) * share
+        inv_std = ((square - of_window.square()).clamp_min(0) + self.eps).rsqrt()
+        return inv_std.flatten(1), (-(of_window + level) * inv_std).flatten(1)
 
 
-def measured(x: Tensor, groups: int, window: int, eps: float) -> tuple[Tensor, ...]:
-    """x in groups (N, G, C / G, *), less a constant; the means and 1 / std of windows (N, G, 1, *); 1 / their sizes."""
-    grouped = x.unflatten(1, (groups, -1))
-    # Any constant may be subtracted from a group: so that E[x^2] - E[x]^2 keeps its digits, near the mean.
-    grouped = grouped - grouped.detach().mean(tuple(range(2, grouped.dim())), keepdim=True)
-    share = 1 / window_sums(torch.ones_like(x[:1, :1]), window)
-    mean = window_sums(grouped.mean(2), window) * share
-    var = (window_sums(grouped.square().mean(2), window) * share - mean.square()).clamp_min(0)
-    return grouped, mean.unsqueeze(2), (var + eps).rsqrt().unsqueeze(2), share
-
-
-def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, constants: tuple[int, int, float]) -> Tensor:
-    """The layer."""
-    grouped, mean, inv_std, _ = measured(x, *constants)
-    return affine(((grouped - mean) * inv_std).flatten(1, 2), weight, bias)
-
-
-def gradient_of_normalized(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, constants: tuple[int, int, float]
-) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight and bias; see `LocalContextNorm`."""
-    grouped, mean, inv_std, share = measured(x, *constants)
-    z = (grouped - mean).mul_(inv_std)
-    product = z.flatten(1, 2).mul_(dy)
-    d_weight = None if weight is None else plane_sums(product).sum(0)
-    d_bias = None if bias is None else plane_sums(dy).sum(0)
-    if weight is None:
-        dz = dy.unflatten(1, grouped.shape[1:3])
-    else:
-        product *= per_channel(weight, x)
-        dz = (dy * per_channel(weight, x)).unflatten(1, grouped.shape[1:3])
-    direct = dz * inv_std
-    d_var = product.view_as(z).sum(2) * inv_std.squeeze(2).square() * (-0.5 / grouped.shape[2]) * share
-    d_mean = direct.sum(2) * (-1 / grouped.shape[2]) * share - 2 * mean.squeeze(2) * d_var
-    window = constants[1]
-    d_mean, d_var = (window_sums(d, window).unsqueeze(2) for d in (d_mean, d_var))
-    return direct.addcmul_(grouped, d_var, value=2).add_(d_mean).flatten(1, 2), d_weight, d_bias
+def like(y: Tensor, x: Tensor) -> Tensor:
+    """y, laid out in memory as x: with its channels last if those of x are."""
+    return y if x.is_contiguous() else y.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def window_sums(x: Tensor, window: int) -> Tensor:

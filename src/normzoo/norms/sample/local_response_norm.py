@@ -73,8 +73,15 @@ def plain(x: Tensor, size: int, scale: float, exponent: float, offset: float) ->
     channels = x.shape[1]
     padded = F.pad(x.square(), (*[0, 0] * (x.dim() - 2), size // 2, (size - 1) // 2))
     sums = reduce(torch.add, (padded.narrow(1, start, channels) for start in range(size)))
-    # Everywhere a logarithm and an exponential, which are vectorized, in place of the power, which is not.
-    return x * ((offset + scale / size * sums).log() * -exponent).exp()
+    return x * inverse_power(offset + scale / size * sums, exponent)
+
+
+def inverse_power(d: Tensor, exponent: float) -> Tensor:
+    """`d^-exponent`, in vectorized operations, which the power itself is not."""
+    if exponent == 0.75:  # d^-1/2 d^-1/4
+        root = d.rsqrt()
+        return root * root.sqrt()
+    return (d.log() * -exponent).exp()
 
 
 def window_sums(x: Tensor, down: int, up: int, dim: int, name: str) -> Tensor:
@@ -103,7 +110,7 @@ class Response(torch.autograd.Function):
         ctx.dim, ctx.settings = dim, (size, scale, exponent, offset)
         y = torch.empty_like(x)
         for y_, x_ in kernels.blocks(y, x):
-            torch.mul(denominator(x_, dim, size, scale, offset).log_().mul_(-exponent).exp_(), x_, out=y_)
+            torch.mul(inverse_power(denominator(x_, dim, size, scale, offset), exponent), x_, out=y_)
         return y
 
     @staticmethod
@@ -116,7 +123,7 @@ class Response(torch.autograd.Function):
         dx = torch.empty_like(x)
         for dx_, dy_, x_ in kernels.blocks(dx, dy.contiguous(), x):
             d = denominator(x_, dim, size, scale, offset)
-            power = torch.log(d, out=kernels.scratch.take("power", x_.shape, x_)).mul_(-exponent).exp_()
+            power = inverse_power(d, exponent)
             torch.mul(dy_, power, out=dx_)
             of_window = torch.div(dx_, d, out=power).mul_(x_)
             sums = window_sums(of_window, (size - 1) // 2, size // 2, dim, "sums")
