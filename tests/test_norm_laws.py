@@ -193,7 +193,7 @@ def shape_and_dtype(subject: Subject) -> None:
         x = subject.input(dtype=dtype)
         y = layer(x)
         assert (y.shape, y.dtype) == (x.shape, dtype)
-        if dtype.itemsize == 2:  # narrow activations in a wide layer
+        if dtype != torch.float32:  # narrower or wider activations than the layer
             assert subject.build(dtype=torch.float32).train(training)(x).dtype == dtype
 
 
@@ -347,6 +347,18 @@ def large_input(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
                 expected = {**of_layer(twin, x), **second_derivatives(twin, x)}
             assert_same_results(observed, expected, 1e-7)
             assert_same_buffers(layer, twin, 1e-7)
+    for change in (lambda x: torch.stack([x, x], dim=-1)[..., 0], lambda x: x.mT.contiguous().mT):  # strided, turned
+        x, layer = subject.input(sizes=sizes), subject.build(num_features=sizes[1])
+        expected = of_layer(copy.deepcopy(layer), x)
+        observed = outputs_and_gradients(
+            lambda x, layer=layer, change=change: layer(change(x)), x, dict(layer.named_parameters())
+        )
+        assert_same_results(observed, expected, 1e-7)
+    x, layer = subject.input(sizes=sizes), subject.build(dtype=torch.float32, num_features=sizes[1])
+    expected = of_layer(copy.deepcopy(layer).double(), x)
+    observed = of_layer(layer, x)  # float64 values in a float32 layer
+    assert observed["output"].dtype == torch.float64
+    assert_same_results({n: v.double() for n, v in observed.items()}, expected, 1e-4)
 
 
 def second_derivatives(layer: Norm, x: Tensor) -> dict[str, Tensor]:
@@ -730,8 +742,9 @@ def checkpointed_gradient(subject: Subject) -> None:
 @law()
 def large_mean(subject: Subject) -> None:
     """float32 resolves a mean to 6e-8 of it; the output, in standard deviations, may be off by a few of those."""
-    for training, mean in product((True, False), (1e4, 1e6)):
-        x = (subject.input(seed=2) + mean).float()
+    formats = [torch.contiguous_format] + [torch.channels_last] * (subject.layout == "NCHW" and not subject.on_weights)
+    for training, mean, memory_format in product((True, False), (1e4, 1e6), formats):
+        x = (subject.input(seed=2) + mean).float().contiguous(memory_format=memory_format)
         layer = subject.default(dtype=torch.float32)
         if not training and subject.layer.facts.stateful:
             for _ in range(40):  # running statistics near those of x

@@ -199,6 +199,28 @@ def require_positive(layer: Norm, **values: float) -> None:
             )
 
 
+def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **values: float) -> None:
+    """Raises `InputError` unless every named argument is a finite number, `least` or above it and under `below`."""
+    for name, value in values.items():
+        if not is_number(value) or not least <= value < below:
+            bounds = f"at least {least}" if below == math.inf else f"in [{least}, {below})"
+            default = f"the default is {keyword_defaults(type(layer))[name]}"
+            remedy = "for no bound give a large number" if value == below == math.inf else default
+            raise InputError(
+                f"{type(layer).__name__}({name}={value!r}): {name} must be a finite number, {bounds}; {remedy}."
+            )
+
+
+def require_count(layer: Norm, least: int, /, **values: int) -> None:
+    """Raises `InputError` unless every named argument is an integer of at least `least`; True and False are none."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(
+                f"{type(layer).__name__}({name}={value!r}): {name} must be an integer of at least {least}; the default "
+                f"is {keyword_defaults(type(layer))[name]}."
+            )
+
+
 def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:
     """Raises `InputError` when a variance would be that of a single value, which is always 0."""
     if values == 1:
@@ -239,6 +261,13 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """x in the dtype in which statistics are computed: float64 stays, everything narrower becomes float32."""
     return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_one_precision(*tensors: Tensor | None) -> list[Tensor | None]:
+    """An input and parameters as torch's kernels take them together: all in float64 if any of them is."""
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        return [None if t is None else t.double() for t in tensors]
+    return list(tensors)
 
 
 def positions_first(x: Tensor) -> Tensor:

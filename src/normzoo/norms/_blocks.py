@@ -43,13 +43,8 @@ def in_blocks(
         y like x.
     """
     wide = at_least_float32(x)
-    given = tuple(None if t is None else at_least_float32(t) for t in (*tables, *tensors))
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or x.numel() <= kernels.SMALL
-        or x.device.type != "cpu"
-    ):
+    given = tuple(None if t is None else t.to(wide.dtype) for t in (*tables, *tensors))
+    if kernels.stays_plain(x):
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return formula(wide, *given).to(x.dtype)

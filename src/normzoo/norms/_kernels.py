@@ -32,6 +32,20 @@ SHEET = 1 << 18
 SMALL = 1 << 14
 
 
+def stays_plain(x: Tensor) -> bool:
+    """Whether a layer computes x by its plain formula and autograd.
+
+    So it does for a compiler, which fuses the formula; for torch.func, which transforms it; for few values, where the
+    number of calls counts and not the passes over memory; and on other devices than a CPU.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or x.numel() <= SMALL
+        or x.device.type != "cpu"
+    )
+
+
 def samples_per_block(x: Tensor) -> int:
     """How many samples make a block; on a GPU all of them."""
     if x.device.type != "cpu":
@@ -67,8 +81,8 @@ class Scratch(threading.local):
         self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uninitialized memory, valid until the same name is taken again; on a GPU fresh memory."""
-        if like.device.type != "cpu":
+        """Uninitialized memory, valid until the same name is taken again; for other than plain CPU tensors, fresh."""
+        if like.device.type != "cpu" or type(like) is not Tensor:
             return like.new_empty(shape)
         size = math.prod(shape)
         kept = self.kept.get((name, like.dtype))
@@ -226,6 +240,8 @@ def as_volume(x: Tensor) -> tuple[Tensor, bool]:
     Returns:
         the volume, a copy only of what is neither; and whether its channels are last.
     """
+    if x.dim() == 2:
+        return x.contiguous().unsqueeze(1), True
     if x.is_contiguous() and x.shape[2:].numel() > 1:
         return x.flatten(2), False
     last = x.movedim(1, -1)
@@ -245,8 +261,10 @@ def regrouped(rows: Tensor) -> Tensor:
 
 @cache
 def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of a number up to `most`."""
-    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+    """The largest divisor of a number up to `most`; the number itself where only tiny ones divide it."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    best = max(d for d in (*small, *(number // d for d in small)) if d <= most)
+    return best if best >= 16 else number
 
 
 def channels_second(volume: Tensor, dim: int) -> Tensor:

@@ -24,7 +24,7 @@ def scale_per_channel(x: Tensor, scale: Tensor, centre: Tensor | None = None, sh
     """
     wide, scale = at_least_float32(x), at_least_float32(scale).expand(x.shape[1])
     shift = None if shift is None else at_least_float32(shift)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.numel() <= kernels.SMALL:
+    if kernels.stays_plain(x):
         return plain(wide, scale, centre, shift).to(x.dtype)
     volume, last = kernels.as_volume(wide)
     return kernels.restore(Scale.apply(volume, scale, centre, shift, 1 if last else 2), x, last).to(x.dtype)

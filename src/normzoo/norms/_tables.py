@@ -40,7 +40,7 @@ def by_plane(
         x: (N, C, *) of any floating dtype; (N, C) has planes of one value. Statistics are float32 at least.
         rule: `rule(mean, var, *tensors)` from tables (N, C), the biased variance, to scale and shift, which broadcast
             to (N, C), and tensors to hand on. It has no effects but collectives: it may be called again.
-        tensors: what else the rule depends on and gradients flow to; narrow ones arrive as float32.
+        tensors: what else the rule depends on and gradients flow to; they arrive in the precision of the moments.
         weight: (C,) or None.
         bias: (C,) or None.
 
@@ -82,12 +82,7 @@ def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         mean and var.
     """
     wide = at_least_float32(x)
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or x.dim() == 2
-        or x.numel() <= kernels.SMALL
-    ):
+    if x.dim() == 2 or kernels.stays_plain(x):
         return plain_moments(wide)
     volume, last = kernels.as_volume(wide)
     return PlaneMoments.apply(*moments(volume, 1 if last else 2), 1 if last else 2)
@@ -145,13 +140,8 @@ def evaluate(
 ) -> tuple[Tensor, ...]:
     """Chooses between `plain` and `Tables`, and gives the result the dtype of x."""
     wide = at_least_float32(x)
-    given = tuple(None if t is None else at_least_float32(t) for t in (weight, bias, *tensors))
-    if (
-        torch.compiler.is_compiling()  # a compiler fuses the plain formula
-        or torch._C._are_functorch_transforms_active()  # torch.func differentiates it
-        or x.dim() == 2
-        or x.numel() <= kernels.SMALL
-    ):
+    given = tuple(None if t is None else t.to(wide.dtype) for t in (weight, bias, *tensors))
+    if x.dim() == 2 or kernels.stays_plain(x):
         y, *aside = plain(wide, rule, over_channels, *given)
         return y.to(x.dtype), *(a.detach() for a in aside)
     volume, last = kernels.as_volume(wide)

@@ -1,5 +1,6 @@
 """The batch normalization that ships with torch."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,7 +50,8 @@ class TorchBatchNorm(RunningStatistics):
     )
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        if group is not None:  # the kernel knows nothing of ranks, and torch's SyncBatchNorm refuses gloo
+        # The kernel knows nothing of ranks, and torch's SyncBatchNorm refuses gloo.
+        if group is not None or self.too_narrow_for(x):
             y, batch_mean, batch_var, count = batch_norm(x, self.weight, self.bias, self.eps, group)
             self.require_several(count, x)
             self.update(batch_mean, batch_var, count)
@@ -65,7 +67,13 @@ class TorchBatchNorm(RunningStatistics):
         return F.batch_norm(x, mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps)
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
+        if self.too_narrow_for(x):
+            return super().normalize_by_running(x)
         return F.batch_norm(x, self.running_mean, self.running_var, *self.wide_affine(), False, 0.0, self.eps)
+
+    def too_narrow_for(self, x: Tensor) -> bool:
+        """Whether x is float64 and the layer is not, which the kernel does not take."""
+        return x.dtype == torch.float64 and any(t.dtype == torch.float32 for t in (*self.parameters(), *self.buffers()))
 
     def wide_affine(self) -> tuple[Tensor | None, Tensor | None]:
         """`weight` and `bias` in float32 at least: the kernel wants them in the dtype of the running statistics."""

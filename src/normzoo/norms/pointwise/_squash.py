@@ -49,12 +49,7 @@ def squash(x: Tensor, curve: Curve, alpha: Tensor, shift: Tensor | None, weight:
     wide = at_least_float32(x)
     alpha, weight, bias = at_least_float32(alpha), at_least_float32(weight), at_least_float32(bias)
     shift = torch.zeros_like(alpha) if shift is None else at_least_float32(shift)
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or x.numel() <= kernels.SMALL
-        or x.device.type != "cpu"
-    ):
+    if kernels.stays_plain(x):
         return plain(wide, curve, alpha, shift, weight, bias).to(x.dtype)
     volume, last = kernels.as_volume(wide)
     y: Tensor = Squash.apply(kernels.regrouped(volume) if last else volume, curve, alpha, shift, weight, bias, last)

@@ -8,6 +8,7 @@ from normzoo.norms._base import (
     Norm,
     Paper,
     channels_second,
+    in_one_precision,
     positions_first,
     require_positive,
     require_variance,
@@ -51,5 +52,6 @@ class ChannelLayerNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take LayerNorm")
-        y = F.layer_norm(positions_first(x), (self.num_features,), self.weight, self.bias, self.eps)
+        wide, weight, bias = in_one_precision(x, self.weight, self.bias)
+        y = F.layer_norm(positions_first(wide), (self.num_features,), weight, bias, self.eps)  # type: ignore[arg-type]
         return channels_second(y, like=x).to(x.dtype)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper, per_channel, per_plane, plane_sums, require_positive
 from normzoo.norms._blocks import in_blocks
-from normzoo.norms._groups import resolve_groups
+from normzoo.norms._groups import resolve_groups, standardize_groups
 from normzoo.norms._tables import by_plane, plane_moments
 
 
@@ -69,9 +69,7 @@ class EvoNormS0(Norm):
 
     def rule(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """1 / std of each channel's group, and no shift."""
-        mean, var = (table.unflatten(1, (self.num_groups, -1)) for table in (mean, var))
-        of_group = (var + (mean - mean.mean(2, keepdim=True)).square()).mean(2)
-        inv_std = (of_group + self.eps).rsqrt().repeat_interleave(self.num_features // self.num_groups, 1)
+        inv_std, _ = standardize_groups(mean, var, self.num_groups, self.eps)
         return inv_std, torch.zeros_like(inv_std)
 
 

@@ -69,12 +69,7 @@ class FilterResponseNorm(Norm):
 def threshold(z: Tensor, tau: Tensor) -> Tensor:
     """max(z, tau) of (N, C, *) and (C,)."""
     wide, tau = at_least_float32(z), at_least_float32(tau)
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or z.numel() <= kernels.SMALL
-        or z.device.type != "cpu"
-    ):
+    if kernels.stays_plain(z):
         return plain_threshold(wide, tau).to(z.dtype)
     volume, last = kernels.as_volume(wide)
     return kernels.restore(Threshold.apply(volume, tau, 1 if last else 2), z, last).to(z.dtype)

@@ -1,10 +1,9 @@
 """Group normalization."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
-from normzoo.norms._groups import resolve_groups
+from normzoo.norms._groups import group_norm, resolve_groups
 
 
 class GroupNorm(Norm):
@@ -48,4 +47,4 @@ class GroupNorm(Norm):
     def normalize(self, x: Tensor) -> Tensor:
         values = x.shape[2:].numel() * self.num_features // self.num_groups
         require_variance(self, x, values, per="group", remedy=f"take fewer groups than {self.num_groups}")
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

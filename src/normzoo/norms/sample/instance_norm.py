@@ -1,13 +1,9 @@
 """Instance normalization."""
 
-from functools import partial
-
-import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._groups import group_norm
 
 
 class InstanceNorm(Norm):
@@ -53,8 +49,5 @@ class InstanceNorm(Norm):
         require_variance(
             self, x, x.shape[2:].numel(), per="channel", remedy="use larger images or fewer strides, or take GroupNorm"
         )
-        if x.is_contiguous() or x.numel() <= kernels.SMALL:
-            # A group per channel: the same numbers as F.instance_norm, whose kernel loses channels-last.
-            return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps).to(x.dtype)
-        # Channels-last that kernel reads memory in steps of C.
-        return by_plane(x, partial(standardize, eps=self.eps), weight=self.weight, bias=self.bias)[0]
+        # A group per channel: the same numbers as F.instance_norm, whose kernel loses channels-last.
+        return group_norm(x, self.num_features, self.weight, self.bias, self.eps)

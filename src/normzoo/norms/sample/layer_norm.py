@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
+from normzoo.norms._base import Facts, Norm, Paper, in_one_precision, require_positive, require_variance
+from normzoo.norms._groups import group_norm
 
 
 class LayerNorm(Norm):
@@ -45,5 +46,6 @@ class LayerNorm(Norm):
     def normalize(self, x: Tensor) -> Tensor:
         require_variance(self, x, x.shape[1:].numel(), per="sample", remedy="use more channels, or take NoNorm here")
         if x.dim() == 2:  # the same numbers; the kernel for rows is the faster one
-            return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps).to(x.dtype)
-        return F.group_norm(x, 1, self.weight, self.bias, self.eps).to(x.dtype)
+            wide, weight, bias = in_one_precision(x, self.weight, self.bias)
+            return F.layer_norm(wide, (self.num_features,), weight, bias, self.eps).to(x.dtype)  # type: ignore[arg-type]
+        return group_norm(x, 1, self.weight, self.bias, self.eps)

@@ -93,15 +93,15 @@ class LocalContextNorm(Norm):
         return z.to(x.dtype)
 
     def rule(self, mean: Tensor, var: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        mean, var = (table.reshape(len(table), 1, *sizes) for table in (mean, var))
+        dtype = mean.dtype
+        # In float64: E[x^2] - E[x]^2 of a window loses the digits that its mean has more than its deviations, as at an
+        # edge in the image.
+        mean, var = (table.double().reshape(len(table), 1, *sizes) for table in (mean, var))
         share = 1 / window_sums(torch.ones_like(mean[:1]), self.window_size)
-        # Any constant may be subtracted: so that E[x^2] - E[x]^2 keeps its digits, near the mean of the group.
-        level = mean.detach().mean(tuple(range(2, mean.dim())), keepdim=True)
-        mean = mean - level
         of_window = window_sums(mean, self.window_size) * share
         square = window_sums(var + mean.square(), self.window_size) * share
         inv_std = ((square - of_window.square()).clamp_min(0) + self.eps).rsqrt()
-        return inv_std.flatten(1), (-(of_window + level) * inv_std).flatten(1)
+        return inv_std.flatten(1).to(dtype), (-of_window * inv_std).flatten(1).to(dtype)
 
 
 def like(y: Tensor, x: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.errors import InputError
 from normzoo.norms import _kernels as kernels
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive
+from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_count, require_positive
 
 
 class LocalResponseNorm(Norm):
@@ -47,21 +46,13 @@ class LocalResponseNorm(Norm):
         self, num_features: int, *, size: int = 5, scale: float = 5e-4, exponent: float = 0.75, offset: float = 2.0
     ) -> None:
         super().__init__(num_features)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(
-                f"LocalResponseNorm(size={size!r}): size must be an integer of at least 1; the default is 5 channels."
-            )
+        require_count(self, 1, size=size)
         require_positive(self, scale=scale, exponent=exponent, offset=offset)
         self.size, self.scale, self.exponent, self.offset = size, scale, exponent, offset
 
     def normalize(self, x: Tensor) -> Tensor:
         wide, settings = at_least_float32(x), (self.size, self.scale, self.exponent, self.offset)
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._are_functorch_transforms_active()
-            or x.numel() <= kernels.SMALL
-            or x.device.type != "cpu"
-        ):
+        if kernels.stays_plain(x):
             return plain(wide, *settings).to(x.dtype)
         volume, last = kernels.as_volume(wide)
         y: Tensor = Response.apply(volume, 2 if last else 1, *settings)

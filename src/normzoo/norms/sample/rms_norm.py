@@ -42,9 +42,10 @@ class RMSNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         if x.dim() == 2 or x.numel() <= kernels.SMALL:
-            # The kernel wants x in the dtype of the weight, and warns otherwise.
-            wide = x if self.weight is None else x.to(torch.promote_types(x.dtype, self.weight.dtype))
-            y = F.rms_norm(positions_first(wide), (self.num_features,), self.weight, self.eps)
+            # The kernel wants x and the weight in one dtype, and warns otherwise.
+            dtype = x.dtype if self.weight is None else torch.promote_types(x.dtype, self.weight.dtype)
+            weight = None if self.weight is None else self.weight.to(dtype)
+            y = F.rms_norm(positions_first(x.to(dtype)), (self.num_features,), weight, self.eps)
             return channels_second(y, like=x).to(x.dtype)
 
         def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

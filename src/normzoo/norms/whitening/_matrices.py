@@ -48,7 +48,7 @@ def by_group(
     wide = at_least_float32(x)
     given = tuple(None if t is None else at_least_float32(t) for t in (weight, bias))
     with torch.autocast(x.device.type, enabled=False):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.numel() <= kernels.SMALL:
+        if kernels.stays_plain(x):
             y, *aside = plain(wide, rule, groups, about, *given)
             return y.to(x.dtype), *(a.detach() for a in aside)
         volume, last = kernels.as_volume(wide)
