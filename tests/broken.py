@@ -222,7 +222,7 @@ class PooledLiveBatch(VirtualBatchNorm):
     """Statistics of the whole batch in place of each sample's, as the authors' code has them."""
 
     def rule(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
-        return super().rule(*(v.expand_as(mean) for v in over_samples(mean, var)))
+        return super().rule(*(v.expand_as(mean) for v in over_samples(mean, var, 1)))
 
 
 # Gradients
@@ -284,8 +284,9 @@ class GradientThroughTheCorrection(BatchRenorm):
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         mean, var, n = moments_of_batch(x)
-        r_max, d_max = self.bounds()
+        r_max, d_max = self.bounds(self.num_batches_tracked, mean.dtype)
         std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
         r = (std / running_std).clamp(1 / r_max, r_max)
         d = ((mean - self.running_mean.clone()) / running_std).clamp(-d_max, d_max)
@@ -299,9 +300,9 @@ class NoSlopeAlongTheMean(L1BatchNorm):
     """The deviation from a centre that is taken for a constant."""
 
     def rule(
-        self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, centre: Tensor, group: Group
+        self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, **given: Any
     ) -> tuple[Tensor, ...]:
-        return super().rule(mean, var, deviation, torch.zeros_like(sign), centre, group)
+        return super().rule(mean, var, deviation, torch.zeros_like(sign), **given)
 
 
 @caught_by("gates")
@@ -597,8 +598,9 @@ class RecomputedFromMovedStatistics(BatchRenorm):
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         mean, var, n = moments_of_batch(x)
-        r_max, d_max = self.bounds()
+        r_max, d_max = self.bounds(self.num_batches_tracked, mean.dtype)
         with torch.no_grad():
             std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
             r = (std / running_std).clamp(1 / r_max, r_max)
@@ -706,8 +708,8 @@ class SplitsOfTheRank(SplitBatchNorm):
 
 @caught_by("reference-over-ranks", "NCL")
 class ReferenceOfTheRank(VirtualBatchNorm):
-    def rule_of_reference(self, mean: Tensor, var: Tensor, group: Group) -> tuple[Tensor, ...]:
-        return super().rule_of_reference(mean, var, None)
+    def rule_of_reference(self, mean: Tensor, var: Tensor, positions: int, group: Group) -> tuple[Tensor, ...]:
+        return super().rule_of_reference(mean, var, positions, None)
 
 
 # Facts

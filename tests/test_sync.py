@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process
 from normzoo import norms, sync
+from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm
 from normzoo.norms._running import RunningStatistics
 from normzoo.norms.weight._weight import WeightTransform
@@ -44,6 +45,12 @@ class OutputMean(WeightTransform):
 
     def normalize(self, x: Tensor) -> Tensor:
         return x - x.mean(0)
+
+
+class ClaimsToSync(BatchMean):
+    """Says that it can, and has no attribute to be told by."""
+
+    facts = Facts(axes=("N",), centres=True, syncs=True)
 
 
 def network() -> nn.Module:
@@ -88,6 +95,13 @@ def test_every_layer_that_can_synchronizes_and_then_is_as_before() -> None:
     plugin.revert(model)  # Lightning reverts after an error too, wherever that was
     assert syncs(model) == before
     assert list(model.modules()) == modules
+
+
+def test_a_layer_that_claims_to_synchronize_and_cannot_is_told_what_it_lacks() -> None:
+    model, plugin = nn.Sequential(norms.BatchNorm(4), ClaimsToSync(4)), SyncNorms()
+    with pytest.raises(InputError, match="ClaimsToSync.*syncs=True.*give the layer an argument `sync`"):
+        plugin.apply(model)
+    assert syncs(model) == {"0": False}, "the error has changed a layer"
 
 
 def test_a_second_fit_begins_where_the_first_ended() -> None:

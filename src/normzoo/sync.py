@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normzoo.errors import InputError
 from normzoo.norms._base import Norm
 from normzoo.norms._ranks import ranks
 
@@ -26,10 +27,16 @@ class SyncNorms(LayerSync):
         self.converted: list[tuple[nn.Module, str, _BatchNorm, nn.Module]] = []  # parent, name, layer, its stand-in
 
     def apply(self, model: nn.Module) -> nn.Module:
-        for layer in model.modules():
-            if isinstance(layer, Norm) and layer.facts.syncs:
-                self.before.append((layer, bool(layer.sync)))
-                layer.sync = True  # type: ignore[assignment]  # torch expects tensors and modules
+        able = [layer for layer in model.modules() if isinstance(layer, Norm) and layer.facts.syncs]
+        for layer in able:
+            if not hasattr(layer, "sync"):
+                raise InputError(
+                    f"{type(layer).__name__}: its facts say syncs=True, and it has no attribute `sync`; give the layer "
+                    f"an argument `sync`, which `__init__` keeps, or `facts` with syncs=False."
+                )
+        for layer in able:
+            self.before.append((layer, bool(layer.sync)))
+            layer.sync = True  # type: ignore[assignment]  # torch expects tensors and modules
         if device_type(model) != "cpu":
             self.convert(model)
         if ranks() is not None:

@@ -1,6 +1,5 @@
 """Layers that act on a weight (C, I, *), here called v."""
 
-import math
 from typing import Any
 
 import torch
@@ -38,7 +37,11 @@ def spectral_norm(v: Tensor, state: State, training: bool, *, n_power_iterations
 def scaled_weight_standardization(
     v: Tensor, state: State, training: bool, *, gamma: float, eps: float, **unused: object
 ) -> Tensor:
-    rows = [state["weight"][c] * gamma * standardized(v[c], eps) / math.sqrt(v[c].numel()) for c in range(len(v))]
+    rows = []
+    for c, row in enumerate(v):
+        centred = row - mean_of(row)
+        fan_in_var = row.numel() * mean_of(centred**2)
+        rows.append(state["weight"][c] * gamma * centred / (fan_in_var + eps).sqrt())
     return torch.stack(rows)
 
 
@@ -71,8 +74,9 @@ def timm_scaled_weight_standardization(layer: Any, x: Tensor) -> nn.Module:
     from timm.layers import ScaledStdConv2d
 
     def normalized(v: Tensor) -> Tensor:
+        eps = layer.eps / v[0].numel()  # timm adds it to the variance
         conv = ScaledStdConv2d(
-            v.shape[1], v.shape[0], tuple(v.shape[2:]), padding=0, bias=False, gamma=layer.gamma, eps=layer.eps
+            v.shape[1], v.shape[0], tuple(v.shape[2:]), padding=0, bias=False, gamma=layer.gamma, eps=eps
         ).to(v.dtype)
         conv.gain.data.copy_(layer.weight.detach().view(conv.gain.shape))
         del conv.weight

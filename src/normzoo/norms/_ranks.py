@@ -23,11 +23,25 @@ def all_reduce(x: Tensor, group: Group) -> Tensor:
 
 def total(count: int, group: Group, device: torch.device | None = None) -> int:
     """A count, summed over the ranks of a group."""
+    return totals([count], group, device)[0]
+
+
+def totals(counts: list[int], group: Group, device: torch.device | None = None) -> list[int]:
+    """Counts, each summed over the ranks of a group."""
+    if group is None or not counts:
+        return counts
+    summed = torch.tensor(counts, device=device)
+    dist.all_reduce(summed, group=group)
+    return [int(count) for count in summed]
+
+
+def least(count: int, group: Group, device: torch.device | None = None) -> int:
+    """The smallest of the counts that the ranks of a group have."""
     if group is None:
         return count
-    counts = torch.tensor([count], device=device)
-    dist.all_reduce(counts, group=group)
-    return int(counts)
+    smallest = torch.tensor([count], device=device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group)
+    return int(smallest)
 
 
 def samples_before(count: int, group: Group, device: torch.device | None = None) -> tuple[int, int]:

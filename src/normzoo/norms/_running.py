@@ -7,29 +7,40 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm, affine, is_number, require_positive
-from normzoo.norms._ranks import Group, all_reduce, ranks, total
+from normzoo.norms._ranks import Group, all_reduce, ranks, totals
+from normzoo.norms._saved import snapshots
 from normzoo.norms._scale import scale_per_channel
 
 
-def over_samples(mean: Tensor, var: Tensor, group: Group = None) -> tuple[Tensor, Tensor]:
+def over_samples(mean: Tensor, var: Tensor, positions: int, group: Group = None) -> tuple[Tensor, Tensor]:
     """The mean and biased variance of each channel from those of its planes, by Chan's formula.
 
-    `mean = avg_n mean_n`,  `var = avg_n (var_n + (mean_n - mean)^2)`
+    `mean = avg_n mean_n`,  `var = avg_n (var_n + (mean_n - mean)^2)`, averages over values: where the images of ranks
+    differ in size, the planes of larger ones weigh more
 
     Args:
         mean: (N, C), of every channel of every sample.
         var: (N, C), biased.
+        positions: values in a plane, on this rank.
         group: the ranks over which the batch lies; a rank may be empty.
 
     Returns:
         mean and var, (C,) each; zeros where there is no sample at all.
     """
-    samples = max(total(len(mean), group, mean.device), 1)
-    merged = all_reduce(mean.sum(0), group) / samples
-    return merged, all_reduce((var + (mean - merged).square()).sum(0), group) / samples
+    if group is None:
+        samples = max(len(mean), 1)
+        merged = mean.sum(0) / samples
+        return merged, (var + (mean - merged).square()).sum(0) / samples
+    sums = torch.cat([mean.sum(0), mean.new_full((1,), len(mean))]) * positions
+    sums = all_reduce(sums, group)
+    values = sums[-1].detach().clamp_min(1)
+    merged = sums[:-1] / values
+    return merged, all_reduce((var + (mean - merged).square()).sum(0) * positions, group) / values
 
 
-def over_parts(mean: Tensor, var: Tensor, part: Tensor, parts: int, group: Group = None) -> tuple[Tensor, Tensor]:
+def over_parts(
+    mean: Tensor, var: Tensor, part: Tensor, parts: int, positions: int, group: Group = None
+) -> tuple[Tensor, Tensor]:
     """`over_samples` for each part of the batch.
 
     Args:
@@ -37,6 +48,7 @@ def over_parts(mean: Tensor, var: Tensor, part: Tensor, parts: int, group: Group
         var: (N, C), biased.
         part: (N,), the part that each sample belongs to; one may lie over several ranks.
         parts: how many there are.
+        positions: values in a plane, on this rank.
         group: the ranks over which the batch lies.
 
     Returns:
@@ -44,11 +56,28 @@ def over_parts(mean: Tensor, var: Tensor, part: Tensor, parts: int, group: Group
     """
 
     def sums(table: Tensor) -> Tensor:
-        return all_reduce(table.new_zeros(parts, table.shape[1]).index_add(0, part, table), group)
+        summed = table.new_zeros(parts, table.shape[1]).index_add(0, part, table)
+        return summed if group is None else all_reduce(summed * positions, group)
 
-    samples = sums(mean.new_ones(len(mean), 1))
-    merged = sums(mean) / samples
-    return merged, sums(var + (mean - merged[part]).square()) / samples
+    both = sums(torch.cat([mean, mean.new_ones(len(mean), 1)], 1))
+    values = both[:, -1:].detach().clamp_min(1)
+    merged = both[:, :-1] / values
+    return merged, sums(var + (mean - merged[part]).square()) / values
+
+
+def counts_of_parts(x: Tensor, before: int, size: int, parts: int, group: Group) -> list[int]:
+    """The values per channel in each part of a batch that lies over the ranks of a group.
+
+    Args:
+        x: (N, C, *), what this rank has.
+        before: how many samples the ranks before it have.
+        size: samples in a part; the last may have fewer.
+        parts: how many there are.
+        group: the ranks.
+    """
+    end = before + len(x)
+    own = [max(min(size * (p + 1), end) - max(size * p, before), 0) for p in range(parts)]
+    return totals([samples * x.shape[2:].numel() for samples in own], group, x.device)
 
 
 class RunningStatistics(Norm):
@@ -67,6 +96,7 @@ class RunningStatistics(Norm):
         sync: take the statistics over the batches of all ranks, weighted by their counts.
     """
 
+    before_last: dict[str, Tensor] | None = None
     # Whether running_var averages the unbiased variance, as torch does; keras and the ONNX standard store the biased.
     stores_unbiased = True
     frozen = False
@@ -167,6 +197,20 @@ class RunningStatistics(Norm):
         """No value, no statistics: the empty batch passes, the running statistics stay, parameters have a gradient."""
         zero = sum(p.sum() * 0 for p in self.parameters())
         return (affine(x, self.weight, self.bias) + zero).to(x.dtype)
+
+    def before(self) -> dict[str, Tensor]:
+        """The buffers as they are before this batch, to stay so: for what a backward pass may compute again.
+
+        A forward pass that activation checkpointing repeats gets them as the first one did, which has moved them; of
+        several forward passes before a backward pass, all get those of the last.
+        """
+        if in_recomputation() and self.before_last is not None:
+            return self.before_last
+        buffers = dict(self.named_buffers())
+        values = dict(zip(buffers, snapshots([*buffers.values()]), strict=True))
+        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            self.before_last = values
+        return values
 
     def update(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Moves the running mean and variance towards those of a batch.

@@ -17,8 +17,8 @@ def saved(x: Tensor) -> Tensor:
     """A copy that a compiler saves for the backward pass.
 
     A custom operator is nothing that it may compute again. Anything else it may: in the backward pass, from running
-    statistics that the forward pass has moved meanwhile, and the gradient is silently wrong (torch 2.15; see pull
-    request 197039 of pytorch/pytorch).
+    statistics that the forward pass has moved meanwhile, and the gradient is silently wrong (torch 2.14 at least;
+    see pull request 197039 of pytorch/pytorch).
     """
     return x.clone()
 

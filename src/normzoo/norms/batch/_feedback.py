@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normzoo.norms._running import RunningStatistics, in_recomputation
-from normzoo.norms._saved import snapshot, snapshots
+from normzoo.norms._running import RunningStatistics
+from normzoo.norms._saved import snapshot
 from normzoo.norms._scale import scale_per_channel
 
 # (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
@@ -83,26 +83,7 @@ def replace(buffer: Tensor, value: Tensor) -> None:
     buffer.copy_(torch.where(value.isfinite(), value.to(buffer.dtype), buffer))
 
 
-class FeedbackNorm(RunningStatistics):
-    """A layer with running statistics of activations and of gradients."""
-
-    before_last: dict[str, Tensor] | None = None
-
-    def before(self) -> dict[str, Tensor]:
-        """The buffers as they are before this batch.
-
-        A forward pass that activation checkpointing repeats gets them as the first one did, which has moved them.
-        """
-        if in_recomputation() and self.before_last is not None:
-            return self.before_last
-        buffers = dict(self.named_buffers())
-        values = dict(zip(buffers, snapshots([*buffers.values()]), strict=True))
-        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-            self.before_last = values
-        return values
-
-
-class RunningSquare(FeedbackNorm):
+class RunningSquare(RunningStatistics):
     """A layer with a running mean of the squares, and no mean: `y = weight x / sqrt(running_square + eps) + bias`."""
 
     running_square: Tensor

@@ -43,7 +43,7 @@ def batch_norm(
     wide = at_least_float32(x)
     if torch.compiler.is_compiling() and x.dim() > 2:
         # Compiled, sums along contiguous memory first are the fastest.
-        y, mean, var = by_plane(x, partial(rule, eps=eps, group=group), weight=weight, bias=bias)
+        y, mean, var = by_plane(x, partial(rule, eps=eps, positions=x.shape[2:].numel(), group=group), weight=weight, bias=bias)
         return y, mean, var, total(x.numel() // x.shape[1], group, x.device)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         # A compiler fuses the plain formula better than we do, and torch.func differentiates it by itself.
@@ -64,9 +64,9 @@ def batch_norm(
     return kernels.restore(y, x, last).to(x.dtype), mean, var, count
 
 
-def rule(mean: Tensor, var: Tensor, eps: float, group: Group) -> tuple[Tensor, ...]:
+def rule(mean: Tensor, var: Tensor, eps: float, positions: int, group: Group) -> tuple[Tensor, ...]:
     """`batch_norm` as scale and shift of planes, from their means and variances; see `normzoo.norms._tables`."""
-    mean, var = over_samples(mean, var, group)
+    mean, var = over_samples(mean, var, positions, group)
     return *standardize(mean, var, eps), mean, var
 
 
@@ -231,7 +231,8 @@ def measure(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
         mean = sums.sum(0) / count
         square = mean.square()
         var = squares.sum(0) / count - square
-        if not (square > LARGEST_MEAN_SQUARE_OVER_VAR * var).any():
+        # Elsewhere than on a CPU, to look at the values would wait for the device.
+        if x.device.type == "cpu" and not (square > LARGEST_MEAN_SQUARE_OVER_VAR * var).any():
             return x, mean, var, None
     x = x - kernels.along(mean, dim)
     with torch.no_grad():

@@ -39,16 +39,22 @@ def deviations(x: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, Ten
         (N, C); and the centre (C,), the mean of every channel as a constant.
     """
     if stays_plain(x):
-        centre = all_reduce(x.detach().sum([axis for axis in range(x.dim()) if axis != 1]), group) / count
+        sums = x.detach().sum([axis for axis in range(x.dim()) if axis != 1])
+        centre = mean_of(sums, count, group)
         apart = (x - per_channel(centre, x)).reshape(len(x), x.shape[1], x.shape[2:].numel())
         return x, apart.abs().mean(2), apart.detach().sign().mean(2), centre
     volume, last = kernels.as_volume(x)
     dim = 1 if last else 2
     with torch.no_grad():
         sums = kernels.joined([block.sum(dim) for (block,) in kernels.blocks(volume)], volume, dim)
-        centre = (all_reduce(sums.double().sum(0), group) / count).to(x.dtype)
+        centre = mean_of(sums.double().sum(0), count, group).to(x.dtype)
     volume, deviation, sign = Deviations.apply(volume, centre, dim)
     return kernels.restore(volume, x, last), deviation, sign, centre
+
+
+def mean_of(sums: Tensor, count: int, group: Group) -> Tensor:
+    """The mean from the sums (C,) of this rank; ranks meet in float64, whichever way each has come by its sums."""
+    return sums / count if group is None else (all_reduce(sums.double(), group) / count).to(sums.dtype)
 
 
 class Deviations(torch.autograd.Function):

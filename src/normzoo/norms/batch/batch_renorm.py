@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper
+from normzoo.norms._base import Facts, Paper, require_count, require_number
 from normzoo.norms._ranks import Group, total
 from normzoo.norms._running import RunningStatistics, over_samples
-from normzoo.norms._saved import saved
 from normzoo.norms._tables import by_plane
 
 
@@ -60,10 +59,6 @@ class BatchRenorm(RunningStatistics):
         train_differs=True,
         syncs=True,
         folds=True,
-        exceptions={
-            "checkpointed-gradient": "the forward pass that checkpointing repeats takes r and d from the running "
-            "statistics that the first one has moved",
-        },
     )
 
     stores_unbiased = False
@@ -83,12 +78,11 @@ class BatchRenorm(RunningStatistics):
         sync: bool = False,
     ) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, sync=sync)
-        if r_max < 1 or d_max < 0:
-            raise InputError(
-                f"BatchRenorm(r_max={r_max}, d_max={d_max}): r_max is at least 1 and d_max at least 0, which is "
-                f"BatchNorm; the defaults are 3 and 5."
-            )
-        if warmup < 0 or r_steps < warmup or d_steps < warmup:
+        # The least of both is BatchNorm.
+        require_number(self, 1, r_max=r_max)
+        require_number(self, 0, d_max=d_max)
+        require_count(self, 0, warmup=warmup, r_steps=r_steps, d_steps=d_steps)
+        if not warmup <= min(r_steps, d_steps):
             raise InputError(
                 f"BatchRenorm(warmup={warmup}, r_steps={r_steps}, d_steps={d_steps}): the bounds widen after the "
                 f"warm-up, so 0 <= warmup <= r_steps and warmup <= d_steps; lower the warm-up."
@@ -96,11 +90,9 @@ class BatchRenorm(RunningStatistics):
         self.r_max, self.d_max = r_max, d_max
         self.warmup, self.r_steps, self.d_steps = warmup, r_steps, d_steps
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """The bounds of r and d at this step: scalars."""
-        assert self.num_batches_tracked is not None
-        assert self.running_var is not None
-        since = (self.num_batches_tracked - self.warmup).to(self.running_var.dtype)
+    def bounds(self, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The bounds of r and d after so many steps: scalars."""
+        since = (steps - self.warmup).to(dtype)
         r_part = (since / max(self.r_steps - self.warmup, 1)).clamp(0, 1)
         d_part = (since / max(self.d_steps - self.warmup, 1)).clamp(0, 1)
         return 1 + (self.r_max - 1) * r_part, self.d_max * d_part
@@ -108,18 +100,17 @@ class BatchRenorm(RunningStatistics):
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
-        y, mean, var = by_plane(x, partial(self.rule, group=group), weight=self.weight, bias=self.bias)
+        rule = partial(self.rule, before=self.before(), positions=x.shape[2:].numel(), group=group)
+        y, mean, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
         self.update(mean, var, count)
         return y
 
-    def rule(self, mean: Tensor, var: Tensor, group: Group) -> tuple[Tensor, ...]:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        mean, var = over_samples(mean, var, group)
-        std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
-        r_max, d_max = self.bounds()
+    def rule(
+        self, mean: Tensor, var: Tensor, before: dict[str, Tensor], positions: int, group: Group
+    ) -> tuple[Tensor, ...]:
+        mean, var = over_samples(mean, var, positions, group)
+        std, running_std = (var + self.eps).sqrt(), (before["running_var"] + self.eps).sqrt()
+        r_max, d_max = self.bounds(before["num_batches_tracked"], running_std.dtype)
         r = (std / running_std).clamp(1 / r_max, r_max).detach()
-        d = ((mean - self.running_mean) / running_std).clamp(-d_max, d_max).detach()
-        if torch.compiler.is_compiling():
-            r, d = saved(r), saved(d)
+        d = ((mean - before["running_mean"]) / running_std).clamp(-d_max, d_max).detach()
         return r / std, d - mean * r / std, mean, var

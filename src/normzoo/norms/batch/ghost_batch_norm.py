@@ -5,10 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper
+from normzoo.norms._base import Facts, Paper, require_count
 from normzoo.norms._ranks import Group, samples_before
-from normzoo.norms._running import RunningStatistics, over_parts
+from normzoo.norms._running import RunningStatistics, counts_of_parts, over_parts
 from normzoo.norms._tables import by_plane, standardize
 
 
@@ -70,10 +69,7 @@ class GhostBatchNorm(RunningStatistics):
         super().__init__(
             num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats, sync=sync
         )
-        if ghost_size < 1:
-            raise InputError(
-                f"GhostBatchNorm(ghost_size={ghost_size}): a part holds at least 1 sample; the default is 32."
-            )
+        require_count(self, 1, ghost_size=ghost_size)
         self.ghost_size = ghost_size
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
@@ -81,16 +77,17 @@ class GhostBatchNorm(RunningStatistics):
         size = -(-samples // max(-(-samples // self.ghost_size), 1))
         part = torch.arange(before, before + len(x), device=x.device) // max(size, 1)
         parts = -(-samples // max(size, 1))
-        counts = [min(size, samples - size * p) * x.shape[2:].numel() for p in range(parts)]
+        counts = counts_of_parts(x, before, size, parts, group)
         for count in counts:  # before any has moved the state
             self.require_several(count, x)
-        y, means, variances = by_plane(
-            x, partial(self.rule, part=part, parts=parts, group=group), weight=self.weight, bias=self.bias
-        )
+        rule = partial(self.rule, part=part, parts=parts, positions=x.shape[2:].numel(), group=group)
+        y, means, variances = by_plane(x, rule, weight=self.weight, bias=self.bias)
         for mean, var, count in zip(means, variances, counts, strict=True):
             self.update(mean, var, count)
         return y
 
-    def rule(self, mean: Tensor, var: Tensor, part: Tensor, parts: int, group: Group) -> tuple[Tensor, ...]:
-        means, variances = over_parts(mean, var, part, parts, group)
+    def rule(
+        self, mean: Tensor, var: Tensor, part: Tensor, parts: int, positions: int, group: Group
+    ) -> tuple[Tensor, ...]:
+        means, variances = over_parts(mean, var, part, parts, positions, group)
         return *standardize(means[part], variances[part], self.eps), means, variances

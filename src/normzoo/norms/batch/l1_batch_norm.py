@@ -72,16 +72,16 @@ class L1BatchNorm(RunningStatistics):
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
         wide, deviation, sign, centre = deviations(at_least_float32(x), max(count, 1), group)
-        rule = partial(self.rule, sign=sign, centre=centre, group=group)
+        share = x.shape[2:].numel() / max(count, 1)
+        rule = partial(self.rule, sign=sign, centre=centre, share=share, group=group)
         y, mean, scale = by_plane(wide, rule, deviation, weight=self.weight, bias=self.bias)
         self.move(count, running_mean=mean, running_scale=scale)
         return y.to(x.dtype)
 
     def rule(
-        self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, centre: Tensor, group: Group
+        self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, centre: Tensor, share: float, group: Group
     ) -> tuple[Tensor, ...]:
-        samples = max(total(len(mean), group, mean.device), 1)
-        mean, deviation, sign = all_reduce(torch.stack([mean, deviation, sign]).sum(1), group) / samples
+        mean, deviation, sign = all_reduce(torch.stack([mean, deviation, sign]).sum(1) * share, group)
         # The centre is the mean as a constant: the second term gives the deviation its derivative along the mean.
         scale = math.sqrt(math.pi / 2) * (deviation + sign * (centre - mean))
         inverse = 1 / (scale + self.eps)

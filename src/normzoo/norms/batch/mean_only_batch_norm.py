@@ -78,12 +78,12 @@ class MeanOnlyBatchNorm(RunningStatistics):
                 f"nothing of it would remain. Use batches of at least 2 samples, or, with running statistics, call "
                 f".eval()."
             )
-        y, mean = by_plane(x, partial(self.rule, group=group), bias=self.bias)
+        y, mean = by_plane(x, partial(self.rule, positions=x.shape[2:].numel(), group=group), bias=self.bias)
         self.move(count, running_mean=mean)
         return y
 
-    def rule(self, mean: Tensor, var: Tensor, group: Group) -> tuple[Tensor, ...]:
-        mean, _ = over_samples(mean, var, group)
+    def rule(self, mean: Tensor, var: Tensor, positions: int, group: Group) -> tuple[Tensor, ...]:
+        mean, _ = over_samples(mean, var, positions, group)
         return torch.ones_like(mean), -mean, mean
 
     def normalize_by_running(self, x: Tensor) -> Tensor:

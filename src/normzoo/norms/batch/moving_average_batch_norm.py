@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper
+from normzoo.norms._base import Facts, Paper, require_count, require_number
 from normzoo.norms._ranks import Group, all_reduce, total
 from normzoo.norms._running import in_recomputation, is_captured
 from normzoo.norms._tables import by_plane
@@ -27,9 +26,10 @@ class MovingAverageBatchNorm(RunningSquare):
         g  = weight r dy
         dx = (g - z average(E[g z])) / sqrt(square + eps)
 
-    Until there are `buffer_size` batches, each is normalized by its own statistics, and until step `r_after`, r is 1.
-    All of this follows the authors' code, `MABN.py`. Their layer stands behind convolutions of centred weights
-    (`WeightStandardization` without the division), for it subtracts no mean itself.
+    Up to batch `buffer_size` each is normalized by its own statistics, and up to step `r_after`, r is 1. Both
+    equations and this start follow the authors' code, `MABN.py`, without its `warmup_iters`, the first 100 batches, of
+    which each is normalized by its own statistics whatever `buffer_size`. Their layer stands behind convolutions of
+    centred weights (`WeightStandardization` without the division), for it subtracts no mean itself.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -84,12 +84,9 @@ class MovingAverageBatchNorm(RunningSquare):
         sync: bool = False,
     ) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, sync=sync)
-        if buffer_size < 1 or not r_max >= 1 or r_after < 0:
-            raise InputError(
-                f"MovingAverageBatchNorm(buffer_size={buffer_size!r}, r_max={r_max!r}, r_after={r_after!r}): the "
-                f"averages take at least 1 batch, the ratio is bounded by at least 1, after at least 0 steps; the "
-                f"defaults are 16, 3.0 and 1000."
-            )
+        require_count(self, 1, buffer_size=buffer_size)
+        require_number(self, 1, r_max=r_max)
+        require_count(self, 0, r_after=r_after)
         self.buffer_size, self.r_max, self.r_after = buffer_size, r_max, r_after
         self.register_buffer("squares", torch.zeros(buffer_size, num_features))
         self.register_buffer("products", torch.zeros(buffer_size, num_features))
@@ -135,7 +132,7 @@ class MovingAverageBatchNorm(RunningSquare):
         once: Pass,
     ) -> tuple[Tensor, ...]:
         buffer, values = self.products, max(count, 1)
-        batch_square = all_reduce((mean.square() + var).sum(0), group) * (positions / values)
+        batch_square = all_reduce((mean.square() + var).sum(0) * (positions / values), group)
         square = average(squares, batch_square)
         std = (square + self.eps).sqrt()
         r = (std / running.sqrt()).clamp(1 / r_max, r_max).detach()

@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper, at_least_float32
+from normzoo.norms._base import Facts, Paper, at_least_float32, require_number
 from normzoo.norms._ranks import Group, samples_before, total
 from normzoo.norms._running import RunningStatistics, over_samples
 from normzoo.norms._tables import by_plane, standardize
@@ -76,24 +75,16 @@ class NoisyBatchNorm(RunningStatistics):
         super().__init__(
             num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats, sync=sync
         )
-        for name, value, least in (
-            ("n_mu", n_mu, 0),
-            ("n_sigma", n_sigma, 1),
-            ("r_mu", r_mu, 0),
-            ("r_sigma", r_sigma, 0),
-        ):
-            if not value >= least:
-                raise InputError(
-                    f"NoisyBatchNorm({name}={value!r}): {name} must be at least {least}, which is without noise; the "
-                    f"defaults are n_mu=0.5, n_sigma=1.25, r_mu=0.1 and r_sigma=0.1."
-                )
+        # The least is without noise.
+        require_number(self, 0, n_mu=n_mu, r_mu=r_mu, r_sigma=r_sigma)
+        require_number(self, 1, n_sigma=n_sigma)
         self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
         s, m = self.noise(x, group) if self.training else (None, None)
-        y, mean, var = by_plane(x, partial(self.rule, group=group), s, m, self.weight, self.bias)
+        y, mean, var = by_plane(x, partial(self.rule, positions=x.shape[2:].numel(), group=group), s, m, self.weight, self.bias)
         self.update(mean, var, count)
         return y
 
@@ -105,9 +96,10 @@ class NoisyBatchNorm(RunningStatistics):
         m: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
+        positions: int,
         group: Group,
     ) -> tuple[Tensor, ...]:
-        mean, var = over_samples(mean, var, group)
+        mean, var = over_samples(mean, var, positions, group)
         scale, shift = standardize(mean, var, self.eps)
         if weight is not None:
             scale, shift = weight * scale, weight * shift

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper
+from normzoo.norms._base import Facts, Paper, require_number
 from normzoo.norms._ranks import Group, all_reduce, samples_before
+from normzoo.norms._running import RunningStatistics
 from normzoo.norms._tables import by_plane, standardize
-from normzoo.norms.batch._feedback import Feedback, FeedbackNorm, Pass
+from normzoo.norms.batch._feedback import Feedback, Pass
 
 
-class OnlineNorm(FeedbackNorm):
+class OnlineNorm(RunningStatistics):
     """Normalizes each sample by running statistics of the samples before it, in the batch and before the batch.
 
     `y_t = weight z_t + bias`, `z_t = (x_t - mean_{t-1}) / sqrt(var_{t-1} + eps)` for sample t of the stream of samples
@@ -83,12 +83,7 @@ class OnlineNorm(FeedbackNorm):
     ) -> None:
         # The statistics after a batch are computed as a whole: they take the place of those before it.
         super().__init__(num_features, eps=eps, momentum=1.0, affine=affine, sync=sync)
-        for name, decay in (("forward_decay", forward_decay), ("backward_decay", backward_decay)):
-            if not 0 <= decay < 1:
-                raise InputError(
-                    f"OnlineNorm({name}={decay!r}): what a sample leaves to those before it lies in [0, 1); the "
-                    f"defaults are 0.999 forward and 0.99 backward."
-                )
+        require_number(self, 0, below=1, forward_decay=forward_decay, backward_decay=backward_decay)
         self.forward_decay, self.backward_decay = forward_decay, backward_decay
         self.register_buffer("v", torch.zeros(num_features))
         self.register_buffer("u", torch.zeros(num_features))

@@ -106,7 +106,7 @@ class PowerNorm(RunningSquare):
         once: Pass,
     ) -> tuple[Tensor, ...]:
         buffer, values = self.nu, max(count, 1)
-        batch_square = all_reduce((mean.square() + var).sum(0).detach(), group) * (positions / values)
+        batch_square = all_reduce((mean.square() + var).sum(0).detach() * (positions / values), group)
 
         def gradient(
             d_scale: Tensor, d_shift: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor

@@ -71,16 +71,16 @@ class RangeBatchNorm(RunningStatistics):
         self.require_several(count, x)
         wide, extent, slope = extents(at_least_float32(x), group)
         factor = 1 / math.sqrt(2 * math.log(max(count, 2)))
-        rule = partial(self.rule, extent=extent, factor=factor, group=group)
+        share = x.shape[2:].numel() / max(count, 1)
+        rule = partial(self.rule, extent=extent, factor=factor, share=share, group=group)
         y, mean, scale = by_plane(wide, rule, slope, weight=self.weight, bias=self.bias)
         self.move(count, running_mean=mean, running_scale=scale)
         return y.to(x.dtype)
 
     def rule(
-        self, mean: Tensor, var: Tensor, slope: Tensor, extent: Tensor, factor: float, group: Group
+        self, mean: Tensor, var: Tensor, slope: Tensor, extent: Tensor, factor: float, share: float, group: Group
     ) -> tuple[Tensor, ...]:
-        samples = max(total(len(mean), group, mean.device), 1)
-        mean, slope = all_reduce(torch.stack([mean / samples, slope]).sum(1), group)
+        mean, slope = all_reduce(torch.stack([mean * share, slope]).sum(1), group)
         scale = factor * (extent + slope)
         inverse = 1 / (scale + self.eps)
         return inverse, -mean * inverse, mean, scale

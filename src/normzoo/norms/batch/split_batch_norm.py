@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._base import Facts, Paper, require_count, require_variance
 from normzoo.norms._ranks import Group, samples_before
-from normzoo.norms._running import RunningStatistics, over_parts
+from normzoo.norms._running import RunningStatistics, counts_of_parts, over_parts
 from normzoo.norms._scale import scale_per_channel
 from normzoo.norms._tables import by_plane, standardize
 from normzoo.norms.batch.batch_norm import BatchNorm
@@ -71,11 +71,7 @@ class SplitBatchNorm(RunningStatistics):
         super().__init__(
             num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats, sync=sync
         )
-        if num_splits < 2:
-            raise InputError(
-                f"SplitBatchNorm(num_splits={num_splits}): a batch is cut into at least 2 parts; the default is 2, and "
-                f"for a single part take BatchNorm."
-            )
+        require_count(self, 2, num_splits=num_splits)
         self.num_splits = num_splits
         self.aux_bn = nn.ModuleList(
             BatchNorm(num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats)
@@ -105,13 +101,13 @@ class SplitBatchNorm(RunningStatistics):
                 f"the last, smaller batch)."
             )
         size = samples // len(layers)
-        count = size * x.shape[2:].numel()
+        counts = counts_of_parts(x, before, size, len(layers), group)
         remedy = f"use batches of at least {2 * len(layers)} samples, or, with running statistics, call .eval()"
-        require_variance(self, x, count, per="channel of a part", remedy=remedy)
+        require_variance(self, x, min(counts), per="channel of a part", remedy=remedy)
         part = torch.arange(before, before + len(x), device=x.device) // max(size, 1)
-        rule = partial(self.rule, part=part, parts=len(layers), group=group)
+        rule = partial(self.rule, part=part, parts=len(layers), positions=x.shape[2:].numel(), group=group)
         y, means, variances = by_plane(x, rule, self.stacked("weight"), self.stacked("bias"))
-        for layer, mean, var in zip(layers, means, variances, strict=True):
+        for layer, mean, var, count in zip(layers, means, variances, counts, strict=True):
             layer.update(mean, var, count)
         return y
 
@@ -130,9 +126,10 @@ class SplitBatchNorm(RunningStatistics):
         biases: Tensor | None,
         part: Tensor,
         parts: int,
+        positions: int,
         group: Group,
     ) -> tuple[Tensor, ...]:
-        means, variances = over_parts(mean, var, part, parts, group)
+        means, variances = over_parts(mean, var, part, parts, positions, group)
         scale, shift = standardize(means, variances, self.eps)  # (K, C)
         if weights is not None:
             scale, shift = weights * scale, weights * shift

@@ -60,11 +60,12 @@ class TorchBatchNorm(RunningStatistics):
         mean, var, momentum = self.running_mean, self.running_var, self.momentum
         if not self.training:  # without running statistics; the kernel must not look for them
             mean = var = None
-        elif self.num_batches_tracked is not None:
+        elif self.num_batches_tracked is not None and momentum is None:
+            momentum = 1 / float(self.num_batches_tracked + 1)
+        y = F.batch_norm(x, mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps)
+        if self.training and self.num_batches_tracked is not None:  # after the kernel, which may refuse the batch
             self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1 / float(self.num_batches_tracked)
-        return F.batch_norm(x, mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps)
+        return y
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
         if self.too_narrow_for(x):

@@ -83,7 +83,8 @@ class VirtualBatchNorm(Norm):
                 f"VirtualBatchNorm got an input of shape {tuple(x.shape)} for its reference batch: one value per "
                 f"channel has no variance; use a first batch of more samples."
             )
-        y, mean, var = by_plane(x, partial(self.rule_of_reference, group=group), weight=self.weight, bias=self.bias)
+        rule = partial(self.rule_of_reference, positions=x.shape[2:].numel(), group=group)
+        y, mean, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
         if samples > 0 and not is_captured(self.reference_mean):
             self.take(mean, var, samples)
         return y
@@ -95,8 +96,8 @@ class VirtualBatchNorm(Norm):
         var = self.reference_var + own * (var - self.reference_var) + own * (1 - own) * apart.square()
         return standardize(self.reference_mean + own * apart, var, self.eps)
 
-    def rule_of_reference(self, mean: Tensor, var: Tensor, group: Group) -> tuple[Tensor, ...]:
-        mean, var = over_samples(mean, var, group)
+    def rule_of_reference(self, mean: Tensor, var: Tensor, positions: int, group: Group) -> tuple[Tensor, ...]:
+        mean, var = over_samples(mean, var, positions, group)
         return *standardize(mean, var, self.eps), mean, var
 
     @torch.no_grad()

@@ -28,32 +28,39 @@ class MixedStatistics(RunningStatistics):
         """
         raise NotImplementedError
 
-    def require_values(self, x: Tensor, samples: int) -> None:
-        """Raises `InputError` where a statistic would be that of a single value; the batch has that many samples."""
-        self.require_several(samples * x.shape[2:].numel(), x)
+    def require_values(self, x: Tensor, count: int, group: Group) -> None:
+        """Raises `InputError` where a statistic would be that of a single value: on all ranks alike, or none.
+
+        Args:
+            x: what this rank has.
+            count: values per channel of all ranks.
+            group: the ranks.
+        """
+        self.require_several(count, x)
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        samples = total(len(x), group, x.device)
-        self.require_values(x, samples)
-        y, mean, var = self.normalize_by(x, partial(over_samples, group=group))
-        self.update(mean, var, samples * x.shape[2:].numel())
+        positions = x.shape[2:].numel()
+        count = total(len(x) * positions, group, x.device)
+        self.require_values(x, count, group)
+        y, mean, var = self.normalize_by(x, partial(over_samples, positions=positions, group=group))
+        self.update(mean, var, count)
         return y
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
-        return self.normalize_by(x, self.running)[0]
-
-    def running(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """The running averages, whatever the statistics of this batch."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        return self.running_mean, self.running_var
+        # Copies: these may move before a backward pass computes the rule again.
+        running = self.running_mean.clone(), self.running_var.clone()
+        return self.normalize_by(x, lambda mean, var: running)[0]
 
 
 class ToUnitInterval(torch.autograd.Function):
     """`clip(gate, 0, 1)`, with a gradient that descent can follow everywhere but further out of the interval.
 
     At a bound or beyond it, a gradient is blocked where a step against it leads outwards: where it is negative for a
-    gate of 1 or more, positive for one of 0 or less. Its sign is that of the sum over the ranks.
+    gate of 1 or more, positive for one of 0 or less. Its sign is that of the sum over the ranks of the group. Without
+    one every rank goes by its own part of the gradient: where those are averaged afterwards, as in DDP, parts that lead
+    outwards are missing from the average, and inwards leads a little too much.
     """
 
     generate_vmap_rule = True

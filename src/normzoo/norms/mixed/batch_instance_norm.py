@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._ranks import Group, least
 from normzoo.norms._tables import by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch, ToUnitInterval
 
@@ -17,7 +18,8 @@ class BatchInstanceNorm(MixedStatistics):
 
     The gate stays in [0, 1]. The paper clips the parameter after every update; here the forward pass clips it, so that
     any training loop will do, and the gradient is that of the projection: blocked only where it would push the gate
-    further out, so that one that a step has carried outside comes back.
+    further out, so that one that a step has carried outside comes back. Under DDP without `sync` every rank blocks by
+    its own part of the gradient.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -60,9 +62,9 @@ class BatchInstanceNorm(MixedStatistics):
         self.gate = nn.Parameter(torch.ones(self.num_features))
         super().add_affine(weight=weight, bias=bias)
 
-    def require_values(self, x: Tensor, samples: int) -> None:
+    def require_values(self, x: Tensor, count: int, group: Group) -> None:
         remedy = "use larger images or fewer strides, or take BatchNorm"
-        require_variance(self, x, x.shape[2:].numel(), per="channel", remedy=remedy)
+        require_variance(self, x, least(x.shape[2:].numel(), group, x.device), per="channel", remedy=remedy)
 
     def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
         gate = ToUnitInterval.apply(self.gate, self.group)

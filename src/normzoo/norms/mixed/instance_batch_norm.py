@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._ranks import Group, least
 from normzoo.norms._tables import by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
@@ -66,11 +67,11 @@ class InstanceBatchNorm(MixedStatistics):
         self.register_buffer("running_var", torch.ones(by_batch) if tracked else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
 
-    def require_values(self, x: Tensor, samples: int) -> None:
-        super().require_values(x, samples)
+    def require_values(self, x: Tensor, count: int, group: Group) -> None:
+        super().require_values(x, count, group)
         if self.instance_channels > 0:
             remedy = "use larger images or fewer strides, or take BatchNorm"
-            require_variance(self, x, x.shape[2:].numel(), per="channel", remedy=remedy)
+            require_variance(self, x, least(x.shape[2:].numel(), group, x.device), per="channel", remedy=remedy)
 
     def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
         return by_plane(x, partial(self.rule, of_batch=of_batch), weight=self.weight, bias=self.bias)

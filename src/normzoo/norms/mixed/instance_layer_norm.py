@@ -14,8 +14,9 @@ class InstanceLayerNorm(Norm):
     `y = weight (gate x_I + (1 - gate) x_L) + bias`, x_I normalized over positions, x_L over channels and positions
 
     The gate stays in [0, 1]; as in `BatchInstanceNorm` the forward pass clips it, and its gradient is that of the
-    projection. Variances are biased, as in the equations; the authors' code takes unbiased ones. The paper's AdaLIN is
-    this layer with a weight and a bias that another network computes.
+    projection, under DDP by each rank's own part of the gradient. Variances are biased, as in the equations; the
+    authors' code takes unbiased ones. The paper's AdaLIN is this layer with a weight and a bias that another network
+    computes.
 
     Args:
         num_features: number of channels C of the input (N, C, *).

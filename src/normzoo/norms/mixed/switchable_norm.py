@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._ranks import Group
 from normzoo.norms._tables import by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
@@ -72,8 +73,8 @@ class SwitchableNorm(MixedStatistics):
         self.mean_weight = nn.Parameter(torch.ones(3))
         self.var_weight = nn.Parameter(torch.ones(3))
 
-    def require_values(self, x: Tensor, samples: int) -> None:
-        require_variance(self, x, samples * x.shape[1:].numel(), per="batch", remedy="use larger batches")
+    def require_values(self, x: Tensor, count: int, group: Group) -> None:
+        require_variance(self, x, count * self.num_features, per="batch", remedy="use larger batches")
 
     def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
         rule = partial(self.rule, of_batch=of_batch, dense=x.dim() == 2)

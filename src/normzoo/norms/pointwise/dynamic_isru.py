@@ -27,7 +27,7 @@ class DynamicISRU(Norm):
 
     The paper's equation has a factor sqrt(C), which here, as in its experiments, is left to the weight. beta starts at
     4, where the slope at 0 is the 0.5 of `DynamicTanh`; the paper's language models start at 100. Should training take
-    beta below 0, its absolute value counts, and 1e-5 at least.
+    beta below 0, its absolute value counts, and 1e-5 at least. Nearer to 0 no gradient reaches beta, which stays there.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -55,7 +55,7 @@ class DynamicISRU(Norm):
     def __init__(self, num_features: int, *, beta: float = 4.0) -> None:
         super().__init__(num_features)
         require_positive(self, beta=beta)
-        self.beta = nn.Parameter(torch.tensor([beta]))
+        self.beta = nn.Parameter(torch.full((1,), float(beta)))
         self.add_affine()
 
     def normalize(self, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class DynamicTanh(Norm):
     def __init__(self, num_features: int, *, alpha: float = 0.5) -> None:
         super().__init__(num_features)
         require_positive(self, alpha=alpha)
-        self.alpha = nn.Parameter(torch.tensor([alpha]))
+        self.alpha = nn.Parameter(torch.full((1,), float(alpha)))
         self.add_affine()
 
     def normalize(self, x: Tensor) -> Tensor:

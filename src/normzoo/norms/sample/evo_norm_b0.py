@@ -22,7 +22,8 @@ class EvoNormB0(RunningStatistics):
     Evaluation takes `running_var` for the batch's variance. It averages the unbiased variance, as torch's batch norms
     and timm's EvoNorm2dB0 do; the paper's code averages the biased one. No mean is subtracted or tracked. On (N, C) the
     variance of a sample is 0. Where the activation is dropped, x / sqrt(batch_var + eps) remains of it; the paper's own
-    code leaves only weight and bias.
+    code leaves only weight and bias. Of the family of samples it is as the twin of `EvoNormS0`, found by the same
+    search, though alone there it takes a statistic of the batch and keeps it for evaluation.
 
     With m the denominator, [b] 1 where it is v x + sqrt(var + eps) and 0 elsewhere, and z = x / m::
 
@@ -89,12 +90,14 @@ class EvoNormB0(RunningStatistics):
         self.v = None
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        count = total(x.numel() // x.shape[1], group, x.device)
+        positions = x.shape[2:].numel()
+        count = total(len(x) * positions, group, x.device)
         if self.v is None:
-            y, var = by_plane(x, partial(self.rule, group=group), weight=self.weight, bias=self.bias)
+            rule = partial(self.rule, positions=positions, group=group)
+            y, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
         else:
             mean, var = plane_moments(x)
-            batch_var = over_samples(mean, var, group)[1]
+            batch_var = over_samples(mean, var, positions, group)[1]
             y, var = self.evolved(x, batch_var, var), batch_var
         self.move(count, running_var=var * (count / max(count - 1, 1)))
         return y
@@ -106,9 +109,9 @@ class EvoNormB0(RunningStatistics):
         scale = (self.running_var + self.eps).rsqrt()
         return scale_per_channel(x, scale if self.weight is None else scale * self.weight, None, self.bias)
 
-    def rule(self, mean: Tensor, var: Tensor, group: Group) -> tuple[Tensor, ...]:
+    def rule(self, mean: Tensor, var: Tensor, positions: int, group: Group) -> tuple[Tensor, ...]:
         """1 / std of the batch, no shift, and the variance."""
-        var = over_samples(mean, var, group)[1]
+        var = over_samples(mean, var, positions, group)[1]
         inv_std = (var + self.eps).rsqrt()
         return inv_std, torch.zeros_like(inv_std), var
 

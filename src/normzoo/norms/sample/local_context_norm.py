@@ -1,10 +1,8 @@
 """Group normalization with statistics of a window around each position."""
 
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.errors import InputError
@@ -110,41 +108,12 @@ def like(y: Tensor, x: Tensor) -> Tensor:
 
 
 def window_sums(x: Tensor, window: int) -> Tensor:
-    """The sum of x over the window around each position, of which zeros lie outside of the image."""
+    """The sum of x (N, C, *) over the window around each position, of which zeros lie outside of the image.
+
+    Along each axis a product with a band of ones: a position's row has ones where its neighbours are.
+    """
     for axis in range(2, x.dim()):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            x = sums_along(x, axis, window)
-        else:
-            x = SumsAlong.apply(x, axis, window)
+        place = torch.arange(x.shape[axis], device=x.device)
+        band = ((place - place.unsqueeze(1)).abs() <= window // 2).to(x.dtype)
+        x = (x.movedim(axis, -1) @ band).movedim(-1, axis)
     return x
-
-
-def sums_along(x: Tensor, axis: int, window: int) -> Tensor:
-    """The sums along one axis, from those of 1, 2, 4 ... neighbours: a pass per doubling, and nothing cancels."""
-    size = x.shape[axis]
-    window = min(window, 2 * size - 1)
-    sums = F.pad(x, [0, 0] * (x.dim() - 1 - axis) + [window // 2, window // 2])
-    result, start, width = None, 0, 1
-    while True:  # `sums` holds those of `width` neighbours, `result` those of the first `start`
-        if window & width:
-            part = sums.narrow(axis, start, size)
-            result, start = part if result is None else result + part, start + width
-        if start == window:
-            assert result is not None
-            return result
-        left = sums.shape[axis] - width
-        sums = sums.narrow(axis, 0, left) + sums.narrow(axis, width, left)
-        width *= 2
-
-
-class SumsAlong(torch.autograd.Function):
-    """`sums_along`, which is its own gradient: p lies in the window of q iff q lies in that of p."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: int, window: int) -> Tensor:
-        ctx.axis, ctx.window = axis, window
-        return sums_along(x, axis, window)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return SumsAlong.apply(grad_outputs[0], ctx.axis, ctx.window), None, None

@@ -57,5 +57,5 @@ class PositionalNorm(Norm):
         rows = positions_first(x)
         if rows.is_contiguous() or x.numel() <= kernels.SMALL:
             # The built-in kernel is the fastest where the channels of a position lie together in memory.
-            return channels_second(F.layer_norm(rows, (self.num_features,), eps=self.eps), like=x)
+            return channels_second(F.layer_norm(rows, (self.num_features,), eps=self.eps).to(x.dtype), like=x)
         return by_position(x, partial(standardize, eps=self.eps))[0]

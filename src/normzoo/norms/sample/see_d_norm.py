@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, per_channel, require_positive
+from normzoo.norms._base import Facts, Norm, Paper, per_channel, require_count, require_positive
 from normzoo.norms._blocks import in_blocks
 
 
@@ -45,7 +45,8 @@ class SeeDNorm(Norm):
     def __init__(self, num_features: int, *, num_heads: int = 1, eps: float = 1e-5) -> None:
         super().__init__(num_features)
         require_positive(self, eps=eps)
-        if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or num_features % num_heads:
+        require_count(self, 1, num_heads=num_heads)
+        if num_features % num_heads:
             raise InputError(
                 f"SeeDNorm({num_features}, num_heads={num_heads!r}): num_heads must divide the number of channels; the "
                 f"default is 1."

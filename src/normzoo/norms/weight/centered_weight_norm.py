@@ -14,7 +14,9 @@ class CenteredWeightNorm(WeightTransform):
 
     This is `WeightNorm` in the space of weights that sum to zero. The length is learned, as the paper writes it; its
     authors' code also has a mode that fixes it at sqrt(2). A weight whose entries are all equal, of which nothing
-    remains, becomes zero: |v - mean| counts as 1e-12 at least (the authors add 1e-5 to it).
+    remains, becomes zero: |v - mean| counts as 1e-12 at least (the authors add 1e-5 to it). It never learns, for its
+    length starts at 0 as well, and each is the factor of the other's gradient: fill a layer with different values, be
+    they small, before the norm is attached.
 
     Attached to a layer, `weight` starts as the length of the layer's centred initial weight.
 

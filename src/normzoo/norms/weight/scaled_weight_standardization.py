@@ -15,18 +15,19 @@ RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 class ScaledWeightStandardization(WeightTransform):
     """Standardizes the weight of every output channel to the scale at which activations keep their variance.
 
-    `w = weight gamma (v - mean) / sqrt(fan_in (var + eps))`, mean and biased variance over the fan_in entries of an
+    `w = weight gamma (v - mean) / sqrt(fan_in var + eps)`, mean and biased variance over the fan_in entries of an
     output channel
 
     With `gamma` the inverse standard deviation of the nonlinearity's output for standard normal input, the layer's
-    output has variance 1 where its input is such an output, and no norm of activations is needed. eps stands
-    inside the root, beside the variance, as in timm; the paper's own code bounds `fan_in var` from below by 1e-4.
+    output has variance 1 where its input is such an output, and no norm of activations is needed. eps is in units of
+    `fan_in var`, which is about 1 in any width, as in the paper's own code, whose bound of it from below is 1e-4; timm
+    adds its eps to the variance, which in wide layers is no larger than that.
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is standardized.
         gamma: gain of the nonlinearity before the layer, above 0: sqrt(2 / (1 - 1 / pi)) = 1.7139 for ReLU, 1.7881
             for SiLU, 1.7015 for GELU, 1 for none.
-        eps: added to the variance, in its units.
+        eps: added to fan_in times the variance, in its units.
 
     Parameter `weight`, (C,): the gains of the output channels, which start at 1.
 
@@ -40,7 +41,7 @@ class ScaledWeightStandardization(WeightTransform):
 
     facts = Facts(
         family="weight",
-        formula="w = weight gamma (v - mean) / sqrt(fan_in (var + eps))",
+        formula="w = weight gamma (v - mean) / sqrt(fan_in var + eps)",
         paper=Paper(
             title="Characterizing signal propagation to close the performance gap in unnormalized ResNets",
             year=2021,
@@ -67,7 +68,7 @@ class ScaledWeightStandardization(WeightTransform):
         require_variance(self, x, fan_in, per="output channel", remedy="use a layer of more inputs, or take WeightNorm")
 
         def rule(mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-            scale = weight * self.gamma * torch.rsqrt(fan_in * (var + self.eps))
+            scale = weight * self.gamma * torch.rsqrt(fan_in * var + self.eps)
             return scale, -mean * scale
 
         return by_output(x, rule, self.weight.unsqueeze(1))

@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper, at_least_float32
+from normzoo.norms._base import Facts, Paper, at_least_float32, require_count
 from normzoo.norms._running import in_recomputation, is_captured
 from normzoo.norms._saved import snapshot
 from normzoo.norms._scale import scale_per_channel
@@ -32,7 +31,7 @@ class SpectralNorm(WeightTransform):
     Buffer `u`, (C,), of unit length.
 
     Raises:
-        InputError: `n_power_iterations` below 1; a weight that is not (C, I, *).
+        InputError: an argument out of range; a weight that is not (C, I, *).
 
     Reference: Takeru Miyato, Toshiki Kataoka, Masanori Koyama, Yuichi Yoshida. Spectral Normalization for Generative
     Adversarial Networks. 2018. arXiv 1802.05957, algorithm 1.
@@ -59,11 +58,7 @@ class SpectralNorm(WeightTransform):
 
     def __init__(self, num_features: int, *, n_power_iterations: int = 1) -> None:
         super().__init__(num_features)
-        if n_power_iterations < 1:
-            raise InputError(
-                f"SpectralNorm(n_power_iterations={n_power_iterations}): training takes at least 1 step of the power "
-                f"iteration; the default is 1."
-            )
+        require_count(self, 1, n_power_iterations=n_power_iterations)
         self.n_power_iterations = n_power_iterations
         self.register_buffer("u", F.normalize(torch.randn(num_features), dim=0))
 

@@ -12,7 +12,9 @@ class WeightNorm(WeightTransform):
 
     `w = weight v / |v|`, the norm over all entries of an output channel
 
-    A weight of zeros, which has no direction, stays zero: |v| counts as 1e-12 at least, as in `F.normalize`.
+    A weight of zeros, which has no direction, stays zero: |v| counts as 1e-12 at least, as in `F.normalize`. It never
+    learns, for its length starts at 0 as well, and each is the factor of the other's gradient: fill a layer with other
+    values, be they small, before the norm is attached.
 
     Attached to a layer, `weight` starts as the length of the layer's initial weight, which therefore stays as it was.
 

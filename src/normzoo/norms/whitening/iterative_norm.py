@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper
+from normzoo.norms._base import Facts, Paper, require_count
 from normzoo.norms.whitening._matrices import wider
 from normzoo.norms.whitening._whitening import Whitening
 
@@ -80,11 +79,7 @@ class IterativeNorm(Whitening):
             track_running_stats=track_running_stats,
             sync=sync,
         )
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise InputError(
-                f"IterativeNorm(iterations={iterations!r}): the matrix takes an integer of at least 1 iterations; the "
-                f"default is 5."
-            )
+        require_count(self, 1, iterations=iterations)
         self.iterations = iterations
 
     def largest_group(self) -> int:
