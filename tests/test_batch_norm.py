@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 
 from normzoo.errors import InputError
-from normzoo.norms import BatchNorm, GhostBatchNorm
+from normzoo.norms import BatchNorm, GhostBatchNorm, TorchBatchNorm
 
 # torch warns of itself when it loads the rules of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
@@ -296,3 +296,14 @@ def test_a_large_mean_costs_no_digits(amp: Callable[[], AbstractContextManager[N
         for y in (layer(x), parts(x)):
             assert (y.var((0, 2, 3), correction=0) - 1).abs().max() < 2e-3
             assert y.mean((0, 2, 3)).abs().max() < 2e-3
+
+
+def test_a_batch_that_the_kernel_refuses_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Tensor:
+        raise RuntimeError("mixed dtypes")
+
+    layer, x = TorchBatchNorm(C), batch(SHAPES["NCHW"], 0, torch.float32)
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", refuse)
+    with pytest.raises(RuntimeError, match="mixed dtypes"):
+        layer(x)
+    assert layer.num_batches_tracked == 0

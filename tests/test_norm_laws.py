@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
@@ -859,6 +860,76 @@ def reference_over_ranks(subject: Subject, two_ranks: TwoRanks) -> None:
         assert_ranks_equal_one(two_ranks, layer, x, cut)
 
 
+def of_sizes(layer: Norm, x: Tensor) -> tuple[State, str]:
+    """The buffers after a step of training, or what the layer has against it."""
+    try:
+        y = layer(x.requires_grad_())
+        torch.autograd.grad(y.sum(), x)
+    except InputError as error:
+        return {}, str(error)
+    return buffers_of(layer), ""
+
+
+@law(when=lambda subject: on_images(subject) and subject.layer.facts.syncs, fixtures=("two_ranks",))
+def ranks_of_other_sizes(subject: Subject, two_ranks: TwoRanks) -> None:
+    """Ranks whose images differ in size: every value counts as much as any other, and all ranks know the same."""
+    layer = subject.layer(C, sync=True).double()
+    images = subject.input(0, sizes=(1, C, 2, 2)) + 3, subject.input(1, sizes=(3, C, 9, 7))
+    (a, _), (b, _) = two_ranks.run(of_sizes, (layer, layer), images)
+    assert a
+    for name, buffer in a.items():
+        assert_close(b[name], buffer, f"{name} of rank 1")
+    if "momentum" in keyword_defaults(subject.layer) and subject.layer.facts.batch_multiple == 1:
+        # To statistics over the batch it is all the same which values stand in one image.
+        values = torch.cat([x.movedim(1, 0).flatten(1) for x in images], 1)
+        expected, _ = of_sizes(copy.deepcopy(layer), values[None, :, None])
+        for name, buffer in a.items():
+            assert_close(buffer, expected[name], name)
+
+
+@law(when=lambda subject: on_images(subject) and subject.layer.facts.syncs, fixtures=("two_ranks",))
+def ranks_of_one_position(subject: Subject, two_ranks: TwoRanks) -> None:
+    """What one rank refuses, all refuse: none is left to wait."""
+    layer = subject.layer(C, sync=True).double()
+    x = subject.input(sizes=(2, C, 3, 3))
+    (_, of_point), (_, of_image) = two_ranks.run(of_sizes, (layer, layer), (x[:, :, :1, :1].clone(), x))
+    assert bool(of_point) == bool(of_image)
+
+
+def collectives(layer: Norm, x: Tensor) -> list[tuple[Any, ...]]:
+    """What a step of training asks of the other ranks: the kind, shape and dtype of every collective."""
+    calls: list[tuple[Any, ...]] = []
+    honest = {name: getattr(dist, name) for name in ("all_reduce", "broadcast")}
+
+    def recorder(name: str) -> Callable[..., Any]:
+        def record(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+            calls.append((name, tensor.shape, tensor.dtype, str(arguments[:1] if name == "all_reduce" else "")))
+            return honest[name](tensor, *arguments, **named)
+
+        return record
+
+    try:
+        for name in honest:
+            setattr(dist, name, recorder(name))
+        layer(x.requires_grad_()).sum().backward()
+    finally:
+        for name, function in honest.items():
+            setattr(dist, name, function)
+    return calls
+
+
+@law(when=lambda subject: on_images(subject) and subject.layer.facts.syncs, fixtures=("two_ranks",))
+def ranks_of_other_ways(subject: Subject, two_ranks: TwoRanks) -> None:
+    """A large input goes another way than a small one or an empty one, with the same collectives on it."""
+    layer = subject.build({"sync": True}, dtype=torch.float32)
+    sizes = (36, C, 16, 20)
+    assert math.prod(sizes) > kernels.SMALL
+    for offset, samples in ((0.5, 2), (0.5, 0), (1e3, 2)):
+        x = (subject.input(sizes=sizes) + offset).float()
+        large, few = two_ranks.run(collectives, (layer, layer), (x, subject.input(samples=samples).float()))
+        assert large == few
+
+
 def of_nothing(layer: Norm, x: Tensor) -> tuple[Tensor, State]:
     y = layer(x.requires_grad_())
     y.sum().backward()
@@ -928,6 +999,23 @@ def wrong_arguments(subject: Subject) -> None:
             else:
                 continue
             assert_helpful(raised.value, received=f"{argument}={value!r}")
+
+
+@law(per_class=True)
+def whole_numbers(subject: Subject) -> None:
+    """What takes a number takes 1 for 1.0, and 0 for 0.0 where 1 is out of range."""
+    x = subject.input(dtype=torch.float32)
+    for argument, default in keyword_defaults(subject.layer).items():
+        if not isinstance(default, float):
+            continue
+        outputs = []
+        for kind in (int, float):
+            try:
+                layer = subject.layer(C, **{argument: kind(1)})
+            except InputError:
+                layer = subject.layer(C, **{argument: kind(0)})
+            outputs.append(fresh(subject.ready(layer, torch.float32), x))
+        assert_close(outputs[0], outputs[1], argument)
 
 
 @law(per_class=True)
