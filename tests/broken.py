@@ -221,8 +221,8 @@ class ForgetsTheDepth(InstanceNorm):
 class PooledLiveBatch(VirtualBatchNorm):
     """Statistics of the whole batch in place of each sample's, as the authors' code has them."""
 
-    def rule(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
-        return super().rule(*(v.expand_as(mean) for v in over_samples(mean, var, 1)))
+    def rule(self, mean: Tensor, var: Tensor, **given: Any) -> tuple[Tensor, ...]:
+        return super().rule(*(v.expand_as(mean) for v in over_samples(mean, var, 1)), **given)
 
 
 # Gradients
@@ -299,9 +299,7 @@ class GradientThroughTheCorrection(BatchRenorm):
 class NoSlopeAlongTheMean(L1BatchNorm):
     """The deviation from a centre that is taken for a constant."""
 
-    def rule(
-        self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, **given: Any
-    ) -> tuple[Tensor, ...]:
+    def rule(self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, **given: Any) -> tuple[Tensor, ...]:
         return super().rule(mean, var, deviation, torch.zeros_like(sign), **given)
 
 
@@ -507,7 +505,7 @@ class EveryBatchIsTheReference(VirtualBatchNorm):
     def normalize(self, x: Tensor) -> Tensor:
         y = super().normalize(x)
         if self.training:
-            self.has_reference = False
+            self.reference_samples.zero_()
             super().normalize(x)
         return y
 
@@ -515,6 +513,10 @@ class EveryBatchIsTheReference(VirtualBatchNorm):
 @caught_by("state", "NC", raises=InputError)
 class ReferenceNotLoaded(VirtualBatchNorm):
     """Knows of its reference by an attribute that no state_dict carries."""
+
+    @property
+    def has_reference(self) -> bool:
+        return self.had_reference
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         Norm._load_from_state_dict(self, *arguments)

@@ -1,5 +1,7 @@
 """Virtual batch normalization."""
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._known import is_positive, is_readable
 from normzoo.norms._ranks import Group, ranks, total
 from normzoo.norms._running import is_captured, over_samples
 from normzoo.norms._tables import by_plane, standardize
@@ -23,7 +26,9 @@ class VirtualBatchNorm(Norm):
     statistics of the reference anew with the weights of every step: `VirtualBatchNorm.refer(net, batch)` does so for
     all layers of a network, as often as its user likes; in between they are constants, to which no gradient flows. The
     text of the paper takes each sample by itself, as this layer; its authors' code takes the mean over the whole batch
-    in place of the sample's. Under activation checkpointing, which repeats forward passes, call `refer` first.
+    in place of the sample's. Under activation checkpointing, which repeats forward passes, call `refer` first. A
+    compiled graph cannot see whether there is a reference: it goes by the last pass outside of graphs, `refer`,
+    `load_state_dict` or batch that it took itself; call `refer` or load the state where others fill the buffers.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -65,12 +70,26 @@ class VirtualBatchNorm(Norm):
         self.register_buffer("reference_mean", torch.zeros(num_features))
         self.register_buffer("reference_var", torch.ones(num_features))
         self.register_buffer("reference_samples", torch.tensor(0))
-        # Beside `reference_samples`, whose value a compiled graph must not read.
-        self.has_reference = False
+        # What `reference_samples > 0` was when it was last read or written, for graphs that must not read it.
+        self.had_reference = False
+
+    @property
+    def reference(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The buffers: mean, variance, number of samples."""
+        return self.reference_mean, self.reference_var, self.reference_samples
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the buffers hold the statistics of a batch, whoever filled them."""
+        if is_readable(self.reference_samples):
+            self.had_reference = is_positive(self.reference_samples)
+        return self.had_reference
 
     def normalize(self, x: Tensor) -> Tensor:
         if self.has_reference:
-            return by_plane(x, self.rule, weight=self.weight, bias=self.bias)[0]
+            # Derivatives of the gradient evaluate the rule again: it must not see what `refer` does meanwhile.
+            reference = self.reference if torch.compiler.is_compiling() else [b.clone() for b in self.reference]
+            return by_plane(x, partial(self.rule, reference=reference), weight=self.weight, bias=self.bias)[0]
         if not self.training:
             raise InputError(
                 "VirtualBatchNorm is in evaluation and has no reference batch: give it one by "
@@ -89,12 +108,14 @@ class VirtualBatchNorm(Norm):
             self.take(mean, var, samples)
         return y
 
-    def rule(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
-        own = 1 / (self.reference_samples.to(mean.dtype) + 1)
+    def rule(self, mean: Tensor, var: Tensor, reference: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        reference_mean, reference_var, n = reference
+        # NaN without a reference, which a compiled graph finds out here only.
+        own = torch.where(n > 0, 1 / (n.to(mean.dtype) + 1), math.nan)
         # The same as averages of the means and mean squares, without the square of a large mean.
-        apart = mean - self.reference_mean
-        var = self.reference_var + own * (var - self.reference_var) + own * (1 - own) * apart.square()
-        return standardize(self.reference_mean + own * apart, var, self.eps)
+        apart = mean - reference_mean
+        var = reference_var + own * (var - reference_var) + own * (1 - own) * apart.square()
+        return standardize(reference_mean + own * apart, var, self.eps)
 
     def rule_of_reference(self, mean: Tensor, var: Tensor, positions: int, group: Group) -> tuple[Tensor, ...]:
         mean, var = over_samples(mean, var, positions, group)
@@ -102,40 +123,48 @@ class VirtualBatchNorm(Norm):
 
     @torch.no_grad()
     def take(self, mean: Tensor, var: Tensor, samples: int) -> None:
-        """Keeps statistics (C,) of a reference batch."""
+        """Keeps statistics (C,) of a reference batch; of 0 samples, there is none."""
         self.reference_mean.copy_(mean)
         self.reference_var.copy_(var)
         self.reference_samples.fill_(samples)
-        self.has_reference = True
+        self.had_reference = samples > 0
 
     @staticmethod
     @torch.no_grad()
     def refer(net: nn.Module, batch: Tensor) -> None:
         """Makes a batch the reference of every `VirtualBatchNorm` in a network, as its weights are now.
 
-        All other layers run in the mode they are in: call `net.eval()` before, lest they move running statistics.
+        All other layers run in the mode they are in: call `net.eval()` before, lest they move running statistics. If
+        the network fails, every `VirtualBatchNorm` keeps the reference it had, as does a layer that the batch does not
+        reach.
 
         Args:
             net: takes the batch.
             batch: the reference, for example 128 samples of training.
 
         Raises:
-            InputError: the network has no such layer. A layer that the batch does not reach keeps its reference.
+            InputError: the network has no such layer.
         """
-        before = [(m, m.training, m.has_reference) for m in net.modules() if isinstance(m, VirtualBatchNorm)]
-        if not before:
+        layers = [layer for layer in net.modules() if isinstance(layer, VirtualBatchNorm)]
+        if not layers:
             raise InputError(
                 f"VirtualBatchNorm.refer got a {type(net).__name__} without any VirtualBatchNorm; give a network that "
                 f"has one."
             )
+        before = [(layer.training, [b.clone() for b in layer.reference]) for layer in layers]
+        done = False
         try:
-            for layer, *_ in before:
-                layer.training, layer.has_reference = True, False
+            for layer in layers:
+                layer.training = True
+                layer.take(*layer.reference[:2], samples=0)
             net(batch)
+            done = True
         finally:
-            for layer, training, had_reference in before:
-                layer.training, layer.has_reference = training, layer.has_reference or had_reference
+            for layer, (training, (mean, var, samples)) in zip(layers, before, strict=True):
+                layer.training = training
+                if not done or not layer.has_reference:
+                    layer.take(mean, var, int(samples))
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self.has_reference = not self.reference_samples.is_meta and bool(self.reference_samples > 0)
+        self.had_reference = self.has_reference
