@@ -8,13 +8,12 @@ from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, at_least_float32
 from normzoo.norms._ranks import Group, all_reduce, total
-from normzoo.norms._running import RunningStatistics
-from normzoo.norms._scale import scale_per_channel
 from normzoo.norms._tables import by_plane
+from normzoo.norms.batch._running_scale import RunningScale
 from normzoo.norms.batch._spread import deviations
 
 
-class L1BatchNorm(RunningStatistics):
+class L1BatchNorm(RunningScale):
     """Batch normalization whose scale is the mean absolute deviation: no square and no root.
 
     `y = weight (x - mean) / (scale + eps) + bias`, with `scale = sqrt(pi / 2) mean(|x - mean|)` over samples, positions
@@ -61,13 +60,6 @@ class L1BatchNorm(RunningStatistics):
         folds=True,
     )
 
-    def add_running(self, tracked: bool) -> None:
-        self.register_buffer("running_mean", torch.zeros(self.num_features) if tracked else None)
-        self.register_buffer("running_scale", torch.ones(self.num_features) if tracked else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
-
-    running_scale: Tensor | None
-
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
@@ -86,9 +78,3 @@ class L1BatchNorm(RunningStatistics):
         scale = math.sqrt(math.pi / 2) * (deviation + sign * (centre - mean))
         inverse = 1 / (scale + self.eps)
         return inverse, -mean * inverse, mean, scale
-
-    def normalize_by_running(self, x: Tensor) -> Tensor:
-        assert self.running_mean is not None
-        assert self.running_scale is not None
-        scale = 1 / (self.running_scale + self.eps)
-        return scale_per_channel(x, scale if self.weight is None else scale * self.weight, self.running_mean, self.bias)

@@ -8,13 +8,12 @@ from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, at_least_float32
 from normzoo.norms._ranks import Group, all_reduce, total
-from normzoo.norms._running import RunningStatistics
-from normzoo.norms._scale import scale_per_channel
 from normzoo.norms._tables import by_plane
+from normzoo.norms.batch._running_scale import RunningScale
 from normzoo.norms.batch._spread import extents
 
 
-class RangeBatchNorm(RunningStatistics):
+class RangeBatchNorm(RunningScale):
     """Batch normalization whose scale is the range of the values, for arithmetic of few bits: no sum of squares.
 
     `y = weight (x - mean) / (scale + eps) + bias`, with `scale = (max(x) - min(x)) / sqrt(2 ln n)` over the n values of
@@ -59,13 +58,6 @@ class RangeBatchNorm(RunningStatistics):
         folds=True,
     )
 
-    running_scale: Tensor | None
-
-    def add_running(self, tracked: bool) -> None:
-        self.register_buffer("running_mean", torch.zeros(self.num_features) if tracked else None)
-        self.register_buffer("running_scale", torch.ones(self.num_features) if tracked else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
-
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
@@ -84,9 +76,3 @@ class RangeBatchNorm(RunningStatistics):
         scale = factor * (extent + slope)
         inverse = 1 / (scale + self.eps)
         return inverse, -mean * inverse, mean, scale
-
-    def normalize_by_running(self, x: Tensor) -> Tensor:
-        assert self.running_mean is not None
-        assert self.running_scale is not None
-        scale = 1 / (self.running_scale + self.eps)
-        return scale_per_channel(x, scale if self.weight is None else scale * self.weight, self.running_mean, self.bias)
