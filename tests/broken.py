@@ -551,6 +551,14 @@ class SecondGradientLost(BatchRenorm):
         return y if x.numel() <= kernels.SMALL else OnceDifferentiable.apply(y)
 
 
+@caught_by("gradients-again")
+class RuleOfWhatMoves(BatchRenorm):
+    """Reads the running statistics themselves, which have moved when a second gradient computes the rule again."""
+
+    def before(self) -> dict[str, Tensor]:
+        return dict(self.named_buffers())
+
+
 class OnceDifferentiable(torch.autograd.Function):
     """The identity, whose gradient does not know where it came from."""
 
@@ -708,6 +716,31 @@ class SplitsOfTheRank(SplitBatchNorm):
         return super().normalize_by_batch(x, None)
 
 
+@caught_by("ranks-of-other-sizes")
+class PlanesOfOneWeight(BatchRenorm):
+    """Averages over images, whatever their size."""
+
+    def rule(self, mean: Tensor, var: Tensor, *, positions: int, **given: Any) -> tuple[Tensor, ...]:
+        return super().rule(mean, var, positions=1, **given)
+
+
+@caught_by("ranks-of-other-ways")
+class SumsAsTheyCome(BatchNorm):
+    """A large input is summed in float64, a small one in its own dtype, and so the ranks meet."""
+
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        all_reduce(x.detach().sum(over_batch(x), dtype=torch.float64 if x.numel() > kernels.SMALL else None), group)
+        return super().normalize_by_batch(x, group)
+
+
+@caught_by("ranks-of-one-position")
+class RefusesAlone(BatchInstanceNorm):
+    """One rank raises, and the others wait for it."""
+
+    def require_values(self, x: Tensor, count: int, group: Group) -> None:
+        super().require_values(x, count, None)
+
+
 @caught_by("reference-over-ranks", "NCL")
 class ReferenceOfTheRank(VirtualBatchNorm):
     def rule_of_reference(self, mean: Tensor, var: Tensor, positions: int, group: Group) -> tuple[Tensor, ...]:
@@ -767,6 +800,15 @@ class TakesAnyEps(RMSNorm):
     def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(num_features, affine=affine)
         self.eps = eps
+
+
+@caught_by("whole-numbers", raises=RuntimeError)
+class TensorOfTheArgument(DynamicTanh):
+    """alpha=1 makes integers, which cannot have a gradient."""
+
+    def __init__(self, num_features: int, *, alpha: float = 0.5) -> None:
+        super().__init__(num_features, alpha=alpha)
+        self.alpha = nn.Parameter(torch.tensor([alpha]))
 
 
 @caught_by("wrong-inputs", "NC")

@@ -15,6 +15,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -737,6 +738,29 @@ def checkpointed_gradient(subject: Subject) -> None:
             assert_same_results(observed, expected)
 
 
+@law()
+def gradients_again(subject: Subject) -> None:
+    """A forward pass has one gradient: asked for again, to be differentiated again, or along with its own penalty."""
+    sizes = LAYOUTS[subject.layout], {"NC": (42, C), "NCL": (10, C, 1009), "NCHW": (36, C, 16, 20)}[subject.layout]
+    for settings, (samples, *others) in product(subject.settings, sizes):
+        layer = subject.experienced(settings)
+        x = subject.input(sizes=(subject.samples(samples), *others)).requires_grad_()
+        y = layer(x)
+        loss = (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=y.dtype)).sum()
+        wanted = [x, *layer.parameters()]
+        gradients = partial(torch.autograd.grad, inputs=wanted, retain_graph=True)
+        once = gradients(loss)
+        again = gradients(loss, create_graph=True)
+        penalty = sum(g.pow(2).sum() for g in again) + 0 * sum(t.sum() for t in wanted)
+        bend = gradients(penalty, allow_unused=True, materialize_grads=True)
+        both = gradients(loss + penalty, allow_unused=True, materialize_grads=True)
+        for what, found in (("to be differentiated", again), ("again", gradients(loss)), ("twice", gradients(loss))):
+            for a, b in zip(once, found, strict=True):
+                assert_close(b, a, f"gradient {what}, {settings}", 1e-7)
+        for a, b, c in zip(once, bend, both, strict=True):
+            assert_close(c, a + b, f"gradient with a penalty, {settings}", 1e-7)
+
+
 # Numerics
 
 
@@ -860,14 +884,47 @@ def reference_over_ranks(subject: Subject, two_ranks: TwoRanks) -> None:
         assert_ranks_equal_one(two_ranks, layer, x, cut)
 
 
-def of_sizes(layer: Norm, x: Tensor) -> tuple[State, str]:
-    """The buffers after a step of training, or what the layer has against it."""
+@contextmanager
+def in_step() -> Iterator[None]:
+    """Ranks agree on every collective before it runs: where they part they fail, and neither wait nor crash."""
+    honest = {name: getattr(dist, name) for name in ("all_reduce", "broadcast")}
+
+    def agreed(name: str) -> Callable[..., Any]:
+        def run(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+            operation = arguments[:1] if name == "all_reduce" else ()
+            agree(f"{name} {tuple(tensor.shape)} {tensor.dtype} {operation}")
+            return honest[name](tensor, *arguments, **named)
+
+        return run
+
     try:
-        y = layer(x.requires_grad_())
-        torch.autograd.grad(y.sum(), x)
-    except InputError as error:
-        return {}, str(error)
-    return buffers_of(layer), ""
+        for name in honest:
+            setattr(dist, name, agreed(name))
+        yield
+        agree("nothing more")
+    finally:
+        for name, function in honest.items():
+            setattr(dist, name, function)
+
+
+def agree(call: str) -> None:
+    calls = [""] * dist.get_world_size()
+    dist.all_gather_object(calls, call)
+    assert len(set(calls)) == 1, f"the ranks run {calls}"
+
+
+def of_step(layer: Norm, x: Tensor) -> tuple[State, str]:
+    """The buffers after a step of training on one of two ranks; or what the layer has against x."""
+    with in_step():
+        try:
+            return of_lone_step(layer, x), ""
+        except InputError as error:
+            return {}, str(error)
+
+
+def of_lone_step(layer: Norm, x: Tensor) -> State:
+    layer(x.requires_grad_()).sum().backward()
+    return buffers_of(layer)
 
 
 @law(when=lambda subject: on_images(subject) and subject.layer.facts.syncs, fixtures=("two_ranks",))
@@ -875,14 +932,14 @@ def ranks_of_other_sizes(subject: Subject, two_ranks: TwoRanks) -> None:
     """Ranks whose images differ in size: every value counts as much as any other, and all ranks know the same."""
     layer = subject.layer(C, sync=True).double()
     images = subject.input(0, sizes=(1, C, 2, 2)) + 3, subject.input(1, sizes=(3, C, 9, 7))
-    (a, _), (b, _) = two_ranks.run(of_sizes, (layer, layer), images)
+    (a, _), (b, _) = two_ranks.run(of_step, (layer, layer), images)
     assert a
     for name, buffer in a.items():
         assert_close(b[name], buffer, f"{name} of rank 1")
     if "momentum" in keyword_defaults(subject.layer) and subject.layer.facts.batch_multiple == 1:
         # To statistics over the batch it is all the same which values stand in one image.
         values = torch.cat([x.movedim(1, 0).flatten(1) for x in images], 1)
-        expected, _ = of_sizes(copy.deepcopy(layer), values[None, :, None])
+        expected = of_lone_step(copy.deepcopy(layer), values[None, :, None])
         for name, buffer in a.items():
             assert_close(buffer, expected[name], name)
 
@@ -892,42 +949,19 @@ def ranks_of_one_position(subject: Subject, two_ranks: TwoRanks) -> None:
     """What one rank refuses, all refuse: none is left to wait."""
     layer = subject.layer(C, sync=True).double()
     x = subject.input(sizes=(2, C, 3, 3))
-    (_, of_point), (_, of_image) = two_ranks.run(of_sizes, (layer, layer), (x[:, :, :1, :1].clone(), x))
+    (_, of_point), (_, of_image) = two_ranks.run(of_step, (layer, layer), (x[:, :, :1, :1].clone(), x))
     assert bool(of_point) == bool(of_image)
-
-
-def collectives(layer: Norm, x: Tensor) -> list[tuple[Any, ...]]:
-    """What a step of training asks of the other ranks: the kind, shape and dtype of every collective."""
-    calls: list[tuple[Any, ...]] = []
-    honest = {name: getattr(dist, name) for name in ("all_reduce", "broadcast")}
-
-    def recorder(name: str) -> Callable[..., Any]:
-        def record(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
-            calls.append((name, tensor.shape, tensor.dtype, str(arguments[:1] if name == "all_reduce" else "")))
-            return honest[name](tensor, *arguments, **named)
-
-        return record
-
-    try:
-        for name in honest:
-            setattr(dist, name, recorder(name))
-        layer(x.requires_grad_()).sum().backward()
-    finally:
-        for name, function in honest.items():
-            setattr(dist, name, function)
-    return calls
 
 
 @law(when=lambda subject: on_images(subject) and subject.layer.facts.syncs, fixtures=("two_ranks",))
 def ranks_of_other_ways(subject: Subject, two_ranks: TwoRanks) -> None:
-    """A large input goes another way than a small one or an empty one, with the same collectives on it."""
+    """A large input goes another way than a small one or an empty one, and the same collectives lie on each."""
     layer = subject.build({"sync": True}, dtype=torch.float32)
     sizes = (36, C, 16, 20)
     assert math.prod(sizes) > kernels.SMALL
     for offset, samples in ((0.5, 2), (0.5, 0), (1e3, 2)):
         x = (subject.input(sizes=sizes) + offset).float()
-        large, few = two_ranks.run(collectives, (layer, layer), (x, subject.input(samples=samples).float()))
-        assert large == few
+        two_ranks.run(of_step, (layer, layer), (x, subject.input(samples=samples).float()))
 
 
 def of_nothing(layer: Norm, x: Tensor) -> tuple[Tensor, State]:

@@ -93,7 +93,7 @@ class RunningStatistics(Norm):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn a `weight` and a `bias` per channel.
         track_running_stats: keep running statistics. Without them evaluation uses the batch's own.
-        sync: take the statistics over the batches of all ranks, weighted by their counts.
+        sync: take the statistics over the batches of all ranks, weighted by their counts of values.
     """
 
     before_last: dict[str, Tensor] | None = None

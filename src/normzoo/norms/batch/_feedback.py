@@ -16,6 +16,8 @@ from torch import Tensor
 from normzoo.norms._running import RunningStatistics
 from normzoo.norms._saved import snapshot
 from normzoo.norms._scale import scale_per_channel
+from normzoo.norms._tables import Rule, by_plane, gradients
+from normzoo.norms._twice import gradient_of
 
 # (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
 Gradient = Callable[..., tuple[Tensor, Tensor]]
@@ -30,7 +32,7 @@ class Feedback(torch.autograd.Function):
 
     This is no linear function of dy, and so must enter the gradient once. Whatever comes back after a gradient that is
     to be differentiated again belongs to the second derivative, for which scale and shift are what they are: functions
-    of the moments.
+    of the moments. So every such gradient needs a graph of its own, see `by_plane_apart`.
     """
 
     @staticmethod
@@ -49,22 +51,56 @@ class Feedback(torch.autograd.Function):
         d_scale, d_shift = grad_outputs
         mean, var, scale, shift = ctx.saved_tensors
         if not torch.compiler.is_compiling():
-            if ctx.once.differentiated:
+            # Transforms of torch.func nest: each has a node of its own for the same pass.
+            graph = ctx.once if ctx.once.transformed else ctx
+            if getattr(graph, "differentiated", False):
                 return None, None, d_scale, d_shift, None, None, None
-            ctx.once.differentiated = torch.is_grad_enabled()
+            graph.differentiated = torch.is_grad_enabled()
         slope, constant = ctx.gradient(d_scale, d_shift, mean, var, scale, shift)
         d_mean = ctx.positions * (constant + slope * mean)
         d_var = ctx.positions / 2 * slope.expand(mean.shape)
         return d_mean, d_var, None, None, None, None, None
 
 
+def by_plane_apart(x: Tensor, rule: Rule, *, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """`by_plane`, with a graph of its own for each gradient that is to be differentiated again."""
+
+    def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+        return by_plane(x, rule, weight=weight, bias=bias)
+
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return formula(x, weight, bias)
+    return Apart.apply(formula, x, weight, bias)
+
+
+class Apart(torch.autograd.Function):
+    """The first of the outputs of a formula, and the others without gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, formula: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        needed = ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            leaves = [None if t is None else t.detach().requires_grad_(n) for t, n in zip(inputs, needed, strict=True)]
+            y, *aside = formula(*leaves)
+        ctx.save_for_backward(*inputs)
+        ctx.formula, ctx.leaves, ctx.y = formula, tuple(leaves), y
+        ctx.mark_non_differentiable(*aside)
+        return y.detach(), *aside
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        dy = grad_outputs[0]
+        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+            return None, *gradient_of(lambda *t: ctx.formula(*t)[0], ctx.saved_tensors, ctx.needs_input_grad[1:], dy)
+        return None, *gradients((ctx.y,), (dy,), ctx.leaves)
+
+
 class Pass:
     """What must happen once in the backward passes through one forward pass."""
 
     def __init__(self) -> None:
-        self.differentiated = False
         # What torch.func transforms has no effects.
-        self.moved = torch._C._are_functorch_transforms_active()
+        self.moved = self.transformed = torch._C._are_functorch_transforms_active()
 
     def move(self, *moves: tuple[Tensor, Tensor]) -> None:
         """Gives each buffer its next value, at the first backward pass."""

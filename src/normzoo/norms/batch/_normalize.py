@@ -43,7 +43,8 @@ def batch_norm(
     wide = at_least_float32(x)
     if torch.compiler.is_compiling() and x.dim() > 2:
         # Compiled, sums along contiguous memory first are the fastest.
-        y, mean, var = by_plane(x, partial(rule, eps=eps, positions=x.shape[2:].numel(), group=group), weight=weight, bias=bias)
+        of_planes = partial(rule, eps=eps, positions=x.shape[2:].numel(), group=group)
+        y, mean, var = by_plane(x, of_planes, weight=weight, bias=bias)
         return y, mean, var, total(x.numel() // x.shape[1], group, x.device)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         # A compiler fuses the plain formula better than we do, and torch.func differentiates it by itself.

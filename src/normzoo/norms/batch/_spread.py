@@ -116,7 +116,8 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         of_planes = torch.cat(tops), torch.cat(bottoms)
         top, bottom = ends(*of_planes, group)
         planes = volume.movedim(dim, 2)
-        # Only planes that reach the end of their channel are looked at again: most often one of each.
+        # Only planes that reach the end of their channel are looked at again: most often one of each; behind a ReLU,
+        # whose output is 0 in all of them, as good as all for the minimum.
         places: list[Tensor] = []
         for end, of_plane, sign in ((top, of_planes[0], 1), (bottom, of_planes[1], -1)):
             n, c = (of_plane == end).nonzero(as_tuple=True)

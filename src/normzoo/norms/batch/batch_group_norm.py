@@ -78,12 +78,14 @@ class BatchGroupNorm(RunningStatistics):
         require_variance(
             self, x, count, per="group", remedy="use batches of at least 2 samples, take fewer groups, or call .eval()"
         )
-        y, mean, var = by_plane(x, partial(self.rule, positions=x.shape[2:].numel(), group=group), weight=self.weight, bias=self.bias)
+        rule = partial(self.rule, positions=x.shape[2:].numel(), group=group)
+        y, mean, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
         self.update(mean, var, count)
         return y
 
     def rule(self, mean: Tensor, var: Tensor, positions: int, group: Group) -> tuple[Tensor, ...]:
-        mean, var = (v.view(self.num_groups, -1) for v in over_samples(mean, var, positions, group))  # (C,) -> (G, C / G)
+        merged = over_samples(mean, var, positions, group)
+        mean, var = (v.view(self.num_groups, -1) for v in merged)  # (C,) -> (G, C / G)
         centre = mean.mean(1)
         var = (var + (mean - centre.unsqueeze(1)).square()).mean(1)
         return *standardize(self.spread(centre), self.spread(var), self.eps), centre, var

@@ -21,6 +21,9 @@ class BatchRenorm(RunningStatistics):
     At r = 1, d = 0, where training starts, this is `BatchNorm`; within the bounds, training computes what evaluation
     does. The bounds grow linearly from 1 and 0 between step `warmup` and steps `r_steps` and `d_steps`.
 
+    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    before the last one.
+
     Args:
         num_features: number of channels C of the input (N, C, *).
         r_max: final bound of the ratio of standard deviations, at least 1.

@@ -78,7 +78,8 @@ class MeanOnlyBatchNorm(RunningStatistics):
                 f"nothing of it would remain. Use batches of at least 2 samples, or, with running statistics, call "
                 f".eval()."
             )
-        y, mean = by_plane(x, partial(self.rule, positions=x.shape[2:].numel(), group=group), bias=self.bias)
+        rule = partial(self.rule, positions=x.shape[2:].numel(), group=group)
+        y, mean = by_plane(x, rule, bias=self.bias)
         self.move(count, running_mean=mean)
         return y
 

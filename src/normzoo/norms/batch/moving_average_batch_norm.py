@@ -9,8 +9,7 @@ from torch import Tensor
 from normzoo.norms._base import Facts, Paper, require_count, require_number
 from normzoo.norms._ranks import Group, all_reduce, total
 from normzoo.norms._running import in_recomputation, is_captured
-from normzoo.norms._tables import by_plane
-from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, replace
+from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, by_plane_apart, replace
 
 
 class MovingAverageBatchNorm(RunningSquare):
@@ -30,6 +29,9 @@ class MovingAverageBatchNorm(RunningSquare):
     equations and this start follow the authors' code, `MABN.py`, without its `warmup_iters`, the first 100 batches, of
     which each is normalized by its own statistics whatever `buffer_size`. Their layer stands behind convolutions of
     centred weights (`WeightStandardization` without the division), for it subtracts no mean itself.
+
+    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    before the last one.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -101,6 +103,7 @@ class MovingAverageBatchNorm(RunningSquare):
             average=partial(average, step=step, slot=slot),
             squares=before["squares"],
             products=before["products"],
+            buffer=self.products,
             running=before["running_square"] + self.eps,
             r_max=1 + (self.r_max - 1) * (step > self.r_after).to(self.running_square.dtype),
             slot=slot,
@@ -109,7 +112,7 @@ class MovingAverageBatchNorm(RunningSquare):
             group=group,
             once=Pass(),
         )
-        y, batch_square, square = by_plane(x, rule, weight=self.weight, bias=self.bias)
+        y, batch_square, square = by_plane_apart(x, rule, weight=self.weight, bias=self.bias)
         if count > 0 and not in_recomputation() and not is_captured(self.squares):
             replace(self.squares, torch.where(slot, batch_square, self.squares))
         self.move(count, running_square=square)
@@ -123,6 +126,7 @@ class MovingAverageBatchNorm(RunningSquare):
         average: Callable[[Tensor, Tensor], Tensor],
         squares: Tensor,
         products: Tensor,
+        buffer: Tensor,
         running: Tensor,
         r_max: Tensor,
         slot: Tensor,
@@ -131,7 +135,7 @@ class MovingAverageBatchNorm(RunningSquare):
         group: Group,
         once: Pass,
     ) -> tuple[Tensor, ...]:
-        buffer, values = self.products, max(count, 1)
+        values = max(count, 1)
         batch_square = all_reduce((mean.square() + var).sum(0) * (positions / values), group)
         square = average(squares, batch_square)
         std = (square + self.eps).sqrt()

@@ -84,7 +84,8 @@ class NoisyBatchNorm(RunningStatistics):
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
         s, m = self.noise(x, group) if self.training else (None, None)
-        y, mean, var = by_plane(x, partial(self.rule, positions=x.shape[2:].numel(), group=group), s, m, self.weight, self.bias)
+        rule = partial(self.rule, positions=x.shape[2:].numel(), group=group)
+        y, mean, var = by_plane(x, rule, s, m, self.weight, self.bias)
         self.update(mean, var, count)
         return y
 

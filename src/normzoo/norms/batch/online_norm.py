@@ -11,8 +11,8 @@ from torch import Tensor
 from normzoo.norms._base import Facts, Paper, require_number
 from normzoo.norms._ranks import Group, all_reduce, samples_before
 from normzoo.norms._running import RunningStatistics
-from normzoo.norms._tables import by_plane, standardize
-from normzoo.norms.batch._feedback import Feedback, Pass
+from normzoo.norms._tables import standardize
+from normzoo.norms.batch._feedback import Feedback, Pass, by_plane_apart
 
 
 class OnlineNorm(RunningStatistics):
@@ -34,6 +34,9 @@ class OnlineNorm(RunningStatistics):
 
     Each of the four recurrences is linear, `s_t = decay_t s_{t-1} + input_t`, and takes log2(N) steps for N samples.
     The paper follows the layer by a scaling of the whole sample, against the growth of errors; that is not part of it.
+
+    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    before the last one.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -99,7 +102,7 @@ class OnlineNorm(RunningStatistics):
             own=slice(before, before + len(x)),
             once=Pass(),
         )
-        y, mean, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
+        y, mean, var = by_plane_apart(x, rule, weight=self.weight, bias=self.bias)
         self.move(samples, running_mean=mean, running_var=var)
         return y
 

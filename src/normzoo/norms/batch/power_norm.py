@@ -7,8 +7,7 @@ from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ranks import Group, all_reduce, total
-from normzoo.norms._tables import by_plane
-from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare
+from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, by_plane_apart
 
 
 class PowerNorm(RunningSquare):
@@ -29,6 +28,9 @@ class PowerNorm(RunningSquare):
 
     This is the paper's algorithm 3. Its authors' code departs from it: it divides dx by the root of the batch's own
     mean square, warms up with batch statistics, and puts a scaling of each position before the layer.
+
+    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    before the last one.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -82,13 +84,14 @@ class PowerNorm(RunningSquare):
             self.rule,
             square=before["running_square"] + self.eps,
             nu=before["nu"],
+            buffer=self.nu,
             momentum=1 / step if self.momentum is None else self.momentum,
             positions=x.shape[2:].numel(),
             count=count,
             group=group,
             once=Pass(),
         )
-        y, square = by_plane(x, rule, weight=self.weight, bias=self.bias)
+        y, square = by_plane_apart(x, rule, weight=self.weight, bias=self.bias)
         self.move(count, running_square=square)
         return y
 
@@ -99,13 +102,14 @@ class PowerNorm(RunningSquare):
         *,
         square: Tensor,
         nu: Tensor,
+        buffer: Tensor,
         momentum: Tensor | float,
         positions: int,
         count: int,
         group: Group,
         once: Pass,
     ) -> tuple[Tensor, ...]:
-        buffer, values = self.nu, max(count, 1)
+        values = max(count, 1)
         batch_square = all_reduce((mean.square() + var).sum(0).detach() * (positions / values), group)
 
         def gradient(
