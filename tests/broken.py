@@ -559,6 +559,15 @@ class RuleOfWhatMoves(BatchRenorm):
         return dict(self.named_buffers())
 
 
+@caught_by("gradients-again", "NCL")
+class OneGraphForAllGradients(PowerNorm):
+    """After a gradient that is to be differentiated again, takes every other for its derivative."""
+
+    def rule(self, mean: Tensor, var: Tensor, *, once: Any, **given: Any) -> tuple[Tensor, ...]:
+        once.transformed = True
+        return super().rule(mean, var, once=once, **given)
+
+
 class OnceDifferentiable(torch.autograd.Function):
     """The identity, whose gradient does not know where it came from."""
 
