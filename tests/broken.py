@@ -841,6 +841,21 @@ class ReturnsItsBias(LayerNorm):
         return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
 
 
+@caught_by("starts-as-the-paper-says")
+class StartsWithoutTheIdentity(GlobalResponseNorm):
+    """The layer's gain at 1 from the start: a network that the paper fine-tunes would be another one at once."""
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps)
+        nn.init.ones_(self.weight)
+
+
+@caught_by("starts-as-the-paper-says")
+class IgnoresItsSteepness(DynamicTanh):
+    def __init__(self, num_features: int, *, alpha: float = 0.5) -> None:
+        super().__init__(num_features)
+
+
 @caught_by("facts-and-documentation")
 class Undocumented(GroupNorm):
     """Normalizes."""

@@ -42,8 +42,10 @@ class Subject:
 
     @property
     def settings(self) -> list[Mapping[str, Any]]:
-        """The default arguments, and the others that the reference names."""
-        return [{}, *self.reference.settings]
+        """The default arguments, the others that the reference names, and an eps that can be seen."""
+        named = self.reference.settings
+        varies = "eps" not in keyword_defaults(self.layer) or any("eps" in settings for settings in named)
+        return [{}, *named, *([] if varies else [{"eps": 0.1}])]
 
     @property
     def channel_axis(self) -> int:

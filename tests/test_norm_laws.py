@@ -35,6 +35,7 @@ from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import keyword_defaults
 from ranks import TwoRanks
 from references import OUT_OF_RANGE, State, reference
+from references.starts import start
 from subjects import (
     LAYOUTS,
     C,
@@ -230,9 +231,10 @@ def memory_format(subject: Subject) -> None:
             assert_close(copy.deepcopy(layer)(expanded), copy.deepcopy(layer)(expanded.contiguous()))
         if subject.layout == "NCHW":
             pairs = ((x, torch.channels_last), (x.unsqueeze(2), torch.channels_last_3d))
-            for images, memory_format in pairs:
+            for settings, (images, memory_format) in product(subject.settings, pairs):
+                layer = subject.build(settings).train(training)
                 last = images.contiguous(memory_format=memory_format)
-                out = copy.deepcopy(layer)(last)
+                y, out = copy.deepcopy(layer)(x), copy.deepcopy(layer)(last)
                 assert out.is_contiguous(memory_format=memory_format), f"{memory_format} is lost"
                 assert_close(out, y.view(images.shape))
 
@@ -305,8 +307,10 @@ def gradient_of_reference(subject: Subject) -> None:
 @law(when=lambda subject: "N" in subject.layer.facts.axes and not subject.on_weights)
 def large_batch(subject: Subject) -> None:
     """Statistics of many values may be computed in another way than those of few: in blocks, uncentred, in dots."""
+    # A formula that walks over samples takes a second per hundred of them.
+    by_channel = set(subject.layer.facts.axes) == {"N", "s"} and not subject.layer.facts.brings_activation
     sizes: dict[str, list[tuple[int, ...]]] = {
-        "NC": [(1100, 64), (1101, 64)],
+        "NC": [(1100, 64), (1101, 64)] if by_channel else [(260, 64), (261, 64)],
         "NCL": [(9, C, 1009), (40, C, 400)],
         "NCHW": [(36, C, 16, 20), (36, C, 16, 20)],
     }
@@ -340,8 +344,9 @@ def large_input(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
         if memory_format is torch.channels_last and (subject.layout != "NCHW" or subject.on_weights):
             continue
         x = (subject.input(sizes=sizes) + offset).contiguous(memory_format=memory_format)
-        for training in (True, False):
-            layer = subject.build(num_features=sizes[1]).train(training)
+        bare = [{"affine": False}] * ("affine" in keyword_defaults(subject.layer))
+        for training, settings in product((True, False), ({}, *bare)):
+            layer = subject.build(settings, num_features=sizes[1]).train(training)
             twin = copy.deepcopy(layer)
             observed = {**of_layer(layer, x), **second_derivatives(layer, x)}
             with monkeypatch.context() as patch:
@@ -780,6 +785,9 @@ def large_mean(subject: Subject) -> None:
         error = (y.double() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
         bound = 8 * torch.finfo(torch.float32).eps * mean
         assert error < bound, f"mean {mean:g}, training={training}: error {error:.2g}, bound {bound:.2g}"
+        for name, buffer in layer.named_buffers():
+            off = (buffer.double() - state[name].double()).abs() / state[name].double().abs().clamp_min(1.0)
+            assert (off < bound).all(), f"{name} at mean {mean:g}: error {off.max():.2g}, bound {bound:.2g}"
 
 
 @law()
@@ -998,6 +1006,21 @@ def builds_for_any_width(subject: Subject) -> None:
     arguments = list(inspect.signature(subject.layer).parameters.values())
     assert arguments[0].name == "num_features"
     assert all(a.kind is a.KEYWORD_ONLY and a.default is not a.empty for a in arguments[1:])
+
+
+@law(per_class=True)
+def starts_as_the_paper_says(subject: Subject) -> None:
+    for settings in subject.settings:
+        layer = subject.layer(C, **settings).double()
+        for name, tensor in layer.state_dict().items():
+            if name == "u" and subject.on_weights:  # any direction, of length 1
+                tensor = tensor.norm()
+                expected: float | Tensor | None = 1.0
+            else:
+                expected = start(subject.name, name, arguments_of(layer, settings))
+            assert expected is not None, f"say where {name} starts in tests/references/starts.py"
+            expected = torch.as_tensor(expected, dtype=tensor.dtype).expand(tensor.shape)
+            assert_close(tensor, expected, f"{name} of {settings}", 1e-6)
 
 
 @law(per_class=True)

@@ -53,7 +53,8 @@ def unknown_layer(name: str, known: Sequence[str]) -> str:
     """What to say of a layer that does not exist."""
     close = get_close_matches(name, known, n=3, cutoff=0.4)
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"no layer is called {name!r}.{meant} The zoo has {', '.join(known)}; a layer of your own goes by its path."
+    own = "`normzoo fit --model.net.norm=my_package.MyNorm` trains with one of your own."
+    return f"no layer is called {name!r}.{meant} The zoo has {', '.join(known)}; {own}"
 
 
 # What a fact says of a layer, for a reader who has not seen the others.
@@ -61,7 +62,7 @@ WORDS = {
     "centres": "ignores a constant added to the input",
     "scales": "ignores a factor of the input",
     "zero_mean": "puts out mean 0 at the start",
-    "unit_square": "puts out mean square 1 at the start",
+    "unit_square": "mean square (of a weight: length) 1 at the start, before an activation",
     "cancels_bias": "cancels a bias just before it",
     "stateful": "keeps running statistics",
     "train_differs": "training and evaluation differ",
@@ -182,7 +183,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     # Into a file or a pipe, a row is a line, so that grep finds whole rows.
     Console(width=console.width if console.is_terminal else 500).print(table)
     print(
-        "\naxes: what the statistics run over: N samples, C channels, C/G of a group, C/w in a window, s positions"
+        "\naxes: what the statistics run over: N samples, C channels, C/G of a group, C/w in a window, s positions, s/w in "
+        "a window"
         "\nnormzoo norms NAME shows a layer's equation, arguments and facts; --model.net.norm=NAME trains with it"
     )
 

@@ -51,7 +51,7 @@ class ChannelLayerNorm(Norm):
         self.add_affine(weight=affine, bias=affine)
 
     def normalize(self, x: Tensor) -> Tensor:
-        require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take LayerNorm")
+        require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take NoNorm")
         wide, weight, bias = in_one_precision(x, self.weight, self.bias)
         y = F.layer_norm(positions_first(wide), (self.num_features,), weight, bias, self.eps)  # type: ignore[arg-type]
         return channels_second(y, like=x).to(x.dtype)

@@ -46,5 +46,8 @@ class GroupNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         values = x.shape[2:].numel() * self.num_features // self.num_groups
-        require_variance(self, x, values, per="group", remedy=f"take fewer groups than {self.num_groups}")
+        fewer = (
+            f"take fewer groups than {self.num_groups}" if self.num_groups > 1 else "use more channels, or take NoNorm"
+        )
+        require_variance(self, x, values, per="group", remedy=fewer)
         return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

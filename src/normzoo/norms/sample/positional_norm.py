@@ -53,7 +53,7 @@ class PositionalNorm(Norm):
         self.eps = eps
 
     def normalize(self, x: Tensor) -> Tensor:
-        require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take LayerNorm")
+        require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take NoNorm")
         rows = positions_first(x)
         if rows.is_contiguous() or x.numel() <= kernels.SMALL:
             # The built-in kernel is the fastest where the channels of a position lie together in memory.

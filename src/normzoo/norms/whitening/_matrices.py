@@ -88,7 +88,7 @@ def plain(
         shifted = rows - pivot
     matrix, shift, *aside = tables(rule, pivot, mean, cov, weight, bias)
     y = shifted @ matrix.mT.to(x.dtype) + shift.unsqueeze(1).to(x.dtype)
-    return channels_second(y.transpose(0, 1).reshape(positions_first(x).shape), like=x), *aside
+    return channels_second(y.transpose(0, 1).reshape(positions_first(x).shape).contiguous(), like=x), *aside
 
 
 def tables(

@@ -86,9 +86,10 @@ def inverse_root(cov: Tensor, eps: float) -> Tensor:
     identity = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
     s = cov + eps * identity
     with torch.no_grad():
+        constant = s.detach()  # for forward mode, whose tangents no_grad lets pass
         # The decomposition of NaN raises; the steps below bring it back.
-        finite = s.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        values, vectors = torch.linalg.eigh(torch.where(finite, s, identity))
+        finite = constant.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        values, vectors = torch.linalg.eigh(torch.where(finite, constant, identity))
         roots = values.clamp_min(eps).sqrt()
         inverse = (vectors / roots.unsqueeze(-2)) @ vectors.mT
         sums = roots.unsqueeze(-1) + roots.unsqueeze(-2)
