@@ -183,8 +183,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     # Into a file or a pipe, a row is a line, so that grep finds whole rows.
     Console(width=console.width if console.is_terminal else 500).print(table)
     print(
-        "\naxes: what the statistics run over: N samples, C channels, C/G of a group, C/w in a window, s positions, s/w in "
-        "a window"
+        "\naxes: what the statistics run over: N samples, C channels, C/G of a group, C/w in a window, s positions, "
+        "s/w in a window"
         "\nnormzoo norms NAME shows a layer's equation, arguments and facts; --model.net.norm=NAME trains with it"
     )
 
