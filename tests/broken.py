@@ -841,6 +841,31 @@ class ReturnsItsBias(LayerNorm):
         return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
 
 
+@caught_by("random", "NC")
+class ClaimsToDraw(BatchNorm):
+    facts = replace(BatchNorm.facts, random=True)
+
+
+@caught_by("batch-multiple", "NCL")
+class ClaimsToTakeFours(SplitBatchNorm):
+    facts = replace(SplitBatchNorm.facts, batch_multiple=4)
+
+
+@caught_by("reads-input")
+class ClaimsToReadTheInput(WeightNorm):
+    facts = replace(WeightNorm.facts, reads_input=True)
+
+
+@caught_by("moments-of-nothing", "NC")
+class ClaimsMomentsOfNothing(DynamicTanh):
+    facts = replace(DynamicTanh.facts, zero_mean=True)
+
+
+@caught_by("syncs")
+class ClaimsToBeAlone(VirtualBatchNorm):
+    facts = replace(VirtualBatchNorm.facts, syncs=False)
+
+
 @caught_by("starts-as-the-paper-says")
 class StartsWithoutTheIdentity(GlobalResponseNorm):
     """The layer's gain at 1 from the start: a network that the paper fine-tunes would be another one at once."""

@@ -33,6 +33,7 @@ from normzoo.errors import InputError
 from normzoo.norms import Norm, layers
 from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import keyword_defaults
+from normzoo.norms.weight._weight import WeightTransform
 from ranks import TwoRanks
 from references import OUT_OF_RANGE, State, reference
 from references.starts import start
@@ -442,6 +443,44 @@ def moments(subject: Subject) -> None:
         square = square * values
     assert close(mean, torch.zeros_like(mean), 1e-6) == facts.zero_mean
     assert close(square, torch.ones_like(square), 1e-4) == facts.unit_square
+
+
+@law(when=lambda subject: not set_axes(subject) or bool({"C/w", "s/w"} & set(subject.layer.facts.axes)))
+def moments_of_nothing(subject: Subject) -> None:
+    """Without axes, or over sliding windows, there is nothing over which a moment could be 0 or 1."""
+    assert not subject.layer.facts.zero_mean
+    assert not subject.layer.facts.unit_square
+
+
+@law()
+def random(subject: Subject) -> None:
+    """Two passes over the same input differ, from the same state, iff random numbers are drawn."""
+    layer, x = subject.experienced(), subject.input()
+    layer._forward_pre_hooks.clear()
+    assert close(fresh(layer, x), fresh(layer, x)) != subject.layer.facts.random
+    assert close(fresh(layer.eval(), x), fresh(layer, x)), "evaluation draws nothing"
+
+
+@law(when=on_activations)
+def batch_multiple(subject: Subject) -> None:
+    multiple, n = subject.layer.facts.batch_multiple, LAYOUTS[subject.layout][0]
+    for samples in range(2 * n, 2 * n + 2 * multiple):
+        refused = refusal(subject.experienced(), subject.input(samples=samples)) is not None
+        assert refused == (samples % multiple > 0), f"{samples} samples"
+
+
+@law(per_class=True)
+def syncs(subject: Subject) -> None:
+    assert ("sync" in keyword_defaults(subject.layer)) == subject.layer.facts.syncs, "there is an argument sync"
+
+
+@law(when=lambda subject: subject.on_weights, per_class=True)
+def reads_input(subject: Subject) -> None:
+    host = torch.nn.Linear(5, C).double()
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layer, y = subject.build(), host(x)
+    assert isinstance(layer, WeightTransform)
+    assert close(layer.of_input(host, x, y), y) != subject.layer.facts.reads_input
 
 
 @law()
@@ -872,7 +911,6 @@ def assert_ranks_equal_one(pool: TwoRanks, layer: Norm, x: Tensor, cut: int, tol
 @law(when=lambda subject: "N" in subject.layer.facts.axes and not subject.on_weights, fixtures=("two_ranks",))
 def ranks(subject: Subject, two_ranks: TwoRanks) -> None:
     facts = subject.layer.facts
-    assert ("sync" in keyword_defaults(subject.layer)) == facts.syncs, "facts.syncs: there is an argument sync"
     x = subject.input()
     alone = subject.experienced()
     with pytest.raises(AssertionError):

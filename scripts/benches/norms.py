@@ -16,6 +16,7 @@ exit status is 0. On a busy machine the numbers say little: threads that wait fo
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -166,8 +167,12 @@ def main() -> None:
     for name in names:
         if name not in layers():
             parser.error(f"no layer is called {name}. The zoo has {', '.join(layers())}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds={arguments.rounds}: at least one turn counts; the default is 7")
     shapes = SHAPES
     if arguments.shapes:
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,3}(,[1-9]\d*(x[1-9]\d*){1,3})*", arguments.shapes):
+            parser.error(f"--shapes={arguments.shapes}: give sizes of 2 to 4 axes, as in 128x64x32x32,128x100")
         shapes = tuple(tuple(int(size) for size in shape.split("x")) for shape in arguments.shapes.split(","))
     kept = not arguments.default_allocator and keep_pages()
     pages = "pages kept" if kept else "default allocator"

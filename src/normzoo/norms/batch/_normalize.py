@@ -172,7 +172,7 @@ class Normalize(torch.autograd.Function):
 class NormalizeSmall(torch.autograd.Function):
     """`Normalize` for a few rows (N, C), statistics included: the number of calls counts here, not memory.
 
-    It keeps z itself, from which the gradient takes six calls::
+    The gradient takes z once more, and then six calls::
 
         dx = weight / std (dy - (dbias + z dweight) / n)
     """
@@ -187,10 +187,10 @@ class NormalizeSmall(torch.autograd.Function):
         inv_std = (var + eps).rsqrt_()
         z *= inv_std
         if weight is None:
-            scale, y = inv_std, z.clone()
+            y = z if bias is None else z + bias
         else:
-            scale, y = weight * inv_std, torch.addcmul(bias, z, weight) if bias is not None else z * weight
-        ctx.save_for_backward(x, weight, bias, z, scale)
+            y = torch.addcmul(bias, z, weight) if bias is not None else z * weight
+        ctx.save_for_backward(x, weight, bias, mean, inv_std)
         ctx.mark_non_differentiable(mean, var)
         ctx.eps, ctx.group, ctx.dim = eps, None, 2
         return y, mean, var
@@ -198,11 +198,13 @@ class NormalizeSmall(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dy = grad_outputs[0]
-        x, _, _, z, scale = ctx.saved_tensors
+        x, weight, _, mean, inv_std = ctx.saved_tensors
         if torch.is_grad_enabled():  # this gradient is to be differentiated again
             return (*gradient_of_formula(ctx, dy, None), None)
+        z = (x - mean).mul_(inv_std)
         d_bias = dy.sum(0)
         d_weight = (dy * z).sum(0)
+        scale = inv_std if weight is None else weight * inv_std
         dx = torch.sub(dy, torch.addcmul(d_bias, z, d_weight), alpha=1 / len(x)).mul_(scale)
         return dx, d_weight if ctx.needs_input_grad[1] else None, d_bias if ctx.needs_input_grad[2] else None, None
 
