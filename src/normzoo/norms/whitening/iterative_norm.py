@@ -88,7 +88,7 @@ class IterativeNorm(Whitening):
     def whitening(self, cov: Tensor) -> Tensor:
         identity = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
         s = cov + self.eps * identity
-        trace = s.diagonal(dim1=-2, dim2=-1).sum(-1).view(-1, 1, 1)
+        trace = (s * identity).sum((-2, -1), keepdim=True)
         # With q = p S / tr S beside p, which in exact arithmetic is the same: else rounding grows in every iteration.
         p, q = identity.expand_as(s), s / trace
         for _ in range(self.iterations):
