@@ -62,7 +62,7 @@ WORDS = {
     "centres": "ignores a constant added to the input",
     "scales": "ignores a factor of the input",
     "zero_mean": "puts out mean 0 at the start",
-    "unit_square": "mean square (of a weight: length) 1 at the start, before an activation",
+    "unit_square": "starts at mean square 1 (weight: length)",
     "cancels_bias": "cancels a bias just before it",
     "stateful": "keeps running statistics",
     "train_differs": "training and evaluation differ",

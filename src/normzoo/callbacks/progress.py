@@ -1,5 +1,6 @@
 """The progress bar."""
 
+import sys
 import time
 from typing import Any
 
@@ -40,6 +41,10 @@ class ProgressBar(TQDMProgressBar):
             now = time.perf_counter()
             self.batches = max(1, round((done - before) / (now - then) / self.per_second))
             self.drawn_at = (done, now)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the line of the bar, so that the message has one of its own."""
+        sys.stdout.write("\n")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
