@@ -23,7 +23,10 @@ LAW: dict[str, set[str]] = {
     "data": {"torch", "torchvision", "lightning", "numpy", "sklearn"},
     # A task names what a network is, so that the command line finds our ResNet before torchvision's of the same name.
     "tasks": {"torch", "lightning", "torchmetrics", "normzoo.norms._base", "normzoo.models._base", "normzoo.schedules"},
-    "callbacks": {"torch", "lightning", "normzoo.probes", "normzoo.metrics", "normzoo.norms._base"},
+    "callbacks": {
+        *("torch", "lightning", "tensorboard", "PIL"),
+        *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
+    },
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
     # What the command line and the tasks stand on: small, and free of lightning.

@@ -1,0 +1,43 @@
+"""What a monitor remembers of its samples: a bounded number of columns, evenly spread over the run."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COLUMNS = 256
+
+
+class History:
+    """The samples of a run, thinned out by half whenever they become too many.
+
+    Args:
+        columns: the most samples that are kept.
+    """
+
+    def __init__(self, columns: int = COLUMNS) -> None:
+        self.columns = columns
+        self.stride = 1
+        self.count = 0
+        self.steps: list[int] = []
+        self.values: list[Tensor] = []
+
+    def add(self, step: int, values: Tensor) -> None:
+        """Remembers the values of a step, if it is its turn."""
+        if self.count % self.stride == 0:
+            self.steps.append(step)
+            self.values.append(values.float().cpu().clone())
+        self.count += 1
+        if len(self.steps) > self.columns:
+            self.steps, self.values = self.steps[::2], self.values[::2]
+            self.stride *= 2
+
+    def state_dict(self) -> dict[str, Any]:
+        """As tensors and numbers."""
+        values = torch.stack(self.values) if self.values else torch.zeros(0)
+        return {"stride": self.stride, "count": self.count, "steps": list(self.steps), "values": values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the state was taken."""
+        self.stride, self.count, self.steps = state["stride"], state["count"], list(state["steps"])
+        self.values = list(state["values"])

@@ -1,0 +1,151 @@
+"""A copy of a LightningModule whose training steps leave no trace: to look at a loss without touching the training."""
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from normzoo.errors import InputError
+from normzoo.probes import is_compiled
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+class Replica(nn.Module):
+    """Computes the loss of a LightningModule's own `training_step`, at its weights or at others.
+
+    The copy shares the parameters. Its buffers, metrics, lists and everything else are its own, what it logs goes
+    nowhere, and the random numbers that it draws are drawn again by whoever comes next. It runs eagerly, and in the
+    precision of the training.
+
+    Args:
+        trainer: which trains the module.
+        module: the module.
+
+    Raises:
+        InputError: the module cannot be copied, or optimizes by hand within its `training_step`.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        super().__init__()
+        if not module.automatic_optimization:
+            raise InputError(
+                f"{type(module).__name__}(automatic_optimization=False): its training_step moves the weights, so that "
+                f"its loss cannot be looked at; leave out InternalCovariateShift, LossLandscape and "
+                f"ActivationPercentiles, and do not compile the network while others monitor it."
+            )
+        self.trainer = trainer
+        self.original = [module]  # in a list, so that it is no submodule
+        self.compiled = is_compiled(module)
+        self.module = self.copied(module)
+
+    def copied(self, module: LightningModule) -> LightningModule:
+        """A copy that shares the parameters, the trainer and the data."""
+        shared = [*module.parameters(), self.trainer, getattr(self.trainer, "datamodule", None)]
+        try:
+            made = copy.deepcopy(module, {id(one): one for one in shared if one is not None})
+        except Exception as error:  # whatever an attribute of the user's raises
+            raise InputError(
+                f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), which monitors that look "
+                f"at the loss need: keep no results of autograd, open files or processes as attributes of the module."
+            ) from error
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            if getattr(module, "_compiler_ctx", None) is not None:  # Lightning has put compiled ones over them
+                made.__dict__.pop(name, None)
+        made._trainer = cast(Trainer, Quiet(self.trainer))
+        for name in ("log", "log_dict"):
+            object.__setattr__(made, name, ignore)
+        self.pairs = list(zip(module.modules(), made.modules(), strict=True))
+        self.modules_then = [one for one, _ in self.pairs]
+        return made
+
+    def refresh(self) -> "Replica":
+        """Brings the copy to where its original is now."""
+        original = self.original[0]
+        if list(original.modules()) != self.modules_then:  # layers were put in or taken out
+            self.module = self.copied(original)
+        for one, made in self.pairs:
+            made._parameters = dict(one._parameters)
+            for name, value in one.__dict__.items():
+                if type(value) in PLAIN:
+                    made.__dict__[name] = value
+            for name, buffer in one._buffers.items():
+                made._buffers[name] = None if buffer is None else buffer.detach().clone()
+        return self
+
+    def forward(self, step: str, batch: Any, batch_idx: int) -> Any:
+        run = getattr(self.module, step)
+        keywords = {"batch_idx": batch_idx} if is_param_in_hook_signature(run, "batch_idx", min_args=2) else {}
+        return run(batch, **keywords)
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """As the training is: in its precision; and the random numbers afterwards as before."""
+        plugin = self.trainer.precision_plugin
+        with ExitStack() as stack:
+            stack.enter_context(same_random_numbers(self.module.device))
+            stack.enter_context(torch.compiler.set_stance("force_eager") if self.compiled else nullcontext())
+            stack.enter_context(plugin.forward_context())
+            yield
+
+    def run(self, step: str, batch: Any, batch_idx: int = 0) -> Any:
+        """What a step returns, at the weights of the original, in its present mode (training or evaluation)."""
+        with self.quietly():
+            self.refresh()
+            return self(step, batch, batch_idx)
+
+    def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """The loss of a batch, each time from the same random numbers and buffers.
+
+        Args:
+            batch: what `training_step` takes.
+            batch_idx: its number.
+            weights: parameters by name, in the place of the original's.
+
+        Returns:
+            A scalar with its graph; None where `training_step` skips the batch.
+        """
+        buffers = {f"module.{name}": b.detach().clone() for name, b in self.module.named_buffers()}
+        others = {f"module.{name}": w for name, w in (weights or {}).items()}
+        with self.quietly(), torch.enable_grad():
+            result = functional_call(self, {**buffers, **others}, ("training_step", batch, batch_idx), strict=False)
+        loss = result.get("loss") if isinstance(result, Mapping) else result
+        if loss is not None and not (isinstance(loss, Tensor) and loss.requires_grad):
+            return None
+        return loss
+
+
+class Quiet:
+    """A trainer as a training step sees it, but with loggers that write nothing."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.logger = DummyLogger()
+        self.loggers = [self.logger]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trainer, name)
+
+
+def ignore(*args: object, **kwargs: object) -> None:
+    """In the place of `self.log`."""
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Has torch and Python draw afterwards what they would have drawn now."""
+    state = random.getstate()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        try:
+            yield
+        finally:
+            random.setstate(state)

@@ -1,0 +1,168 @@
+"""Samples a step for all monitors of a Trainer: the only one of them that Lightning calls at every step."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from normzoo.callbacks._board import Board
+from normzoo.callbacks._monitor import Monitor, Step
+from normzoo.callbacks._ranks import Ranks
+from normzoo.callbacks._replica import Replica
+from normzoo.probes import Probe, is_compiled, named_layers
+
+
+class Sampler(Callback):
+    """Opens a sample before a step's forward pass and closes it after the update; monitors add it by themselves.
+
+    Between samples it costs one call per step: the hooks that only a sample needs are None, which Lightning skips.
+
+    A compiled network runs its own graphs in the training step, sampled or not: what hooks would see is seen on a copy
+    of the module, which runs the same batch eagerly, before.
+    """
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+        self.last = -1
+        self.due: list[Monitor] = []
+        self.probes: list[Probe | None] = []
+        self.attached = ExitStack()
+        self.replicas: list[Replica] = []
+        self.listen(False)
+
+    def listen(self, on: bool) -> None:
+        """Sets the hooks that are needed while a sample is open."""
+        for name, method in (
+            ("on_before_optimizer_step", self.before_update),
+            ("on_train_batch_end", self.close),
+            ("on_train_epoch_end", self.drop),
+        ):
+            setattr(self, name, method if on else None)
+
+    # The run.
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
+        self.step, self.last = None, -1
+        self.replicas.clear()
+        self.compiled = is_compiled(pl_module)
+        for monitor in self.monitors:
+            monitor.find_layers(pl_module)
+        self.ranks = Ranks()
+        self.board = Board(trainer)
+        self.laid_out = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.end(trainer)
+
+    def end(self, trainer: Trainer) -> None:
+        """Removes all hooks and draws what has been seen."""
+        self.drop()
+        if hasattr(self, "board"):
+            for monitor in self.monitors:
+                monitor.draw(self.board)
+            self.board.write(trainer.global_step)
+            del self.board
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.drop()
+        if hasattr(self, "ranks"):
+            self.ranks.close()
+        self.replicas.clear()
+
+    # The sample.
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        number = trainer.global_step
+        if number == self.last:  # a further batch whose gradients accumulate for the same step
+            return
+        self.last = number
+        due = [monitor for monitor in self.monitors if monitor.every(number)]
+        if due:
+            self.open(Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.replicas), due)
+
+    def open(self, step: Step, due: list[Monitor]) -> None:
+        """Attaches what listens to the forward pass."""
+        self.drop()
+        self.step, self.due = step, due
+        for monitor in due:
+            monitor.begin(step)
+        if self.compiled:
+            self.probes = listened(step, due)
+        else:
+            self.probes = [monitor.probe(step.module, monitor.modules) for monitor in due]
+            for probe in self.probes:
+                if probe is not None:
+                    self.attached.enter_context(probe)
+        self.listen(True)
+
+    def before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
+        """Gradients are whole."""
+        if self.step is not None:
+            for monitor in self.due:
+                monitor.before_update(self.step)
+
+    def close(self, trainer: Trainer, *unused: object) -> None:
+        """Takes the hooks off, and, once the weights have moved, has every monitor write what it found."""
+        self.attached.close()
+        step = self.step
+        if step is None or trainer.global_step == step.number:
+            return
+        parts: list[Any] = []
+        trouble: Exception | None = None
+        for monitor, probe in zip(self.due, self.probes, strict=True):
+            try:
+                parts.append(monitor.collect(step, probe.visits if probe else []))
+            except Exception as error:  # all ranks hear of it, and end together
+                trouble = trouble or error
+                parts.append(None)
+        due, everyone = self.due, self.ranks.gather(parts, trouble)
+        for i, monitor in enumerate(due):
+            sample = monitor.merge(step, [of_rank[i] for of_rank in everyone])
+            if sample is not None:
+                monitor.write(step, sample, self.board)
+        if not self.laid_out:
+            self.laid_out = True
+            self.board.layout({one.question: charts for one in self.monitors if (charts := one.charts())})
+        self.board.write(step.number)
+        self.drop()
+
+    def drop(self, *unused: object) -> None:
+        """Forgets the open sample, and with it all hooks."""
+        self.attached.close()
+        self.step, self.due, self.probes = None, [], []
+        self.listen(False)
+
+    # Callbacks of a Trainer are pickled when it starts processes; hooks that are None or bound are set anew.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+def listened(step: Step, due: Sequence[Monitor]) -> list[Probe | None]:
+    """What probes hear of a step on a copy of the module, which runs eagerly; with a backward pass if need be."""
+    replica = step.replica.refresh()
+    named = dict(named_layers(replica.module))
+    probes = [
+        monitor.probe(replica.module, {name: named[name] for name in monitor.modules if name in named})
+        for monitor in due
+    ]
+    heard = [probe for probe in probes if probe is not None]
+    if heard:
+        with ExitStack() as stack:
+            for probe in heard:
+                stack.enter_context(probe)
+            loss = replica.loss(deepcopy(step.batch), step.batch_idx)
+            if loss is not None and any(probe.readers["gradient"] is not None for probe in heard):
+                weights = [p for p in replica.parameters() if p.requires_grad]
+                torch.autograd.grad(loss, weights, allow_unused=True)
+    return probes

@@ -1,0 +1,140 @@
+"""Does the update of the layers below change a layer's gradient?"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.callbacks._layers import own_parameters
+from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks._replica import Replica
+from normzoo.callbacks.schedule import Schedule
+from normzoo.errors import InputError
+from normzoo.metrics import internal_covariate_shift
+from normzoo.probes import Layers, Probe, Visit, is_weighted, named_layers, of_kind
+
+CHOSEN = 4
+"""Layers that are looked at where the user names none."""
+
+
+class InternalCovariateShift(Monitor):
+    """Shows how much a layer's gradient changes when the layers before it make their update.
+
+    `||G - G'||`, `||G - G'|| / ||G||` and `<G, G'> / (||G|| ||G'||)`, where G is the gradient of the batch's loss with
+    respect to the layer's weights, and G' the same once all layers that run before it hold their weights of after the
+    step
+
+    Both are computed on a copy of the module, by its own `training_step`, on the same batch with the same buffers and
+    random numbers. For the first layer G' is G: 0, 0 and 1. Over ranks both are averages, weighted by their samples.
+    A sample costs one step and, for every layer, another half to one. Not for modules that optimize by hand.
+
+    Tags: `ics_l2/LAYER` in units of the gradient, `ics_relative/LAYER`, `ics_cosine/LAYER`.
+
+    Args:
+        every: optimizer steps between samples, or a function of the step.
+        layers: names with `*`, or classes; None for four layers with weights, evenly spread from the first to the last.
+
+    Raises:
+        InputError: `layers` matches nothing, or nothing that learns; a module that cannot be copied.
+
+    Reference: Shibani Santurkar, Dimitris Tsipras, Andrew Ilyas, Aleksander Madry. How Does Batch Normalization Help
+    Optimization? 2018. arXiv 1805.11604, definition 2.1.
+    """
+
+    question = "Internal covariate shift"
+    metrics: Mapping[str, str] = {
+        "ics_l2": "distance of the gradients before and after the update of the layers below",
+        "ics_relative": "the same as a share of the gradient",
+        "ics_cosine": "cosine of the angle between the two gradients",
+    }
+    heatmaps = ("ics_relative", "ics_cosine")
+
+    def __init__(self, every: int | Schedule = 500, layers: Layers | None = None) -> None:
+        super().__init__(every, layers, detail_every=0)
+        self.order: list[str] = []
+        self.chosen: list[str] = []
+
+    def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
+        return of_kind(model, is_weighted)
+
+    def find_layers(self, model: nn.Module) -> None:
+        super().find_layers(model)
+        self.modules = {name: m for name, m in self.modules.items() if own_parameters(m)}
+        if not self.modules:
+            raise InputError(
+                f"InternalCovariateShift(layers={self.layers!r}): none of these layers has weights of its own that "
+                f"learn; name some that do."
+            )
+        self.order, self.chosen = [], []
+
+    def begin(self, step: Step) -> None:
+        """Keeps the weights, and the batch as it is before the step."""
+        self.before = {name: p.detach().clone() for name, p in step.module.named_parameters() if p.requires_grad}
+        self.batch = deepcopy(step.batch)
+
+    def collect(self, step: Step, visits: Sequence[Visit]) -> list[tuple[str, list[float]]]:
+        """Every rank computes the same, as the gradients are averaged."""
+        replica = step.replica.refresh()
+        weights = {name: p.detach().clone().requires_grad_() for name, p in self.before.items()}
+        after = {name: p.detach() for name, p in step.module.named_parameters() if name in self.before}
+        trouble: Exception | None = None
+        try:
+            if not self.order:
+                self.choose(replica, step, weights)
+            wanted = {name: [n for n in self.names[name] if n in weights] for name in self.chosen}
+            flat = [n for names in wanted.values() for n in names]
+            before = self.gradients(replica, step, weights, flat)
+        except Exception as error:
+            trouble, before, wanted = error, [], {}
+        averaged = step.ranks.average(before, step.samples, trouble)
+        at, found = 0, []
+        for layer in self.chosen:
+            names = wanted[layer]
+            g, at = averaged[at : at + len(names)], at + len(names)
+            below = {n for earlier in self.order[: self.order.index(layer)] for n in self.names[earlier]}
+            mixed = {n: after[n] if n in below else w for n, w in weights.items()}
+            try:
+                moved, trouble = self.gradients(replica, step, mixed, names), None
+            except Exception as error:
+                moved, trouble = [], error
+            found.append(
+                (
+                    layer,
+                    [v.item() for v in internal_covariate_shift(g, step.ranks.average(moved, step.samples, trouble))],
+                )
+            )
+        self.before, self.batch = {}, None
+        return found
+
+    def gradients(self, replica: Replica, step: Step, weights: Mapping[str, Tensor], wanted: list[str]) -> list[Tensor]:
+        """Of the batch's loss at some weights, for those that are wanted; NaN where the batch is skipped."""
+        loss = replica.loss(deepcopy(self.batch), step.batch_idx, weights)
+        if loss is None:
+            return [torch.full_like(weights[n], torch.nan) for n in wanted]
+        return list(torch.autograd.grad(loss, [weights[n] for n in wanted], allow_unused=True, materialize_grads=True))
+
+    def choose(self, replica: Replica, step: Step, weights: Mapping[str, Tensor]) -> None:
+        """Finds out in which order layers with weights run, norms included, and which of them are looked at."""
+        named = dict(named_layers(replica.module))
+        owners = {name: m for name, m in named.items() if name and own_parameters(m)}
+        with Probe(replica.module, owners) as probe:
+            replica.loss(deepcopy(self.batch), step.batch_idx, weights)
+        self.order = list(dict.fromkeys(visit.name for visit in probe.visits))
+        known = {id(p): name for name, p in replica.module.named_parameters()}
+        self.names = {name: [known[id(p)] for p in own_parameters(owners[name])] for name in self.order}
+        reached = [name for name in self.order if name in self.modules]
+        if self.layers is not None:
+            self.tell_of_unreached(reached)
+            self.chosen = reached
+        else:
+            count = min(CHOSEN, len(reached))
+            self.chosen = [reached[round(i * (len(reached) - 1) / max(count - 1, 1))] for i in range(count)]
+
+    def merge(self, step: Step, parts: Sequence[Any]) -> Sample | None:
+        rows = [layer for layer, _ in parts[0]]
+        if not rows:
+            return None
+        table = torch.tensor([values for _, values in parts[0]], dtype=torch.float64)
+        return Sample(rows, dict(zip(self.metrics, table.T, strict=True)))

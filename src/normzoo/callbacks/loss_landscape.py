@@ -1,0 +1,127 @@
+"""How far can the gradient be trusted?"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.callbacks._board import Chart
+from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks.schedule import Schedule
+from normzoo.errors import InputError
+from normzoo.metrics import effective_smoothness, gradient_change, loss_range
+from normzoo.probes import Visit
+
+STEPS = tuple(round(0.05 * i, 2) for i in range(1, 9))
+
+
+class LossLandscape(Monitor):
+    """Shows how loss and gradient vary along the gradient: a smooth landscape is one in which large steps are safe.
+
+    At the weights theta of the sampled step, with g the gradient of its batch, `theta - eta g` is tried for each eta:
+
+    - `landscape/loss`, `landscape/loss_min`, `landscape/loss_max`, `landscape/loss_range`: the loss at theta, and the
+      least, the largest and the range over eta;
+    - `landscape/gradient_change_min`, `landscape/gradient_change_max`: of `||grad L(theta - eta g) - g||`;
+    - `landscape/smoothness`: the effective beta, `max_eta ||grad L(theta - eta g) - g|| / (eta ||g||)`.
+
+    The loss is in its own units, the change in those of the gradient, beta in loss per squared unit of the weights. All
+    on a copy of the module, by its own `training_step`, with the same batch, buffers and random numbers; over ranks
+    losses and gradients are averages, weighted by their samples. A sample costs about as many steps as there are eta,
+    and for a moment one more copy of the weights for each. Not for modules that optimize by hand.
+
+    Args:
+        every: optimizer steps between samples, or a function of the step.
+        steps: each eta, above 0. The paper tries half to four times the learning rate, which is 0.1 there.
+
+    Raises:
+        InputError: no eta, or one that is not above 0; a module that cannot be copied.
+
+    Reference: Shibani Santurkar, Dimitris Tsipras, Andrew Ilyas, Aleksander Madry. How Does Batch Normalization Help
+    Optimization? 2018. arXiv 1805.11604, section 3.1 and figure 4.
+    """
+
+    question = "Loss landscape"
+    metrics: Mapping[str, str] = {
+        "loss": "loss at the weights",
+        "loss_min": "least loss along the gradient",
+        "loss_max": "largest loss along the gradient",
+        "loss_range": "range of the loss along the gradient",
+        "gradient_change_min": "least change of the gradient along itself",
+        "gradient_change_max": "largest change of the gradient along itself",
+        "smoothness": "effective beta, largest change of the gradient per distance",
+    }
+
+    def __init__(self, every: int | Schedule = 1000, steps: Sequence[float] = STEPS) -> None:
+        super().__init__(every, None, detail_every=0)
+        steps = tuple(steps)
+        if not steps or any(isinstance(eta, bool) or not 0 < eta < float("inf") for eta in steps):
+            raise InputError(
+                f"LossLandscape(steps={list(steps)}): lengths along the gradient, each above 0, as [0.05, 0.4]."
+            )
+        self.steps = steps
+
+    def find_layers(self, model: nn.Module) -> None:
+        """The network as a whole."""
+
+    def begin(self, step: Step) -> None:
+        """Looks around before the step is made."""
+        replica = step.replica.refresh()
+        start = {name: p.detach() for name, p in step.module.named_parameters() if p.requires_grad}
+
+        def look(direction: list[Tensor] | None, eta: float) -> tuple[Tensor, list[Tensor]]:
+            trouble: Exception | None = None
+            found: list[Tensor] = []
+            try:
+                weights = {
+                    name: (p.clone() if direction is None else p - eta * d).requires_grad_()
+                    for (name, p), d in zip(start.items(), direction or start.values(), strict=True)
+                }
+                loss = replica.loss(deepcopy(step.batch), step.batch_idx, weights)
+                if loss is None:
+                    found = [torch.full((), torch.nan), *(torch.full_like(p, torch.nan) for p in start.values())]
+                else:
+                    gradients = torch.autograd.grad(
+                        loss, list(weights.values()), allow_unused=True, materialize_grads=True
+                    )
+                    found = [loss.detach(), *gradients]
+            except Exception as error:
+                trouble = error
+            loss_now, *gradient = step.ranks.average(found, step.samples, trouble)
+            return loss_now, gradient
+
+        loss, g = look(None, 0.0)
+        tried = [look(g, eta) for eta in self.steps]
+        flat = torch.cat([d.flatten() for d in g]).double().cpu()
+        others = torch.stack([torch.cat([d.flatten() for d in one]).double().cpu() for _, one in tried])
+        losses = torch.stack([one for one, _ in tried]).double().cpu()
+        change = gradient_change(flat, others)
+        self.found = {
+            "loss": loss.double().cpu(),
+            "loss_min": losses.min(),
+            "loss_max": losses.max(),
+            "loss_range": loss_range(losses),
+            "gradient_change_min": change.min(),
+            "gradient_change_max": change.max(),
+            "smoothness": effective_smoothness(flat, others, torch.tensor(self.steps, dtype=torch.float64)),
+        }
+
+    def collect(self, step: Step, visits: Sequence[Visit]) -> dict[str, Tensor]:
+        return self.found
+
+    def merge(self, step: Step, parts: Sequence[Any]) -> Sample:
+        return Sample(["landscape"], {name: value.reshape(1) for name, value in parts[0].items()})
+
+    def tag(self, metric: str, row: str) -> str:
+        return f"landscape/{metric}"
+
+    def charts(self) -> list[Chart]:
+        loss, low, high = (f"landscape/{name}" for name in ("loss", "loss_min", "loss_max"))
+        return [
+            Chart("loss along the gradient", (loss, low, high), band=True),
+            Chart("range of the loss", ("^landscape/loss_range$",)),
+            Chart("change of the gradient", ("^landscape/gradient_change",)),
+            Chart("effective smoothness", ("^landscape/smoothness$",)),
+        ]

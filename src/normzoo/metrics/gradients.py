@@ -1,0 +1,37 @@
+"""Norms of gradients, weights and updates, many at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of each of many tensors.
+
+    `norm = sqrt(sum x^2)`
+
+    Args:
+        tensors: P tensors of any shapes, on one device.
+
+    Returns:
+        (P,), in float32 at least.
+    """
+    if not tensors:
+        return torch.zeros(0)
+    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
+    found = torch._foreach_norm([t.detach() for t in wide])
+    return torch.stack([one.to(torch.float64) for one in found])
+
+
+def ratio(numerators: Tensor, denominators: Tensor) -> Tensor:
+    """`||a|| / ||b||`, of gradients to weights or of updates to weights: how much of a weight a step would move.
+
+    Args:
+        numerators: (L,), norms.
+        denominators: (L,), norms.
+
+    Returns:
+        (L,), dimensionless; NaN where the denominator is 0, as for a bias that has not moved yet.
+    """
+    return torch.where(denominators > 0, numerators / denominators, torch.nan)

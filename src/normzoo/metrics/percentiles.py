@@ -1,0 +1,88 @@
+"""Percentiles of many values: exactly, or of a sample of them with a bounded error."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = None) -> Tensor:
+    """Percentiles by linear interpolation between the two values nearest in rank.
+
+    `p(q) = x_(i) + (r - i) (x_(i+1) - x_(i))` of the ordered values x_(0) ... x_(n-1), with `r = (n - 1) q / 100` and
+    `i = floor(r)`
+
+    Args:
+        x: any shape.
+        q: percentages in [0, 100].
+        dim: the axis that the values lie along; None for all values.
+
+    Returns:
+        (Q,) in float64 for all values, else (Q, ...) with the shape of x without the axis. NaN where a value is NaN,
+        and of nothing.
+    """
+    # numpy's selection, reached by the tensor's own method, is several times faster than torch's sort.
+    x = x.detach()
+    values = (x.reshape(-1) if dim is None else x.movedim(dim, -1)).to("cpu", torch.promote_types(x.dtype, torch.float))
+    n = values.shape[-1]
+    if n == 0:
+        return torch.full((len(q), *values.shape[:-1]), torch.nan, dtype=torch.float64)
+    ranks = [(n - 1) * share / 100 for share in q]
+    below = [math.floor(r) for r in ranks]
+    above = [min(i + 1, n - 1) for i in below]
+    ordered = values.clone().numpy()
+    ordered.partition(sorted({*below, *above, n - 1}), axis=-1)
+    picked = torch.from_numpy(ordered)
+    low, high = picked[..., below].double(), picked[..., above].double()
+    share = torch.tensor([r - i for r, i in zip(ranks, below, strict=True)], dtype=torch.float64)
+    found = torch.where(low == high, low, low + share * (high - low))  # infinity minus itself is nothing
+    found = torch.where(picked[..., -1:].isnan(), torch.nan, found)  # NaN is ordered last
+    return found.movedim(-1, 0)
+
+
+def sampled(x: Tensor, samples: int = 1 << 14) -> Tensor:
+    """Values of x evenly spread over it: all of them if there are few, else about `samples`.
+
+    `x[0], x[s], x[2 s] ...` in the order of memory, with the largest `s <= numel / samples` that shares no factor with
+    numel: it meets all rows, columns and channels alike, which a stride of a power of two does not.
+
+    Args:
+        x: any shape.
+        samples: how many values are wanted.
+
+    Returns:
+        (S,), samples <= S unless x has fewer; a view where memory allows.
+    """
+    x = x.detach()
+    flat = x.permute(*sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)  # in the order of memory
+    return flat[:: sampling_stride(flat.numel(), samples)]
+
+
+def sampling_stride(numel: int, samples: int) -> int:
+    """The largest stride of at most `numel / samples` that shares no factor with numel."""
+    stride = max(numel // samples, 1)
+    while math.gcd(stride, numel) > 1:
+        stride -= 1
+    return stride
+
+
+def rank_error(samples: int, confidence: float = 0.999) -> float:
+    """How many percentage points the rank of a sampled percentile is off by, at most, with a probability.
+
+    `100 sqrt(ln(2 / (1 - confidence)) / (2 samples))`
+
+    So the 15th percentile of 16,384 sampled values lies, with a probability of 0.999, between the 13.5th and the
+    16.5th of all. It holds for all percentiles at once, whatever the distribution, for values drawn at random; values
+    that a stride picks behave so unless x repeats itself with that very stride.
+
+    Args:
+        samples: number of values that are looked at.
+        confidence: probability in [0, 1).
+
+    Returns:
+        Percentage points.
+
+    Reference: Pascal Massart. The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality. 1990.
+    """
+    return 100 * math.sqrt(math.log(2 / (1 - confidence)) / (2 * samples))
