@@ -79,9 +79,9 @@ class Probe:
         output: Reader | None = None,
         gradient: Reader | None = None,
     ) -> None:
-        self.model = model
         self.layers = layers if isinstance(layers, Mapping) else find(model, layers)
         self.readers = {"input": input, "output": output, "gradient": gradient}
+        self.compiled = is_compiled(model)
         self.visits: list[Visit] = []
         self.stack = ExitStack()
 
@@ -90,7 +90,7 @@ class Probe:
         self.open: dict[nn.Module, list[Visit]] = {module: [] for module in self.layers.values()}
         self.calls = dict.fromkeys(self.layers.values(), 0)
         with ExitStack() as stack:
-            if is_compiled(self.model):
+            if self.compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for name, module in self.layers.items():
                 before = module.register_forward_pre_hook(self.before(name), prepend=True, with_kwargs=True)

@@ -1,8 +1,8 @@
 """What monitors share: which layers, when, what a sample is, and how it is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +16,7 @@ from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
 from normzoo.callbacks.schedule import Schedule, as_schedule
 from normzoo.errors import InputError
-from normzoo.probes import Layers, Probe, Visit, find, first_tensor
+from normzoo.probes import Layers, Reader, find, first_tensor
 
 
 @dataclass
@@ -62,16 +62,25 @@ class Sample:
 
     def table(self, rows: Sequence[str], metrics: Sequence[str]) -> tuple[Tensor, Tensor]:
         """All that there could be: the values (L, M), NaN where there is none, and where there is one, (L, M)."""
-        values = torch.full((len(rows), len(metrics)), torch.nan, dtype=torch.float64)
-        applies = torch.zeros(len(rows), len(metrics), dtype=torch.bool)
+        nowhere, nothing = torch.zeros(len(self.rows), dtype=torch.bool), torch.full((len(self.rows),), torch.nan)
+        everywhere = ~nowhere
+        there = torch.stack([self.applies.get(m, everywhere) if m in self.values else nowhere for m in metrics], 1)
+        columns = [self.values.get(m, nothing).detach().to("cpu", torch.float64) for m in metrics]
+        values = torch.where(there, torch.stack(columns, 1), torch.nan)
+        if tuple(rows) == tuple(self.rows):
+            return values, there
         place = torch.tensor([rows.index(row) for row in self.rows])
-        everywhere = torch.ones(len(self.rows), dtype=torch.bool)
-        for i, metric in enumerate(metrics):
-            if metric in self.values:
-                there = self.applies.get(metric, everywhere)
-                values[place[there], i] = self.values[metric].detach().double().cpu()[there]
-                applies[place[there], i] = True
-        return values, applies
+        whole = torch.full((len(rows), len(metrics)), torch.nan, dtype=torch.float64)
+        known = torch.zeros(len(rows), len(metrics), dtype=torch.bool)
+        whole[place], known[place] = values, there
+        return whole, known
+
+
+Site = Literal["input", "output", "gradient"]
+Readings = Mapping[tuple[Site, Reader], Collection[str]]
+"""Where and how to read -> of which layers."""
+Heard = Mapping[tuple[Site, Reader], Sequence[tuple[str, Any]]]
+"""Where and how was read -> the layer and what was read, pass by pass, in the order of execution."""
 
 
 class Monitor(Callback):
@@ -107,11 +116,11 @@ class Monitor(Callback):
         self.detail_every = detail_every
         self.modules: dict[str, nn.Module] = {}
         self.rows: list[str] = []
+        self.tags: list[list[str]] = []
         self.samples_taken = 0
         self.history = History()
         self.seen = History()
-        self.latest: dict[str, dict[str, float]] = {}
-        """The newest sample: metric -> layer -> value."""
+        self.newest: tuple[list[list[float]], list[list[bool]]] = ([], [])
         self.warned: set[str] = set()
 
     # What a monitor defines.
@@ -120,9 +129,9 @@ class Monitor(Callback):
         """The modules that the question is about, where the user names none."""
         raise NotImplementedError
 
-    def probe(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Probe | None:
-        """What it listens to while a step is sampled."""
-        return None
+    def readings(self) -> Readings:
+        """What it listens to while a step is sampled: a reader for the inputs, outputs or gradients of layers."""
+        return {}
 
     def begin(self, step: Step) -> None:
         """Before the forward pass of a step that is sampled."""
@@ -130,7 +139,7 @@ class Monitor(Callback):
     def before_update(self, step: Step) -> None:
         """Before the optimizer moves the weights: gradients are whole, and not clipped yet."""
 
-    def collect(self, step: Step, visits: Sequence[Visit]) -> Any:
+    def collect(self, step: Step, heard: Heard) -> Any:
         """After the update: what this rank has to say. It goes to all ranks, pickled."""
         raise NotImplementedError
 
@@ -176,11 +185,18 @@ class Monitor(Callback):
         if not self.rows:  # of the whole run: a table does not change its shape
             self.rows = [*sample.rows, *(name for name in self.modules if name not in sample.rows)]
         values, applies = sample.table(self.rows, list(self.metrics))
-        self.latest = {
-            metric: {row: v for row, v, known in zip(self.rows, column, there, strict=True) if known}
-            for metric, column, there in zip(self.metrics, values.T.tolist(), applies.T.tolist(), strict=True)
-        }
-        board.scalars({self.tag(metric, row): v for metric, found in self.latest.items() for row, v in found.items()})
+        listed, there = values.T.tolist(), applies.T.tolist()
+        self.newest = listed, there
+        if not self.tags:
+            self.tags = [[self.tag(metric, row) for row in self.rows] for metric in self.metrics]
+        board.scalars(
+            {
+                tag: value
+                for tags, column, known in zip(self.tags, listed, there, strict=True)
+                for tag, value, k in zip(tags, column, known, strict=True)
+                if k
+            }
+        )
         board.table(f"normalization/{type(self).__name__}", self.rows, self.metrics, values)
         drawn = [list(self.metrics).index(metric) for metric in self.heatmaps]
         if drawn:
@@ -189,18 +205,26 @@ class Monitor(Callback):
         if self.detail_every and self.samples_taken % self.detail_every == 0:
             self.detail(board)
         self.samples_taken += 1
-        self.tell_of_nan(step, self.rows, (values.isnan() | values.isinf()) & applies)
+        broken = applies & ~values.isfinite()
+        if broken.any():
+            self.tell_of_nan(step, [row for row, b in zip(self.rows, broken.any(1).tolist(), strict=True) if b])
 
-    def tell_of_nan(self, step: Step, rows: Sequence[str], broken: Tensor) -> None:
+    @property
+    def latest(self) -> dict[str, dict[str, float]]:
+        """The newest sample: metric -> layer -> value, where there is one."""
+        return {
+            metric: {row: value for row, value, known in zip(self.rows, column, there, strict=True) if known}
+            for metric, column, there in zip(self.metrics, *self.newest, strict=False)
+        }
+
+    def tell_of_nan(self, step: Step, rows: Sequence[str]) -> None:
         """Warns, once, of the first layer with a value that is not finite."""
-        where = broken.any(1).nonzero().flatten().tolist()
-        if where:
-            others = f", and of {len(where) - 1} more" if len(where) > 1 else ""
-            self.warn_once(
-                "nan",
-                f"step {step.number}: what {type(self).__name__} sees of {rows[where[0]]}{others} is not finite. The "
-                f"training goes on; Trainer(detect_anomaly=True) finds where it begins.",
-            )
+        others = f", and of {len(rows) - 1} more" if len(rows) > 1 else ""
+        self.warn_once(
+            "nan",
+            f"step {step.number}: what {type(self).__name__} sees of {rows[0]}{others} is not finite. The training "
+            f"goes on; Trainer(detect_anomaly=True) finds where it begins.",
+        )
 
     def tell_of_unreached(self, reached: Mapping[str, Any] | Sequence[str]) -> None:
         """Warns, once, of layers that the network did not run through."""

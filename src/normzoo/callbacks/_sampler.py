@@ -1,18 +1,20 @@
 """Samples a step for all monitors of a Trainer: the only one of them that Lightning calls at every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from normzoo.callbacks._board import Board
-from normzoo.callbacks._monitor import Monitor, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Site, Step
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
-from normzoo.probes import Probe, is_compiled, named_layers
+from normzoo.lean import drop_empty
+from normzoo.probes import Probe, Reader, is_compiled, named_layers
 
 
 class Sampler(Callback):
@@ -28,7 +30,7 @@ class Sampler(Callback):
         self.step: Step | None = None
         self.last = -1
         self.due: list[Monitor] = []
-        self.probes: list[Probe | None] = []
+        self.ears: dict[tuple[int, ...], Ear] = {}
         self.attached = ExitStack()
         self.replicas: list[Replica] = []
         self.listen(False)
@@ -48,9 +50,11 @@ class Sampler(Callback):
         self.monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
         self.step, self.last = None, -1
         self.replicas.clear()
+        self.ears.clear()
         self.compiled = is_compiled(pl_module)
         for monitor in self.monitors:
             monitor.find_layers(pl_module)
+            drop_empty(monitor, Callback)
         self.ranks = Ranks()
         self.board = Board(trainer)
         self.laid_out = False
@@ -75,6 +79,7 @@ class Sampler(Callback):
         if hasattr(self, "ranks"):
             self.ranks.close()
         self.replicas.clear()
+        self.ears.clear()
 
     # The sample.
 
@@ -94,12 +99,13 @@ class Sampler(Callback):
         for monitor in due:
             monitor.begin(step)
         if self.compiled:
-            self.probes = listened(step, due)
+            self.ear = listened(step, due)
         else:
-            self.probes = [monitor.probe(step.module, monitor.modules) for monitor in due]
-            for probe in self.probes:
-                if probe is not None:
-                    self.attached.enter_context(probe)
+            key = tuple(map(id, due))
+            if key not in self.ears:
+                self.ears[key] = Ear(step.module, due)
+            self.ear = self.ears[key]
+            self.attached.enter_context(self.ear.probe)
         self.listen(True)
 
     def before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
@@ -116,9 +122,10 @@ class Sampler(Callback):
             return
         parts: list[Any] = []
         trouble: Exception | None = None
-        for monitor, probe in zip(self.due, self.probes, strict=True):
+        heard = self.ear.heard()
+        for monitor in self.due:
             try:
-                parts.append(monitor.collect(step, probe.visits if probe else []))
+                parts.append(monitor.collect(step, heard))
             except Exception as error:  # all ranks hear of it, and end together
                 trouble = trouble or error
                 parts.append(None)
@@ -136,7 +143,7 @@ class Sampler(Callback):
     def drop(self, *unused: object) -> None:
         """Forgets the open sample, and with it all hooks."""
         self.attached.close()
-        self.step, self.due, self.probes = None, [], []
+        self.step, self.due = None, []
         self.listen(False)
 
     # Callbacks of a Trainer are pickled when it starts processes; hooks that are None or bound are set anew.
@@ -148,21 +155,57 @@ class Sampler(Callback):
         self.__init__()  # type: ignore[misc]
 
 
-def listened(step: Step, due: Sequence[Monitor]) -> list[Probe | None]:
-    """What probes hear of a step on a copy of the module, which runs eagerly; with a backward pass if need be."""
+class Ear:
+    """One probe for all that several monitors listen to; what two of them want to hear is read once.
+
+    Args:
+        model: what runs.
+        monitors: who listens.
+    """
+
+    def __init__(self, model: nn.Module, monitors: Sequence[Monitor]) -> None:
+        named = dict(named_layers(model))
+        self.wanted: dict[tuple[Site, Reader], set[str]] = {}
+        for monitor in monitors:
+            for key, names in monitor.readings().items():
+                self.wanted.setdefault(key, set()).update(names)
+        everyone = set().union(*self.wanted.values())
+        layers = {name: module for name, module in named.items() if name in everyone}
+        self.probe = Probe(
+            model, layers, input=self.reader("input", layers), output=self.reader("output", layers),
+            gradient=self.reader("gradient", layers),
+        )  # fmt: skip
+
+    def reader(self, site: Site, layers: Mapping[str, nn.Module]) -> Reader | None:
+        """What all readers of a site make of a tensor: reader -> value."""
+        by_module = {
+            module: [read for (where, read), names in self.wanted.items() if where == site and name in names]
+            for name, module in layers.items()
+        }
+        if not any(by_module.values()):
+            return None
+        return lambda module, x: {read: read(module, x) for read in by_module[module]}
+
+    def heard(self) -> Heard:
+        """All that was read, by where and how."""
+        return {
+            (site, read): [
+                (visit.name, (getattr(visit, site) or {}).get(read))
+                for visit in self.probe.visits
+                if visit.name in names
+            ]
+            for (site, read), names in self.wanted.items()
+        }
+
+
+def listened(step: Step, due: Sequence[Monitor]) -> Ear:
+    """What is heard of a step on a copy of the module, which runs eagerly; with a backward pass if need be."""
     replica = step.replica.refresh()
-    named = dict(named_layers(replica.module))
-    probes = [
-        monitor.probe(replica.module, {name: named[name] for name in monitor.modules if name in named})
-        for monitor in due
-    ]
-    heard = [probe for probe in probes if probe is not None]
-    if heard:
-        with ExitStack() as stack:
-            for probe in heard:
-                stack.enter_context(probe)
+    ear = Ear(replica.module, due)
+    if ear.wanted:
+        with ear.probe:
             loss = replica.loss(deepcopy(step.batch), step.batch_idx)
-            if loss is not None and any(probe.readers["gradient"] is not None for probe in heard):
+            if loss is not None and any(site == "gradient" for site, _ in ear.wanted):
                 weights = [p for p in replica.parameters() if p.requires_grad]
                 torch.autograd.grad(loss, weights, allow_unused=True)
-    return probes
+    return ear

@@ -9,7 +9,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board, Chart
-from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Sample, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
@@ -18,7 +18,6 @@ from normzoo.norms._base import Norm
 from normzoo.probes import (
     Layers,
     Probe,
-    Visit,
     feature_axis,
     is_activation,
     is_norm,
@@ -153,7 +152,7 @@ class ActivationPercentiles(Monitor):
             if one is not None:
                 self.found.setdefault(visit.name, one)  # of a layer that runs twice, the first time
 
-    def collect(self, step: Step, visits: Sequence[Visit]) -> dict[str, Any]:
+    def collect(self, step: Step, heard: Heard) -> dict[str, Any]:
         return self.found
 
     def read(self, module: nn.Module, x: Tensor) -> dict[str, Any]:

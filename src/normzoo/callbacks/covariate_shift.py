@@ -10,15 +10,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board, Chart
-from normzoo.callbacks._channels import Channels, joined
-from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Readings, Sample, Step
+from normzoo.callbacks._profile import Profile, aligned, feature_moments, joined, layer_means, merge_profiles, profile
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
-from normzoo.callbacks.running_statistics import input_moments, moments_by_layer, over_ranks
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
-from normzoo.metrics import Moments, kl, slope, w1, w2
-from normzoo.probes import Layers, Probe, Visit, is_compiled, is_norm, is_weighted, named_layers, of_kind
+from normzoo.metrics import kl, slope, w1, w2
+from normzoo.probes import Layers, Probe, is_compiled, is_norm, is_weighted, named_layers, of_kind
 
 DISTANCES = ("w1", "w2", "kl")
 RECENT = 8
@@ -61,10 +60,12 @@ class CovariateShift(Monitor):
         "step_w2": "Wasserstein-2 distance of the input from the last sample's, in its standard deviations",
         "step_kl": "Kullback-Leibler divergence of the input from the last sample's, in nats per channel",
         "in_out_w2": "Wasserstein-2 distance of the output from the input, in the input's standard deviations",
-        "val_w2": "Wasserstein-2 distance of validation from training, in training's standard deviations",
-        "test_w2": "Wasserstein-2 distance of testing from training, in training's standard deviations",
     }
-    totals: Mapping[str, str] = {"depth_slope/": "growth of a distance from layer to layer, in its units per layer"}
+    totals: Mapping[str, str] = {
+        "val_w2/": "Wasserstein-2 distance of validation from training, in training's standard deviations",
+        "test_w2/": "Wasserstein-2 distance of testing from training, in training's standard deviations",
+        "depth_slope/": "growth of a distance from layer to layer, in its units per layer",
+    }
     heatmaps = ("drift_w2", "step_w2", "in_out_w2")
 
     def __init__(
@@ -80,49 +81,45 @@ class CovariateShift(Monitor):
                 raise InputError(f"CovariateShift({name}={value!r}): it is a number of at least 0.")
         self.reference_step = reference_step
         self.evaluation_batches = evaluation_batches
-        self.reference: dict[str, Moments] = {}
-        self.last: dict[str, Moments] = {}
-        self.recent: deque[dict[str, Moments]] = deque(maxlen=RECENT)
-        self.order: list[str] = []
-        self.evaluated: list[dict[str, Moments]] = []
+        self.reference: Profile | None = None
+        self.recent: deque[Profile] = deque(maxlen=RECENT)
+        self.evaluated: list[Profile] = []
         self.listening: Probe | None = None
+        self.new_data: dict[str, dict[str, float]] = {}
+        """The newest comparison with other data: "val_w2" or "test_w2" -> layer -> value."""
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_norm) or of_kind(model, is_weighted)
 
-    def probe(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Probe | None:
-        return Probe(model, modules, input=input_moments, output=input_moments)
+    def readings(self) -> Readings:
+        return {("input", feature_moments): self.modules, ("output", feature_moments): self.modules}
 
-    def collect(self, step: Step, visits: Sequence[Visit]) -> list[dict[str, Moments]]:
-        return [moments_by_layer(visits), moments_by_layer(visits, "output")]
+    def collect(self, step: Step, heard: Heard) -> tuple[Profile, Profile]:
+        return profile(heard["input", feature_moments]), profile(heard["output", feature_moments])
 
     def merge(self, step: Step, parts: Sequence[Any]) -> Sample | None:
-        inputs, outputs = (over_ranks(side) for side in zip(*parts, strict=True))
-        self.tell_of_unreached(inputs)
-        self.order = list(dict.fromkeys([*self.order, *inputs]))
-        rows = self.order
-        if not self.reference and step.number >= self.reference_step:
+        inputs, outputs = (merge_profiles(side) for side in zip(*parts, strict=True))
+        self.tell_of_unreached(inputs.names)
+        if self.reference is None and step.number >= self.reference_step:
             self.reference = inputs
-        pairs = {
-            "drift": {name: (inputs[name], self.reference[name]) for name in inputs if name in self.reference},
-            "step": {name: (inputs[name], self.last[name]) for name in inputs if name in self.last},
-            "in_out": {name: (outputs[name], inputs[name]) for name in inputs if name in outputs},
-        }
-        self.last = inputs
+        pairs = {"in_out": (outputs, inputs)}
+        if self.reference is not None:
+            pairs["drift"] = (inputs, self.reference)
+        if self.recent:
+            pairs["step"] = (inputs, self.recent[-1])
         self.recent.append(inputs)
-        values: dict[str, Tensor] = {}
-        applies: dict[str, Tensor] = {}
-        for what, by_layer in pairs.items():
-            for metric, column in distances(rows, by_layer).items():
-                if f"{what}_{metric}" in self.metrics and by_layer:
-                    values[f"{what}_{metric}"] = column
-                    applies[f"{what}_{metric}"] = torch.tensor(
-                        [comparable(*by_layer.get(r, (None, None))) for r in rows]
-                    )
-        return Sample(rows, values, applies) if values else None
+        found = {
+            f"{what}_{distance}": column
+            for what, by_distance in distances(inputs.names, pairs).items()
+            for distance, column in by_distance.items()
+        }
+        shown = {name: column for name, (column, _) in found.items() if name in self.metrics}
+        return Sample(inputs.names, shown, {name: found[name][1] for name in shown}) if shown else None
 
     def write(self, step: Step, sample: Sample, board: Board) -> None:
-        board.scalars({f"depth_slope/{name}": slope(v).item() for name, v in sample.values.items() if len(v) > 1})
+        if len(sample.rows) > 1:
+            slopes = torch.stack([slope(v) for v in sample.values.values()]).tolist()
+            board.scalars({f"depth_slope/{name}": s for name, s in zip(sample.values, slopes, strict=True) if s == s})
         super().write(step, sample, board)
 
     def charts(self) -> list[Chart]:
@@ -152,14 +149,17 @@ class CovariateShift(Monitor):
         if batch_idx >= self.evaluation_batches or dataloader_idx > 0 or not self.recent or not self.modules:
             return
         if not is_compiled(module):
-            self.listening = Probe(module, self.modules, input=input_moments)
+            self.listening = Probe(module, self.modules, input=feature_moments)
             self.listening.__enter__()
             return
         replica = Replica(trainer, module)
         named = dict(named_layers(replica.module))
-        with Probe(replica.module, {n: named[n] for n in self.modules}, input=input_moments) as probe, torch.no_grad():
+        with (
+            Probe(replica.module, {n: named[n] for n in self.modules}, input=feature_moments) as probe,
+            torch.no_grad(),
+        ):
             replica.run(step, deepcopy(batch), batch_idx)
-        self.evaluated.append(moments_by_layer(probe.visits))
+        self.evaluated.append(profile([(v.name, v.input) for v in probe.visits]))
 
     def on_validation_batch_end(self, *unused: Any) -> None:
         self.heard()
@@ -171,7 +171,7 @@ class CovariateShift(Monitor):
         """Takes the probe off."""
         if self.listening is not None:
             self.listening.__exit__()
-            self.evaluated.append(moments_by_layer(self.listening.visits))
+            self.evaluated.append(profile([(v.name, v.input) for v in self.listening.visits]))
             self.listening = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,57 +193,65 @@ class CovariateShift(Monitor):
         own, self.evaluated = self.evaluated, []
         parts = [part for of_rank in ranks.gather(own) for part in of_rank]
         ranks.close()
-        evaluated, trained = over_ranks(parts) if parts else {}, over_ranks(list(self.recent))
-        pairs = {name: (evaluated[name], trained[name]) for name in self.order if name in evaluated and name in trained}
-        if not pairs:
+        if not parts:
             return
+        evaluated, trained = aligned(merge_profiles(parts), merge_profiles(list(self.recent)))
+        column, known = distances(trained.names, {"new": (evaluated, trained)})["new"]["w2"]
+        found = {name: v for name, v, k in zip(trained.names, column.tolist(), known.tolist(), strict=True) if k}
+        self.new_data[metric] = found
         board = Board(trainer)
-        column = distances(list(pairs), pairs)["w2"]
-        found = dict(zip(pairs, column.tolist(), strict=True))
-        self.latest[metric] = found
         board.scalars({f"{metric}/{name}": value for name, value in found.items()})
         if len(found) > 1:
             board.scalars({f"depth_slope/{metric}": slope(column).item()})
-        board.table(
-            f"normalization/{type(self).__name__}/{metric}",
-            list(pairs),
-            {metric: self.metrics[metric]},
-            column[:, None],
-        )
+        columns = {metric: self.totals[f"{metric}/"]}
+        board.table(f"normalization/{type(self).__name__}/{metric}", trained.names, columns, column[:, None])
         board.write(trainer.global_step)
 
     # What goes on with a resumed run.
 
     def state_dict(self) -> dict[str, Any]:
-        sets = {"reference": [self.reference], "last": [self.last], "recent": list(self.recent)}
-        moments = {key: [{n: tuple(m) for n, m in one.items()} for one in many] for key, many in sets.items()}
-        return {**super().state_dict(), **moments, "order": list(self.order)}
+        reference = None if self.reference is None else self.reference.state_dict()
+        return {**super().state_dict(), "reference": reference, "recent": [one.state_dict() for one in self.recent]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-
-        def back(key: str) -> list[dict[str, Moments]]:
-            return [{name: Moments(*m) for name, m in one.items()} for one in state_dict[key]]
-
-        [self.reference], [self.last] = back("reference"), back("last")
-        self.recent = deque(back("recent"), maxlen=RECENT)
-        self.order = list(state_dict["order"])
+        reference = state_dict["reference"]
+        self.reference = None if reference is None else Profile.from_state(reference)
+        self.recent = deque(map(Profile.from_state, state_dict["recent"]), maxlen=RECENT)
 
 
-def comparable(p: Moments | None, q: Moments | None) -> bool:
-    """Whether there are two distributions of the same channels, of which one at least varies in what the other is."""
-    return p is not None and q is not None and p.mean.shape == q.mean.shape and not bool((q.var == 0).all())
+def distances(
+    rows: Sequence[str], pairs: Mapping[str, tuple[Profile, Profile]]
+) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """How far p is from q, layer by layer, in standard deviations of q or in nats; all pairs at once.
 
+    Args:
+        rows: names of L layers.
+        pairs: name -> p, q.
 
-def distances(rows: Sequence[str], pairs: Mapping[str, tuple[Moments, Moments]]) -> dict[str, Tensor]:
-    """W1, W2 and KL of p from q for every row, (L,) each; NaN where there is no pair of the same channels."""
-    fit = [row for row in rows if row in pairs and pairs[row][0].mean.shape == pairs[row][1].mean.shape]
-    found = torch.full((3, len(rows)), torch.nan, dtype=torch.float64)
-    if fit:
-        p, q = (joined([pairs[row][side] for row in fit]) for side in (0, 1))
-        channels = Channels([pairs[row][0].mean.numel() for row in fit])
-        per_channel = torch.stack([w1(p, q) / q.std, (w2(p, q) / q.std).square(), kl(p, q)])
-        by_layer = channels.mean(per_channel, q.var != 0)
-        by_layer[1] = by_layer[1].sqrt()
-        found[:, [rows.index(row) for row in fit]] = by_layer
-    return dict(zip(DISTANCES, found, strict=True))
+    Returns:
+        Name -> distance -> values (L,), and where there is such a value, (L,): a layer that both have with the same
+        channels, not all of which are constant in q.
+    """
+    common = {name: aligned(p, q) for name, (p, q) in pairs.items()}
+    sizes = tuple(size for p, _ in common.values() for size in p.sizes)
+    p, q = (joined([pair[side].moments for pair in common.values()]) for side in (0, 1))
+    varies = q.var != 0
+    found = layer_means(sizes, torch.stack([w1(p, q) / q.std, (w2(p, q) / q.std).square(), kl(p, q)]), varies)
+    found[1] = found[1].sqrt()
+    there = layer_means(sizes, varies.double()) > 0
+    result, at = {}, 0
+    for name, (one, _) in common.items():
+        here = slice(at, at + len(one.names))
+        at += len(one.names)
+        values, known = found[:, here], there[here]
+        if one.names != tuple(rows):
+            place = [list(rows).index(row) for row in one.names]
+            whole, everywhere = (
+                torch.full((3, len(rows)), torch.nan, dtype=torch.float64),
+                torch.zeros(len(rows), dtype=torch.bool),
+            )
+            whole[:, place], everywhere[place] = values, known
+            values, known = whole, everywhere
+        result[name] = {distance: (v, known) for distance, v in zip(DISTANCES, values, strict=True)}
+    return result

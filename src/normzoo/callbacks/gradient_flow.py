@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board, Chart
 from normzoo.callbacks._layers import own_parameters
-from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Readings, Sample, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import growth, norms, ratio
-from normzoo.probes import Layers, Probe, Visit, is_weighted, of_kind
+from normzoo.probes import Layers, is_weighted, of_kind
 
 
 class GradientFlow(Monitor):
@@ -85,8 +85,8 @@ class GradientFlow(Monitor):
         owners = [i for i, own in enumerate(self.parameters.values()) for _ in own]
         self.owner = torch.tensor(owners, dtype=torch.long)
 
-    def probe(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Probe:
-        return Probe(model, modules, gradient=squared_norm)
+    def readings(self) -> Readings:
+        return {("gradient", squared_norm): self.modules}
 
     def begin(self, step: Step) -> None:
         self.gradient: Tensor | None = None
@@ -107,13 +107,12 @@ class GradientFlow(Monitor):
         counts = torch.zeros(len(self.modules))
         return counts.index_add_(0, self.owner, torch.tensor(conditions, dtype=torch.float32)) > 0
 
-    def collect(self, step: Step, visits: Sequence[Visit]) -> dict[str, Any]:
+    def collect(self, step: Step, heard: Heard) -> dict[str, Any]:
         scale = loss_scale(step)
-        flow: dict[str, list[Tensor]] = {visit.name: [] for visit in visits}
-        for visit in visits:
-            if visit.gradient is not None:
-                flow[visit.name].append(visit.gradient)
-        squares = {name: torch.stack(many).sum() / scale**2 for name, many in flow.items() if many}
+        flow: dict[str, list[Tensor]] = {}
+        for name, square in heard["gradient", squared_norm]:
+            flow.setdefault(name, []).extend([] if square is None else [square])
+        squares = {name: sum(many[1:], many[0]) / scale**2 for name, many in flow.items() if many}
         listed = torch.stack(list(squares.values())).tolist() if squares else []
         found: dict[str, Any] = {"samples": step.samples, "order": list(flow)}
         found["flow"] = dict(zip(squares, listed, strict=True))

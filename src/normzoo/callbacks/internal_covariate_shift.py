@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.callbacks._layers import own_parameters
-from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Sample, Step
 from normzoo.callbacks._replica import Replica
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import internal_covariate_shift
-from normzoo.probes import Layers, Probe, Visit, is_weighted, named_layers, of_kind
+from normzoo.probes import Layers, Probe, is_weighted, named_layers, of_kind
 
 CHOSEN = 4
 """Layers that are looked at where the user names none."""
@@ -74,7 +74,7 @@ class InternalCovariateShift(Monitor):
         self.before = {name: p.detach().clone() for name, p in step.module.named_parameters() if p.requires_grad}
         self.batch = deepcopy(step.batch)
 
-    def collect(self, step: Step, visits: Sequence[Visit]) -> list[tuple[str, list[float]]]:
+    def collect(self, step: Step, heard: Heard) -> list[tuple[str, list[float]]]:
         """Every rank computes the same, as the gradients are averaged."""
         replica = step.replica.refresh()
         weights = {name: p.detach().clone().requires_grad_() for name, p in self.before.items()}

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Chart
-from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Sample, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import effective_smoothness, gradient_change, loss_range
-from normzoo.probes import Visit
 
 STEPS = tuple(round(0.05 * i, 2) for i in range(1, 9))
 
@@ -108,7 +107,7 @@ class LossLandscape(Monitor):
             "smoothness": effective_smoothness(flat, others, torch.tensor(self.steps, dtype=torch.float64)),
         }
 
-    def collect(self, step: Step, visits: Sequence[Visit]) -> dict[str, Tensor]:
+    def collect(self, step: Step, heard: Heard) -> dict[str, Tensor]:
         return self.found
 
     def merge(self, step: Step, parts: Sequence[Any]) -> Sample:

@@ -7,14 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board
-from normzoo.callbacks._channels import Channels, joined, merged
-from normzoo.callbacks._monitor import Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Readings, Sample, Step
+from normzoo.callbacks._profile import (
+    NOTHING,
+    Profile,
+    aligned,
+    feature_moments,
+    layer_means,
+    merge_profiles,
+    owner_of,
+    profile,
+)
 from normzoo.callbacks.schedule import Schedule
-from normzoo.metrics import Moments, gap, kl, moments, w2
-from normzoo.probes import Layers, Probe, Visit, feature_axis, is_norm, is_weighted, of_kind
+from normzoo.metrics import Moments, gap, kl, w2
+from normzoo.probes import Layers, is_norm, is_weighted, of_kind
 
 GAPS = ("running_gap", "running_w2", "running_kl")
-AFFINE = ("gamma_mean", "gamma_std", "beta_mean", "beta_std")
 
 
 class RunningStatistics(Monitor):
@@ -62,97 +70,69 @@ class RunningStatistics(Monitor):
     def find_layers(self, model: nn.Module) -> None:
         super().find_layers(model)
         self.keeping = {name: m for name, m in self.modules.items() if keeps_statistics(m)}
-        self.affine: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self.vectors = {"gamma": vectors_of(self.modules, "weight"), "beta": vectors_of(self.modules, "bias")}
 
-    def probe(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> Probe | None:
-        keeping = {name: modules[name] for name in self.keeping if name in modules}
-        return Probe(model, keeping, input=input_moments) if keeping else None
+    def readings(self) -> Readings:
+        return {("input", feature_moments): self.keeping} if self.keeping else {}
 
     def begin(self, step: Step) -> None:
         """Takes the running statistics as the forward pass will find them; weights and biases too."""
-        layers = self.keeping.values()
-        self.before = [
-            torch.cat([getattr(m, name).detach() for m in layers]).double().cpu() if self.keeping else torch.zeros(0)
+        names, layers = tuple(self.keeping), list(self.keeping.values())
+        sizes = tuple(m.running_mean.numel() for m in layers)  # type: ignore[operator]
+        both = [
+            torch.cat([getattr(m, name).detach() for m in layers]).double().cpu() if layers else torch.zeros(0)
             for name in ("running_mean", "running_var")
         ]
-        self.learned = self.affine_moments()
+        self.running = Profile(names, sizes, Moments(torch.full_like(both[0], torch.nan), *both))
+        self.affine = affine_moments(self.vectors)
 
-    def collect(self, step: Step, visits: Sequence[Visit]) -> dict[str, Moments]:
-        return moments_by_layer(visits)
+    def collect(self, step: Step, heard: Heard) -> Profile:
+        return profile(heard["input", feature_moments]) if self.keeping else NOTHING
 
     def merge(self, step: Step, parts: Sequence[Any]) -> Sample:
-        batch = over_ranks(parts)
-        self.tell_of_unreached([*batch, *(name for name in self.modules if name not in self.keeping)])
+        batch = merge_profiles(parts)
+        self.tell_of_unreached([*batch.names, *(name for name in self.modules if name not in self.keeping)])
         rows = list(self.modules)
-        gaps = self.gaps(batch)
-        values, applies = {}, {}
-        for names, found in ((GAPS, gaps), (AFFINE, self.learned)):
-            for i, metric in enumerate(names):
-                column = torch.full((len(rows),), torch.nan, dtype=torch.float64)
-                known = torch.zeros(len(rows), dtype=torch.bool)
-                for r, row in enumerate(rows):
-                    if row in found and (value := found[row][i]) is not None:
-                        column[r], known[r] = value, True
-                values[metric], applies[metric] = column, known
+        values = {m: torch.full((len(rows),), torch.nan, dtype=torch.float64) for m in self.metrics}
+        applies = {m: torch.zeros(len(rows), dtype=torch.bool) for m in self.metrics}
+
+        def put(metric: str, names: Sequence[str], column: Tensor, known: Tensor | bool = True) -> None:
+            place = [rows.index(name) for name in names]
+            values[metric][place], applies[metric][place] = column, known
+
+        # Layers whose running statistics are those of the channels of their input.
+        batch, running = self.compared = aligned(batch, self.running)
+        if batch.names:
+            ours, expected = batch.moments.unbiased(), running.moments
+            self.channel_gap = gap(ours, expected)
+            distances = [self.channel_gap, (w2(ours, expected) / expected.std).square(), kl(ours, expected)]
+            varies = expected.var != 0
+            found = layer_means(batch.sizes, torch.stack(distances), varies)
+            found[1] = found[1].sqrt()
+            for metric, column in zip(GAPS, found, strict=True):
+                put(metric, batch.names, column, layer_means(batch.sizes, varies.double()) > 0)
+        for metric, (names, column) in self.affine.items():
+            put(metric, names, column)
         return Sample(rows, values, applies)
 
-    def gaps(self, batch: Mapping[str, Moments]) -> dict[str, list[float | None]]:
-        """Gap, W2 and KL of every layer that has been reached and keeps a statistic for each channel of its input."""
-        sizes = [m.running_mean.numel() for m in self.keeping.values()]  # type: ignore[operator]
-        mean, var = (part.split(sizes) for part in self.before)
-        self.compared = {
-            name: (batch[name].unbiased(), Moments(batch[name].n, mean[i], var[i]))
-            for i, name in enumerate(self.keeping)
-            if name in batch and batch[name].mean.numel() == sizes[i]
-        }
-        if not self.compared:
-            return {}
-        ours, running = (joined(list(side)) for side in zip(*self.compared.values(), strict=True))
-        channels = Channels([b.mean.numel() for b, _ in self.compared.values()])
-        self.channel_gap = gap(ours, running)
-        stacked = torch.stack([self.channel_gap, (w2(ours, running) / running.std).square(), kl(ours, running)])
-        found = channels.mean(stacked, running.var > 0)
-        found[1] = found[1].sqrt()
-        return {name: list(column) for name, column in zip(self.compared, found.T.tolist(), strict=True)}
-
-    def affine_moments(self) -> dict[str, list[float | None]]:
-        """Mean and standard deviation over channels of weight and bias, of every layer that has them."""
-        pairs = {
-            name: (vector(module, "weight"), vector(module, "bias"))
-            for name, module in self.modules.items()
-            if is_norm(module)
-        }
-        self.affine = {name: pair for name, pair in pairs.items() if any(v is not None for v in pair)}
-        owners = [(name, i) for name, pair in self.affine.items() for i in (0, 1) if pair[i] is not None]
-        if not owners:
-            return {}
-        vectors = [self.affine[name][i].detach() for name, i in owners]  # type: ignore[union-attr]
-        channels = Channels([v.numel() for v in vectors])
-        flat = torch.cat([v.flatten() for v in vectors]).double().cpu()
-        mean = channels.mean(flat)
-        std = channels.mean((flat - mean[channels.owner]).square()).sqrt()
-        found: dict[str, list[float | None]] = {name: [None] * 4 for name in self.affine}
-        for (name, i), a, b in zip(owners, mean.tolist(), std.tolist(), strict=True):
-            found[name][2 * i : 2 * i + 2] = a, b
-        return found
-
     def detail(self, board: Board) -> None:
-        gaps = self.channel_gap.split([b.mean.numel() for b, _ in self.compared.values()]) if self.compared else ()
-        by_layer = dict(zip(self.compared, gaps, strict=True))
-        for name in self.modules:
-            columns: dict[str, tuple[str, Tensor]] = {}
-            if name in self.compared:
-                ours, running = self.compared[name]
-                columns |= {
-                    "batch_mean": ("mean of the batch", ours.mean.cpu()),
-                    "batch_var": ("variance of the batch", ours.var.cpu()),
-                    "running_mean": ("running mean", running.mean),
-                    "running_var": ("running variance", running.var),
-                    "running_gap_channels": ("distance of the means, in running standard deviations", by_layer[name]),
-                }
-            for what, v in zip(("gamma", "beta"), self.affine.get(name, (None, None)), strict=True):
-                if v is not None:
-                    columns[what] = (f"{what} of the channel", v.detach().double().cpu().flatten())
+        batch, running = self.compared
+        of_layer: dict[str, dict[str, tuple[str, Tensor]]] = {name: {} for name in self.modules}
+        if batch.names:
+            told = {
+                "batch_mean": ("mean of the batch", batch.moments.mean),
+                "batch_var": ("variance of the batch", batch.moments.var),
+                "running_mean": ("running mean", running.moments.mean),
+                "running_var": ("running variance", running.moments.var),
+                "running_gap_channels": ("distance of the means, in running standard deviations", self.channel_gap),
+            }
+            for what, (unit, whole) in told.items():
+                for name, v in zip(batch.names, whole.split(batch.sizes), strict=True):
+                    of_layer[name][what] = unit, v
+        for what, vectors in self.vectors.items():
+            for name, v in vectors.items():
+                of_layer[name][what] = f"{what} of the channel", v.detach().double().cpu().flatten()
+        for name, columns in of_layer.items():
             for what, (_, v) in columns.items():
                 if not what.startswith("batch"):
                     board.histogram(f"{what}/{name}", v)
@@ -162,37 +142,39 @@ class RunningStatistics(Monitor):
                 board.table(f"channels/{name}", rows, {k: unit for k, (unit, _) in columns.items()}, table)
 
 
+def affine_moments(vectors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[list[str], Tensor]]:
+    """Mean and standard deviation over channels of weights and biases.
+
+    Args:
+        vectors: "gamma" or "beta" -> layer -> its values.
+
+    Returns:
+        "gamma_mean" and so on -> names of layers, values (L,).
+    """
+    owners = [(what, name) for what, by_layer in vectors.items() for name in by_layer]
+    if not owners:
+        return {}
+    flat = [vectors[what][name].detach().flatten() for what, name in owners]
+    sizes = tuple(len(v) for v in flat)
+    whole = torch.cat(flat).double().cpu()
+    mean = layer_means(sizes, whole)
+    std = layer_means(sizes, (whole - mean[owner_of(sizes)]).square()).sqrt()
+    found, at = {}, 0
+    for what, by_layer in vectors.items():
+        here = slice(at, at + len(by_layer))
+        at += len(by_layer)
+        found[f"{what}_mean"] = list(by_layer), mean[here]
+        found[f"{what}_std"] = list(by_layer), std[here]
+    return found
+
+
 def keeps_statistics(module: nn.Module) -> bool:
     """Whether a layer has a running mean and a running variance, a value per channel."""
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     return isinstance(mean, Tensor) and isinstance(var, Tensor) and mean.dim() == 1 and mean.shape == var.shape
 
 
-def vector(module: nn.Module, name: str) -> Tensor | None:
-    """A layer's weight or bias, where it has one with values."""
-    found = getattr(module, name, None)
-    return found if isinstance(found, Tensor) and found.numel() else None
-
-
-def input_moments(module: nn.Module, x: Tensor) -> Moments:
-    """What a probe reads of an input: count, mean and variance of each feature."""
-    return moments(x, feature_axis(module, x))
-
-
-def moments_by_layer(visits: Sequence[Visit], what: str = "input") -> dict[str, Moments]:
-    """The moments of each layer that has been visited, over all visits, on the CPU; in the order of execution."""
-    found: dict[str, list[Moments]] = {}
-    for visit in visits:
-        value = getattr(visit, what)
-        if value is not None:
-            found.setdefault(visit.name, []).append(value)
-    same = {name: [m for m in many if m.mean.shape == many[0].mean.shape] for name, many in found.items()}
-    return {name: Moments(*(t.cpu() for t in merged(many))) for name, many in same.items()}
-
-
-def over_ranks(parts: Sequence[Mapping[str, Moments]]) -> dict[str, Moments]:
-    """The moments of each layer over the batches of all ranks, from those of each rank."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: merged([part[name] for part in parts if name in part]) for name in names}
+def vectors_of(modules: Mapping[str, nn.Module], name: str) -> dict[str, Tensor]:
+    """The weights or the biases of norms, where they have some."""
+    found = {layer: getattr(module, name, None) for layer, module in modules.items() if is_norm(module)}
+    return {layer: v for layer, v in found.items() if isinstance(v, Tensor) and v.numel()}

@@ -20,8 +20,9 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(0)
     wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
-    found = torch._foreach_norm([t.detach() for t in wide])
-    return torch.stack([one.to(torch.float64) for one in found])
+    found = list(torch._foreach_norm([t.detach() for t in wide]))
+    mixed = any(one.dtype != found[0].dtype for one in found)
+    return torch.stack([one.double() for one in found] if mixed else found)
 
 
 def ratio(numerators: Tensor, denominators: Tensor) -> Tensor:
