@@ -59,9 +59,9 @@ class Probe:
     Args:
         model: any module; of one that is wrapped by DistributedDataParallel or torch.compile, what is inside.
         layers: names with `*`, classes, several of both; or modules by name, as `find` returns them.
-        input: reads what goes in.
-        output: reads what comes out.
-        gradient: reads the gradient of the loss with respect to what came out, during the backward pass.
+        input: reads what goes in: a reader for all layers, or name -> reader.
+        output: reads what comes out, likewise.
+        gradient: reads the gradient of the loss with respect to what came out, during the backward pass, likewise.
 
     Attributes:
         visits: a `Visit` for every pass through a tapped module.
@@ -75,12 +75,19 @@ class Probe:
         model: nn.Module,
         layers: Layers | Mapping[str, nn.Module] = Norm,
         *,
-        input: Reader | None = None,
-        output: Reader | None = None,
-        gradient: Reader | None = None,
+        input: Reader | Mapping[str, Reader] | None = None,
+        output: Reader | Mapping[str, Reader] | None = None,
+        gradient: Reader | Mapping[str, Reader] | None = None,
     ) -> None:
         self.layers = layers if isinstance(layers, Mapping) else find(model, layers)
-        self.readers = {"input": input, "output": output, "gradient": gradient}
+        self.inputs, self.outputs, self.gradients = (
+            {self.layers[name]: read for name, read in one.items()}
+            if isinstance(one, Mapping)
+            else dict.fromkeys(self.layers.values(), one)
+            if one is not None
+            else {}
+            for one in (input, output, gradient)
+        )
         self.compiled = is_compiled(model)
         self.visits: list[Visit] = []
         self.stack = ExitStack()
@@ -115,8 +122,8 @@ class Probe:
             self.calls[module] += 1
             self.visits.append(visit)
             self.open[module].append(visit)
-            if self.readers["input"] is not None:
-                visit.input = self.read("input", module, first_tensor((*args, *kwargs.values())))
+            if module in self.inputs:
+                visit.input = apply(self.inputs[module], module, first_tensor((*args, *kwargs.values())))
 
         return hook
 
@@ -125,21 +132,22 @@ class Probe:
         if is_recomputing() or not self.open.get(module):
             return
         visit = self.open[module].pop()
-        y = first_tensor(result)
-        if self.readers["output"] is not None:
-            visit.output = self.read("output", module, y)
-        if self.readers["gradient"] is not None and y is not None and y.requires_grad:
+        if module in self.outputs:
+            visit.output = apply(self.outputs[module], module, first_tensor(result))
+        if module in self.gradients:
+            y = first_tensor(result)
+            if y is not None and y.requires_grad:
 
-            def read(gradient: Tensor) -> None:
-                visit.gradient = self.read("gradient", module, gradient)
+                def read(gradient: Tensor) -> None:
+                    visit.gradient = apply(self.gradients[module], module, gradient)
 
-            self.stack.callback(y.register_hook(read).remove)
+                self.stack.callback(y.register_hook(read).remove)
 
-    @torch.no_grad()
-    def read(self, what: str, module: nn.Module, tensor: Tensor | None) -> Any:
-        """What a reader makes of a tensor; None where there is none to read."""
-        reader = self.readers[what]
-        return None if tensor is None or reader is None else reader(module, tensor.detach())
+
+@torch.no_grad()
+def apply(read: Reader, module: nn.Module, tensor: Tensor | None) -> Any:
+    """What a reader makes of a tensor; None where there is none."""
+    return None if tensor is None else read(module, tensor.detach())
 
 
 def first_tensor(values: Any) -> Tensor | None:

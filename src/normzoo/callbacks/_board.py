@@ -45,7 +45,7 @@ class Chart:
 
 
 class Board:
-    """Collects what monitors have to say of a step, and writes it as one record.
+    """Collects what monitors have to say, and writes it as one record per step.
 
     Args:
         trainer: whose loggers are written to, by its first process.
@@ -56,8 +56,8 @@ class Board:
         self.writes = trainer.is_global_zero
         self.tensorboards = [one for one in loggers if isinstance(one, TensorBoardLogger)]
         self.others: list[Logger] = [one for one in loggers if not isinstance(one, TensorBoardLogger)]
-        self.values: list[Summary.Value] = []
-        self.numbers: dict[str, float] = {}
+        self.values: dict[int, list[Summary.Value]] = {}
+        self.numbers: dict[int, dict[str, float]] = {}
         self.described: set[str] = set()
         if not trainer.loggers:
             rank_zero_warn(
@@ -71,17 +71,23 @@ class Board:
                 f"out. Add a TensorBoardLogger for them."
             )
 
-    def scalars(self, numbers: Mapping[str, float]) -> None:
+    def show(self, step: int, value: Summary.Value) -> None:
+        """Puts something beside what there is of a step."""
+        self.values.setdefault(step, []).append(value)
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers by tag. What stands before the first "/" is the group of cards that they are shown in."""
         if self.tensorboards and self.writes:
-            self.values += [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+            values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+            self.values.setdefault(step, []).extend(values)
         if self.others:
-            self.numbers.update(numbers)
+            self.numbers.setdefault(step, {}).update(numbers)
 
-    def table(self, tag: str, rows: Sequence[str], columns: Mapping[str, str], values: Tensor) -> None:
+    def table(self, step: int, tag: str, rows: Sequence[str], columns: Mapping[str, str], values: Tensor) -> None:
         """A table [rows, columns] as one float32 tensor, with the names in the first record of the run.
 
         Args:
+            step: when.
             tag: its name.
             rows: names, as of layers.
             columns: name -> what it is and its unit.
@@ -101,9 +107,9 @@ class Board:
         dims = [TensorShapeProto.Dim(size=size) for size in values.shape]
         data = values.float().contiguous().cpu().numpy().tobytes()
         tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=dims), tensor_content=data)
-        self.values.append(Summary.Value(tag=tag, metadata=kind, tensor=tensor))
+        self.show(step, Summary.Value(tag=tag, metadata=kind, tensor=tensor))
 
-    def histogram(self, tag: str, values: Tensor) -> None:
+    def histogram(self, step: int, tag: str, values: Tensor) -> None:
         """The distribution of the finite values, in 64 bins."""
         values = values.detach().flatten().float().cpu()
         values = values[values.isfinite()]
@@ -123,9 +129,9 @@ class Board:
             bucket_limit=edges[1:].tolist(),
             bucket=counts.tolist(),
         )
-        self.values.append(Summary.Value(tag=tag, histo=proto))
+        self.show(step, Summary.Value(tag=tag, histo=proto))
 
-    def image(self, tag: str, picture: Image.Image) -> None:
+    def image(self, step: int, tag: str, picture: Image.Image) -> None:
         """A picture."""
         if not (self.tensorboards and self.writes):
             return
@@ -133,9 +139,9 @@ class Board:
         picture.save(file, "PNG", optimize=True)
         width, height = picture.size
         encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
-        self.values.append(Summary.Value(tag=tag, image=encoded))
+        self.show(step, Summary.Value(tag=tag, image=encoded))
 
-    def layout(self, categories: Mapping[str, Sequence[Chart]]) -> None:
+    def layout(self, step: int, categories: Mapping[str, Sequence[Chart]]) -> None:
         """The Custom Scalars tab: once per run, as TensorBoard reads the first one."""
         if not (self.tensorboards and self.writes):
             return
@@ -146,18 +152,18 @@ class Board:
         ]
         tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=protos).SerializeToString()])
         kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
-        self.values.append(Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=kind, tensor=tensor))
+        self.show(step, Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=kind, tensor=tensor))
 
-    def write(self, step: int) -> None:
-        """Hands over what has been collected, as of a step."""
-        if self.values:
-            summary = Summary(value=self.values)
+    def write(self) -> None:
+        """Hands over what has been collected, step by step."""
+        for step, values in sorted(self.values.items()):
+            summary = Summary(value=values)
             for logger in self.tensorboards:
                 logger.experiment._get_file_writer().add_summary(summary, step)
-        if self.numbers and self.writes:
+        for step, numbers in sorted(self.numbers.items()) if self.writes else ():
             for other in self.others:
-                other.log_metrics(self.numbers, step)
-        self.values, self.numbers = [], {}
+                other.log_metrics(numbers, step)
+        self.values, self.numbers = {}, {}
 
 
 def chart_proto(chart: Chart) -> layout_pb2.Chart:

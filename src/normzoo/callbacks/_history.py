@@ -22,12 +22,15 @@ class History:
         self.steps: list[int] = []
         self.values: list[Tensor] = []
 
-    def add(self, step: int, values: Tensor) -> None:
-        """Remembers the values of a step, if it is its turn."""
-        if self.count % self.stride == 0:
-            self.steps.append(step)
-            self.values.append(values.float().cpu().clone())
+    def is_kept(self) -> bool:
+        """Whether the next sample is one of those that are remembered."""
         self.count += 1
+        return (self.count - 1) % self.stride == 0
+
+    def add(self, step: int, values: Tensor) -> None:
+        """Remembers the values of a step."""
+        self.steps.append(step)
+        self.values.append(values.float().cpu().clone())
         if len(self.steps) > self.columns:
             self.steps, self.values = self.steps[::2], self.values[::2]
             self.stride *= 2

@@ -1,7 +1,8 @@
 """What monitors share: which layers, when, what a sample is, and how it is written."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -47,13 +48,13 @@ class Step:
 
 
 @dataclass
-class Sample:
-    """What a monitor found at a step: a value for every row and metric.
+class Samples:
+    """What a monitor found at K steps: a value for every row and metric.
 
     Args:
-        rows: names of the layers.
-        values: metric -> (L,).
-        applies: metric -> bool (L,), where there is such a value at all; a metric that is missing applies everywhere.
+        rows: names of L layers.
+        values: metric -> (K, L).
+        applies: metric -> bool, as the values or (L,): where there is such a value at all; everywhere if not named.
     """
 
     rows: Sequence[str]
@@ -61,18 +62,20 @@ class Sample:
     applies: Mapping[str, Tensor] = field(default_factory=dict)
 
     def table(self, rows: Sequence[str], metrics: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """All that there could be: the values (L, M), NaN where there is none, and where there is one, (L, M)."""
-        nowhere, nothing = torch.zeros(len(self.rows), dtype=torch.bool), torch.full((len(self.rows),), torch.nan)
-        everywhere = ~nowhere
-        there = torch.stack([self.applies.get(m, everywhere) if m in self.values else nowhere for m in metrics], 1)
-        columns = [self.values.get(m, nothing).detach().to("cpu", torch.float64) for m in metrics]
-        values = torch.where(there, torch.stack(columns, 1), torch.nan)
+        """All that there could be: the values (K, L, M), NaN where there is none; and where there is one."""
+        shape = next(iter(self.values.values())).shape
+        nowhere, nothing = torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan, dtype=torch.float64)
+        there = torch.stack(
+            [self.applies.get(m, ~nowhere).expand(shape) if m in self.values else nowhere for m in metrics], 2
+        )
+        columns = [self.values[m].detach().to("cpu", torch.float64) if m in self.values else nothing for m in metrics]
+        values = torch.where(there, torch.stack(columns, 2), torch.nan)
         if tuple(rows) == tuple(self.rows):
             return values, there
         place = torch.tensor([rows.index(row) for row in self.rows])
-        whole = torch.full((len(rows), len(metrics)), torch.nan, dtype=torch.float64)
-        known = torch.zeros(len(rows), len(metrics), dtype=torch.bool)
-        whole[place], known[place] = values, there
+        whole = torch.full((shape[0], len(rows), len(metrics)), torch.nan, dtype=torch.float64)
+        known = torch.zeros(whole.shape, dtype=torch.bool)
+        whole[:, place], known[:, place] = values, there
         return whole, known
 
 
@@ -87,13 +90,15 @@ class Monitor(Callback):
     """A callback that samples a network while it trains, and writes what it finds layer by layer.
 
     Of a step that is sampled, every monitor sees the same forward and backward pass, on all ranks. What it writes has
-    the tags `METRIC/LAYER`, and all of it once more as one tensor `[layers, metrics]`.
+    the tags `METRIC/LAYER`, and all of it once more as one tensor `[layers, metrics]`. While a step is sampled it only
+    takes notes; those of several samples are worked out together, after a second at the latest.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
         layers: which modules, by patterns of their names (`net.blocks.*.norm`) or by class; None for those that the
             question is about.
-        detail_every: samples between two that also write what is large, as histograms; 0 for never.
+        detail_every: optimizer steps, at least, between samples that also write what is large, as histograms; 0 for
+            never.
     """
 
     question: ClassVar[str]
@@ -108,7 +113,7 @@ class Monitor(Callback):
     def __init__(self, every: int | Schedule, layers: Layers | None, detail_every: int) -> None:
         name = type(self).__name__
         if isinstance(detail_every, bool) or not isinstance(detail_every, int) or detail_every < 0:
-            raise InputError(f"{name}(detail_every={detail_every!r}): a number of samples; 10 is common, 0 is never.")
+            raise InputError(f"{name}(detail_every={detail_every!r}): a number of steps; 500 is common, 0 is never.")
         if layers is not None and not isinstance(layers, str | type) and not layers:
             raise InputError(f"{name}(layers={layers!r}): no layer at all; leave layers out for the usual ones.")
         self.every = as_schedule(every)
@@ -117,10 +122,13 @@ class Monitor(Callback):
         self.modules: dict[str, nn.Module] = {}
         self.rows: list[str] = []
         self.tags: list[list[str]] = []
-        self.samples_taken = 0
+        self.detailed_at = -1
         self.history = History()
-        self.seen = History()
         self.newest: tuple[list[list[float]], list[list[bool]]] = ([], [])
+        self.in_detail = False
+        self.pending: list[tuple[int, Any, bool]] = []
+        self.settle_all: Callable[[], None] = nothing_to_settle
+        """Works out what all monitors of the Trainer have noted."""
         self.warned: set[str] = set()
 
     # What a monitor defines.
@@ -143,12 +151,29 @@ class Monitor(Callback):
         """After the update: what this rank has to say. It goes to all ranks, pickled."""
         raise NotImplementedError
 
-    def merge(self, step: Step, parts: Sequence[Any]) -> Sample | None:
-        """What all ranks found together, from what each `collect` returned; None for nothing."""
+    def merge(self, parts: Sequence[Any]) -> Any:
+        """What all ranks have to say together, from what each `collect` returned."""
+        return parts[0]
+
+    def structure(self, found: Any) -> Hashable:
+        """What samples have in common that are worked out together; by default each is on its own."""
+        return id(found)
+
+    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples | None:
+        """Works out K samples of the same structure; None for nothing.
+
+        Args:
+            numbers: their steps.
+            found: what `merge` returned for each.
+        """
         raise NotImplementedError
 
-    def detail(self, board: Board) -> None:
-        """Writes what is large."""
+    def totals_of(self, samples: Samples) -> Sequence[Mapping[str, float]]:
+        """Values that are no layer's: tag -> value, for each of K samples."""
+        return ()
+
+    def detail(self, board: Board, number: int, found: Any) -> None:
+        """Writes what is large of one sample."""
 
     def charts(self) -> list[Chart]:
         """Its charts in the Custom Scalars tab: a line per layer, for each metric."""
@@ -180,49 +205,75 @@ class Monitor(Callback):
             )
         self.modules = found
 
-    def write(self, step: Step, sample: Sample, board: Board) -> None:
-        """Keeps and writes a sample."""
+    def open(self, step: Step) -> None:
+        """Before the forward pass of a step that is sampled."""
+        since = step.number - self.detailed_at
+        self.in_detail = self.detail_every > 0 and (self.detailed_at < 0 or since >= self.detail_every)
+        if self.in_detail:
+            self.detailed_at = step.number
+        self.begin(step)
+
+    def note(self, step: Step, parts: Sequence[Any]) -> None:
+        """Keeps what all ranks have to say of a step, to be worked out later."""
+        self.pending.append((step.number, self.merge(parts), self.in_detail))
+
+    def settle(self, board: Board) -> None:
+        """Works out and writes what has been noted."""
+        pending, self.pending = self.pending, []
+        for _, alike in groupby(pending, key=lambda one: self.structure(one[1])):
+            group = list(alike)
+            numbers = [number for number, _, _ in group]
+            samples = self.digest(numbers, [found for _, found, _ in group])
+            if samples is not None:
+                self.write(board, numbers, samples)
+            for number, found, in_detail in group:
+                if in_detail:
+                    self.detail(board, number, found)
+
+    def write(self, board: Board, numbers: Sequence[int], samples: Samples) -> None:
+        """Writes samples that have been worked out."""
         if not self.rows:  # of the whole run: a table does not change its shape
-            self.rows = [*sample.rows, *(name for name in self.modules if name not in sample.rows)]
-        values, applies = sample.table(self.rows, list(self.metrics))
-        listed, there = values.T.tolist(), applies.T.tolist()
-        self.newest = listed, there
+            self.rows = [*samples.rows, *(name for name in self.modules if name not in samples.rows)]
         if not self.tags:
             self.tags = [[self.tag(metric, row) for row in self.rows] for metric in self.metrics]
-        board.scalars(
-            {
+        values, applies = samples.table(self.rows, list(self.metrics))
+        listed, there = values.transpose(1, 2).tolist(), applies.transpose(1, 2).tolist()
+        for k, number in enumerate(numbers):
+            by_tag = {
                 tag: value
-                for tags, column, known in zip(self.tags, listed, there, strict=True)
-                for tag, value, k in zip(tags, column, known, strict=True)
-                if k
+                for tags, column, known in zip(self.tags, listed[k], there[k], strict=True)
+                for tag, value, is_known in zip(tags, column, known, strict=True)
+                if is_known
             }
-        )
-        board.table(f"normalization/{type(self).__name__}", self.rows, self.metrics, values)
-        drawn = [list(self.metrics).index(metric) for metric in self.heatmaps]
-        if drawn:
-            self.history.add(step.number, values[:, drawn])
-            self.seen.add(step.number, applies[:, drawn])
-        if self.detail_every and self.samples_taken % self.detail_every == 0:
-            self.detail(board)
-        self.samples_taken += 1
+            board.scalars(number, by_tag)
+            board.table(number, f"normalization/{type(self).__name__}", self.rows, self.metrics, values[k])
+            if self.heatmaps and self.history.is_kept():
+                drawn = [list(self.metrics).index(metric) for metric in self.heatmaps]
+                self.history.add(number, torch.stack([values[k][:, drawn], applies[k][:, drawn]]))
+        for number, totals in zip(numbers, self.totals_of(samples), strict=False):
+            board.scalars(number, totals)
+        self.newest = listed[-1], there[-1]
         broken = applies & ~values.isfinite()
         if broken.any():
-            self.tell_of_nan(step, [row for row, b in zip(self.rows, broken.any(1).tolist(), strict=True) if b])
+            first = int(broken.flatten(1).any(1).nonzero()[0])
+            rows = [row for row, b in zip(self.rows, broken[first].any(1).tolist(), strict=True) if b]
+            self.tell_of_nan(numbers[first], rows)
 
     @property
     def latest(self) -> dict[str, dict[str, float]]:
         """The newest sample: metric -> layer -> value, where there is one."""
+        self.settle_all()
         return {
             metric: {row: value for row, value, known in zip(self.rows, column, there, strict=True) if known}
             for metric, column, there in zip(self.metrics, *self.newest, strict=False)
         }
 
-    def tell_of_nan(self, step: Step, rows: Sequence[str]) -> None:
+    def tell_of_nan(self, number: int, rows: Sequence[str]) -> None:
         """Warns, once, of the first layer with a value that is not finite."""
         others = f", and of {len(rows) - 1} more" if len(rows) > 1 else ""
         self.warn_once(
             "nan",
-            f"step {step.number}: what {type(self).__name__} sees of {rows[0]}{others} is not finite. The training "
+            f"step {number}: what {type(self).__name__} sees of {rows[0]}{others} is not finite. The training "
             f"goes on; Trainer(detect_anomaly=True) finds where it begins.",
         )
 
@@ -243,33 +294,36 @@ class Monitor(Callback):
             self.warned.add(about)
             rank_zero_warn(message)
 
-    def draw(self, board: Board) -> None:
+    def draw(self, board: Board, step: int) -> None:
         """Pictures over layers and steps, of what the history holds."""
         if not self.history.steps:
             return
-        values = torch.stack(self.history.values, 1)  # (L, S, H)
-        seen = torch.stack(self.seen.values, 1).bool()
+        values, seen = torch.stack(self.history.values, 2)  # (L, S, H) each
+        seen = seen.bool()
         for i, metric in enumerate(self.heatmaps):
             rows = [r for r in range(len(self.rows)) if seen[r, :, i].any()]
             if rows:
                 title, names = f"{metric}: {self.metrics[metric]}", [self.rows[r] for r in rows]
                 picture = heatmap(title, names, self.history.steps, values[rows, :, i], seen[rows, :, i])
-                board.image(f"heatmaps/{metric}", picture)
+                board.image(step, f"heatmaps/{metric}", picture)
 
     # What goes on with a resumed run.
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had not been interrupted: tensors and plain data."""
+        self.settle_all()
         return {
-            "samples_taken": self.samples_taken,
+            "detailed_at": self.detailed_at,
             "history": self.history.state_dict(),
-            "seen": self.seen.state_dict(),
             "rows": list(self.rows),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up what `state_dict` returned."""
-        self.samples_taken = state_dict["samples_taken"]
+        self.detailed_at = state_dict["detailed_at"]
         self.history.load_state_dict(state_dict["history"])
-        self.seen.load_state_dict(state_dict["seen"])
         self.rows = list(state_dict["rows"])
+
+
+def nothing_to_settle() -> None:
+    """In the place of the sampler, where there is none yet."""

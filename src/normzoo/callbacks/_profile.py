@@ -35,6 +35,19 @@ class Profile:
         chosen = (torch.cat([part[i] for i in place]) if place else part[0][:0] for part in parts)
         return Profile(tuple(names), tuple(self.sizes[i] for i in place), Moments(*chosen))
 
+    def on(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> "Profile":
+        """Laid out as another: a layer that is missing here, or has other channels, has n = 0 and is NaN."""
+        if names == self.names and sizes == self.sizes:
+            return self
+        columns = [column.split(self.sizes) for column in self.moments]
+        own = {name: Moments(*parts) for name, *parts in zip(self.names, *columns, strict=True)}
+        layers = []
+        for name, size in zip(names, sizes, strict=True):
+            missing = torch.full((size,), torch.nan, dtype=torch.float64)
+            found = own.get(name, NOTHING.moments)
+            layers.append(found if len(found.mean) == size else Moments(torch.zeros_like(missing), missing, missing))
+        return Profile(names, sizes, joined(layers))
+
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain data."""
         return {"names": list(self.names), "sizes": list(self.sizes), "moments": list(self.moments)}
@@ -126,7 +139,7 @@ def layer_means(sizes: tuple[int, ...], values: Tensor, known: Tensor | None = N
     Args:
         sizes: C_l of each layer.
         values: (..., sum C_l), in float64.
-        known: bool (sum C_l,), which channels count; None for all.
+        known: bool, with the last axes of the values: which channels count; None for all.
 
     Returns:
         (..., L); NaN for a layer without channels that count.
@@ -135,5 +148,5 @@ def layer_means(sizes: tuple[int, ...], values: Tensor, known: Tensor | None = N
     sums = values.new_zeros(*values.shape[:-1], len(sizes))
     if known is None:
         return sums.index_add_(-1, owner, values) / sizes_of(sizes)
-    counts = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, owner, known.double())
+    counts = torch.zeros(*known.shape[:-1], len(sizes), dtype=torch.float64).index_add_(-1, owner, known.double())
     return sums.index_add_(-1, owner, torch.where(known, values, 0.0)) / counts

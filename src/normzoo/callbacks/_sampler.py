@@ -1,6 +1,7 @@
 """Samples a step for all monitors of a Trainer: the only one of them that Lightning calls at every step."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any
@@ -15,6 +16,11 @@ from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
 from normzoo.lean import drop_empty
 from normzoo.probes import Probe, Reader, is_compiled, named_layers
+
+MOST_NOTED = 16
+"""Samples that are worked out together."""
+LONGEST_NOTED = 1.0
+"""Seconds after which they are, however few."""
 
 
 class Sampler(Callback):
@@ -33,6 +39,11 @@ class Sampler(Callback):
         self.ears: dict[tuple[int, ...], Ear] = {}
         self.attached = ExitStack()
         self.replicas: list[Replica] = []
+        self.monitors: list[Monitor] = []
+        self.board: Board | None = None
+        self.ranks: Ranks | None = None
+        self.noted = 0
+        self.since = 0.0
         self.listen(False)
 
     def listen(self, on: bool) -> None:
@@ -54,6 +65,8 @@ class Sampler(Callback):
         self.compiled = is_compiled(pl_module)
         for monitor in self.monitors:
             monitor.find_layers(pl_module)
+            monitor.settle_all = self.settle
+            monitor.pending.clear()
             drop_empty(monitor, Callback)
         self.ranks = Ranks()
         self.board = Board(trainer)
@@ -66,20 +79,25 @@ class Sampler(Callback):
         self.end(trainer)
 
     def end(self, trainer: Trainer) -> None:
-        """Removes all hooks and draws what has been seen."""
+        """Removes all hooks, writes what is left, and draws what has been seen."""
         self.drop()
-        if hasattr(self, "board"):
+        if self.board is not None:
+            self.settle()
             for monitor in self.monitors:
-                monitor.draw(self.board)
-            self.board.write(trainer.global_step)
-            del self.board
+                monitor.draw(self.board, trainer.global_step)
+            self.board.write()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.drop()
-        if hasattr(self, "ranks"):
-            self.ranks.close()
-        self.replicas.clear()
-        self.ears.clear()
+        if stage == "fit":
+            self.board = None
+            self.replicas.clear()
+            self.ears.clear()
+            if self.ranks is not None:
+                self.ranks.close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.settle()
 
     # The sample.
 
@@ -89,7 +107,7 @@ class Sampler(Callback):
             return
         self.last = number
         due = [monitor for monitor in self.monitors if monitor.every(number)]
-        if due:
+        if due and self.ranks is not None:
             self.open(Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.replicas), due)
 
     def open(self, step: Step, due: list[Monitor]) -> None:
@@ -97,7 +115,7 @@ class Sampler(Callback):
         self.drop()
         self.step, self.due = step, due
         for monitor in due:
-            monitor.begin(step)
+            monitor.open(step)
         if self.compiled:
             self.ear = listened(step, due)
         else:
@@ -129,16 +147,28 @@ class Sampler(Callback):
             except Exception as error:  # all ranks hear of it, and end together
                 trouble = trouble or error
                 parts.append(None)
-        due, everyone = self.due, self.ranks.gather(parts, trouble)
-        for i, monitor in enumerate(due):
-            sample = monitor.merge(step, [of_rank[i] for of_rank in everyone])
-            if sample is not None:
-                monitor.write(step, sample, self.board)
-        if not self.laid_out:
-            self.laid_out = True
-            self.board.layout({one.question: charts for one in self.monitors if (charts := one.charts())})
-        self.board.write(step.number)
+        everyone = step.ranks.gather(parts, trouble)
+        for i, monitor in enumerate(self.due):
+            monitor.note(step, [of_rank[i] for of_rank in everyone])
         self.drop()
+        self.noted += 1
+        now = time.monotonic()
+        if self.noted == 1:
+            self.since = now
+        if self.noted >= MOST_NOTED or now - self.since > LONGEST_NOTED or not self.laid_out:
+            self.settle()
+
+    def settle(self) -> None:
+        """Has the monitors work out what they have noted, and writes it."""
+        if self.board is None:
+            return
+        self.noted = 0
+        for monitor in self.monitors:
+            monitor.settle(self.board)
+        if not self.laid_out and self.last >= 0:
+            self.laid_out = True
+            self.board.layout(self.last, {one.question: charts for one in self.monitors if (charts := one.charts())})
+        self.board.write()
 
     def drop(self, *unused: object) -> None:
         """Forgets the open sample, and with it all hooks."""
@@ -171,20 +201,15 @@ class Ear:
                 self.wanted.setdefault(key, set()).update(names)
         everyone = set().union(*self.wanted.values())
         layers = {name: module for name, module in named.items() if name in everyone}
-        self.probe = Probe(
-            model, layers, input=self.reader("input", layers), output=self.reader("output", layers),
-            gradient=self.reader("gradient", layers),
-        )  # fmt: skip
+        sites = {site: self.readers(site, layers) for site in ("input", "output", "gradient")}
+        self.probe = Probe(model, layers, **sites)
 
-    def reader(self, site: Site, layers: Mapping[str, nn.Module]) -> Reader | None:
-        """What all readers of a site make of a tensor: reader -> value."""
-        by_module = {
-            module: [read for (where, read), names in self.wanted.items() if where == site and name in names]
-            for name, module in layers.items()
+    def readers(self, site: str, layers: Collection[str]) -> dict[str, Reader]:
+        """Layer -> what reads of it all that is wanted at a site: a dictionary, reader -> value."""
+        wanted = {
+            name: [r for (where, r), names in self.wanted.items() if where == site and name in names] for name in layers
         }
-        if not any(by_module.values()):
-            return None
-        return lambda module, x: {read: read(module, x) for read in by_module[module]}
+        return {name: read_by(readers) for name, readers in wanted.items() if readers}
 
     def heard(self) -> Heard:
         """All that was read, by where and how."""
@@ -196,6 +221,11 @@ class Ear:
             ]
             for (site, read), names in self.wanted.items()
         }
+
+
+def read_by(readers: Sequence[Reader]) -> Reader:
+    """Several readers as one."""
+    return lambda module, x: {read: read(module, x) for read in readers}
 
 
 def listened(step: Step, due: Sequence[Monitor]) -> Ear:

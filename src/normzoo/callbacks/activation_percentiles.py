@@ -9,7 +9,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board, Chart
-from normzoo.callbacks._monitor import Heard, Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
@@ -55,7 +55,7 @@ class ActivationPercentiles(Monitor):
     and so on are those of all units of the layer together, which is another quantity: the units' own means differ.
 
     Besides: `saturated/LAYER`, the share of the inputs that lie where the nonlinearity is flat (a sigmoid's beyond 4, a
-    ReLU's at 0 and below), and `dead/LAYER`, the share of the units all of whose inputs do. Every tenth sample also
+    ReLU's at 0 and below), and `dead/LAYER`, the share of the units all of whose inputs do. Every 500 steps also
     `effective_rank/LAYER`, in directions, and a histogram `input/LAYER`.
 
     The probe batch runs through the module's own `training_step`, on a copy of the module: in training mode, with the
@@ -71,7 +71,7 @@ class ActivationPercentiles(Monitor):
         q: the percentages of the lower line, the middle and the upper.
         batch: the probe batch, as `training_step` takes it; None for the first batch that is sampled.
         samples: the most values of a layer or unit that are looked at.
-        detail_every: samples between two with effective rank and histogram; 0 for never.
+        detail_every: optimizer steps, at least, between samples with effective rank and histogram; 0 for never.
 
     Raises:
         InputError: `layers` matches nothing; a unit that a layer has not got; a batch that `training_step` cannot take;
@@ -92,7 +92,7 @@ class ActivationPercentiles(Monitor):
         q: tuple[float, float, float] = (15, 50, 85),
         batch: Any = None,
         samples: int = 1 << 14,
-        detail_every: int = 10,
+        detail_every: int = 500,
     ) -> None:
         super().__init__(every, layers, detail_every)
         if len(q) != 3 or not 0 <= q[0] < q[1] < q[2] <= 100:
@@ -127,7 +127,6 @@ class ActivationPercentiles(Monitor):
         replica = step.replica.refresh()
         named = dict(named_layers(replica.module))
         modules = {name: named[name] for name in self.modules}
-        self.in_detail = bool(self.detail_every) and self.samples_taken % self.detail_every == 0
         inside = {n: m for n, m in modules.items() if self.layers is not None or reads_input(m)}
         outside = {n: m for n, m in modules.items() if n not in inside}
         try:
@@ -176,7 +175,11 @@ class ActivationPercentiles(Monitor):
             found["rank"] = sampled_rows(x, axis, self.samples).cpu()
         return found
 
-    def merge(self, step: Step, parts: Sequence[Any]) -> Sample:
+    def merge(self, parts: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        return parts
+
+    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples:
+        [parts] = found
         reached = list(dict.fromkeys(name for part in parts for name in part))
         self.tell_of_unreached(reached)
         names = [*reached, *(name for name in self.modules if name not in reached)]
@@ -187,36 +190,34 @@ class ActivationPercentiles(Monitor):
         def put(row: int, metric: str, value: Tensor | float) -> None:
             values[metric][row], applies[metric][row] = value, True
 
-        self.shown: dict[str, Tensor] = {}
         for i, name in enumerate(reached):
-            found = [part[name] for part in parts if name in part]
-            whole = torch.cat([f["all"] for f in found])
-            self.shown[name] = whole
+            notes = [part[name] for part in parts if name in part]
+            whole = torch.cat([f["all"] for f in notes])
             band = percentiles(whole, self.q)
             for metric, value in zip(self.input_names, band, strict=True):
                 put(i, metric, value)
             put(i, "input_width", band[2] - band[0])
-            if "flat" in found[0]:
-                flat_count, count = torch.stack([f["flat"] for f in found]).sum(0)
+            if "flat" in notes[0]:
+                flat_count, count = torch.stack([f["flat"] for f in notes]).sum(0)
                 put(i, "saturated", flat_count / count)
-                put(i, "dead", torch.stack([f["dead"] for f in found]).all(0).double().mean())
-            if "rank" in found[0]:
-                put(i, "effective_rank", effective_rank(torch.cat([f["rank"] for f in found])))
+                put(i, "dead", torch.stack([f["dead"] for f in notes]).all(0).double().mean())
+            if "rank" in notes[0]:
+                put(i, "effective_rank", effective_rank(torch.cat([f["rank"] for f in notes])))
             for at, u in enumerate(self.units, start=len(names) + i * len(self.units)):
-                band = percentiles(torch.cat([f["units"][u] for f in found]), self.q)
+                band = percentiles(torch.cat([f["units"][u] for f in notes]), self.q)
                 for metric, value in zip(self.unit_names, band, strict=True):
                     put(at, metric, value)
-        return Sample(rows, values, applies)
+        return Samples(rows, {m: v[None] for m, v in values.items()}, applies)
 
-    def detail(self, board: Board) -> None:
-        for name, values in self.shown.items():
-            board.histogram(f"input/{name}", values)
+    def detail(self, board: Board, number: int, found: Sequence[dict[str, Any]]) -> None:
+        for name in dict.fromkeys(name for part in found for name in part):
+            board.histogram(number, f"input/{name}", torch.cat([part[name]["all"] for part in found if name in part]))
 
     def charts(self) -> list[Chart]:
         low, middle, high = self.input_names
         unit_low, unit_middle, unit_high = self.unit_names
         charts = []
-        for name in getattr(self, "shown", self.modules):
+        for name in self.rows[: len(self.modules)] or self.modules:
             charts.append(
                 Chart(f"{name}: all units", (f"{middle}/{name}", f"{low}/{name}", f"{high}/{name}"), band=True)
             )

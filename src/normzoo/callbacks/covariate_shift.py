@@ -1,7 +1,7 @@
 """Do the inputs of a layer keep their distribution?"""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -10,13 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board, Chart
-from normzoo.callbacks._monitor import Heard, Monitor, Readings, Sample, Step
-from normzoo.callbacks._profile import Profile, aligned, feature_moments, joined, layer_means, merge_profiles, profile
+from normzoo.callbacks._monitor import Heard, Monitor, Readings, Samples, Step
+from normzoo.callbacks._profile import NOTHING, Profile, aligned, feature_moments, layer_means, merge_profiles, profile
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
-from normzoo.metrics import kl, slope, w1, w2
+from normzoo.metrics import Moments, kl, slope, w1, w2
 from normzoo.probes import Layers, Probe, is_compiled, is_norm, is_weighted, named_layers, of_kind
 
 DISTANCES = ("w1", "w2", "kl")
@@ -97,30 +97,43 @@ class CovariateShift(Monitor):
     def collect(self, step: Step, heard: Heard) -> tuple[Profile, Profile]:
         return profile(heard["input", feature_moments]), profile(heard["output", feature_moments])
 
-    def merge(self, step: Step, parts: Sequence[Any]) -> Sample | None:
+    def merge(self, parts: Sequence[tuple[Profile, Profile]]) -> tuple[Profile, Profile]:
         inputs, outputs = (merge_profiles(side) for side in zip(*parts, strict=True))
-        self.tell_of_unreached(inputs.names)
-        if self.reference is None and step.number >= self.reference_step:
-            self.reference = inputs
-        pairs = {"in_out": (outputs, inputs)}
-        if self.reference is not None:
-            pairs["drift"] = (inputs, self.reference)
-        if self.recent:
-            pairs["step"] = (inputs, self.recent[-1])
-        self.recent.append(inputs)
-        found = {
-            f"{what}_{distance}": column
-            for what, by_distance in distances(inputs.names, pairs).items()
-            for distance, column in by_distance.items()
-        }
-        shown = {name: column for name, (column, _) in found.items() if name in self.metrics}
-        return Sample(inputs.names, shown, {name: found[name][1] for name in shown}) if shown else None
+        return inputs, outputs
 
-    def write(self, step: Step, sample: Sample, board: Board) -> None:
-        if len(sample.rows) > 1:
-            slopes = torch.stack([slope(v) for v in sample.values.values()]).tolist()
-            board.scalars({f"depth_slope/{name}": s for name, s in zip(sample.values, slopes, strict=True) if s == s})
-        super().write(step, sample, board)
+    def structure(self, found: tuple[Profile, Profile]) -> Hashable:
+        return tuple((one.names, one.sizes) for one in found)
+
+    def digest(self, numbers: Sequence[int], found: Sequence[tuple[Profile, Profile]]) -> Samples | None:
+        inputs = [one for one, _ in found]
+        names, sizes = inputs[0].names, inputs[0].sizes
+        self.tell_of_unreached(names)
+        if not names:
+            return None
+        later = [number >= self.reference_step for number in numbers]
+        if self.reference is None and any(later):
+            self.reference = inputs[later.index(True)]
+        last = self.recent[-1] if self.recent else NOTHING
+        self.recent.extend(inputs)
+        now = over_steps(inputs)
+        pairs = {
+            "drift": (now, over_steps([(self.reference or NOTHING).on(names, sizes)] * len(inputs))),
+            "step": (now, over_steps([last.on(names, sizes), *inputs[:-1]])),
+            "in_out": (over_steps([out.on(names, sizes) for _, out in found]), now),
+        }
+        p, q = (stacked(side) for side in zip(*pairs.values(), strict=True))
+        values, known = distances(sizes, p, q)  # (3 distances, 3 pairs, K, L) and (3 pairs, K, L)
+        known[0] &= torch.tensor(later).unsqueeze(1)
+        shown = {f"{what}_{d}": (i, j) for j, what in enumerate(pairs) for i, d in enumerate(DISTANCES)}
+        shown = {name: place for name, place in shown.items() if name in self.metrics}
+        by_metric = {name: values[i, j] for name, (i, j) in shown.items()}
+        return Samples(names, by_metric, {name: known[j] for name, (_, j) in shown.items()})
+
+    def totals_of(self, samples: Samples) -> list[dict[str, float]]:
+        slopes = slope(torch.stack(list(samples.values.values()), 1)).tolist()  # K rows of a slope per metric
+        return [
+            {f"depth_slope/{name}": s for name, s in zip(samples.values, row, strict=True) if s == s} for row in slopes
+        ]
 
     def charts(self) -> list[Chart]:
         profiles = {"drift_w2": "drift from the reference", "step_w2": "drift from the last sample"}
@@ -196,16 +209,18 @@ class CovariateShift(Monitor):
         if not parts:
             return
         evaluated, trained = aligned(merge_profiles(parts), merge_profiles(list(self.recent)))
-        column, known = distances(trained.names, {"new": (evaluated, trained)})["new"]["w2"]
+        values, known = distances(trained.sizes, evaluated.moments, trained.moments)
+        column = values[DISTANCES.index("w2")]
         found = {name: v for name, v, k in zip(trained.names, column.tolist(), known.tolist(), strict=True) if k}
         self.new_data[metric] = found
         board = Board(trainer)
-        board.scalars({f"{metric}/{name}": value for name, value in found.items()})
+        step = trainer.global_step
+        board.scalars(step, {f"{metric}/{name}": value for name, value in found.items()})
         if len(found) > 1:
-            board.scalars({f"depth_slope/{metric}": slope(column).item()})
+            board.scalars(step, {f"depth_slope/{metric}": slope(column).item()})
         columns = {metric: self.totals[f"{metric}/"]}
-        board.table(f"normalization/{type(self).__name__}/{metric}", trained.names, columns, column[:, None])
-        board.write(trainer.global_step)
+        board.table(step, f"normalization/{type(self).__name__}/{metric}", trained.names, columns, column[:, None])
+        board.write()
 
     # What goes on with a resumed run.
 
@@ -220,38 +235,29 @@ class CovariateShift(Monitor):
         self.recent = deque(map(Profile.from_state, state_dict["recent"]), maxlen=RECENT)
 
 
-def distances(
-    rows: Sequence[str], pairs: Mapping[str, tuple[Profile, Profile]]
-) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """How far p is from q, layer by layer, in standard deviations of q or in nats; all pairs at once.
+def stacked(parts: Sequence[Moments]) -> Moments:
+    """Moments along a new first axis."""
+    return Moments(*(torch.stack(list(column)) for column in zip(*parts, strict=True)))
+
+
+def over_steps(profiles: Sequence[Profile]) -> Moments:
+    """(K, sum C_l) each, of K profiles with the same layers."""
+    return stacked([one.moments for one in profiles])
+
+
+def distances(sizes: tuple[int, ...], p: Moments, q: Moments) -> tuple[Tensor, Tensor]:
+    """How far p is from q, layer by layer: W1 and W2 in standard deviations of q, KL in nats.
 
     Args:
-        rows: names of L layers.
-        pairs: name -> p, q.
+        sizes: C_l of each layer.
+        p: n, mean and var (..., sum C_l).
+        q: n, mean and var (..., sum C_l); n is 0 where there is nothing to compare with.
 
     Returns:
-        Name -> distance -> values (L,), and where there is such a value, (L,): a layer that both have with the same
-        channels, not all of which are constant in q.
+        W1, W2 and KL (3, ..., L); and (..., L), where there is such a value: both have the layer, and not all channels
+        are constant in q.
     """
-    common = {name: aligned(p, q) for name, (p, q) in pairs.items()}
-    sizes = tuple(size for p, _ in common.values() for size in p.sizes)
-    p, q = (joined([pair[side].moments for pair in common.values()]) for side in (0, 1))
-    varies = q.var != 0
-    found = layer_means(sizes, torch.stack([w1(p, q) / q.std, (w2(p, q) / q.std).square(), kl(p, q)]), varies)
-    found[1] = found[1].sqrt()
-    there = layer_means(sizes, varies.double()) > 0
-    result, at = {}, 0
-    for name, (one, _) in common.items():
-        here = slice(at, at + len(one.names))
-        at += len(one.names)
-        values, known = found[:, here], there[here]
-        if one.names != tuple(rows):
-            place = [list(rows).index(row) for row in one.names]
-            whole, everywhere = (
-                torch.full((3, len(rows)), torch.nan, dtype=torch.float64),
-                torch.zeros(len(rows), dtype=torch.bool),
-            )
-            whole[:, place], everywhere[place] = values, known
-            values, known = whole, everywhere
-        result[name] = {distance: (v, known) for distance, v in zip(DISTANCES, values, strict=True)}
-    return result
+    counts = (p.n > 0) & (q.n > 0) & (q.var != 0)
+    values = layer_means(sizes, torch.stack([w1(p, q) / q.std, (w2(p, q) / q.std).square(), kl(p, q)]), counts)
+    values[1] = values[1].sqrt()
+    return values, layer_means(sizes, counts.double()) > 0

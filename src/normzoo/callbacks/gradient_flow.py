@@ -1,18 +1,37 @@
 """Do gradients vanish or explode on their way through the network?"""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from normzoo.callbacks._board import Board, Chart
+from normzoo.callbacks._board import Chart
 from normzoo.callbacks._layers import own_parameters
-from normzoo.callbacks._monitor import Heard, Monitor, Readings, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Readings, Samples, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import growth, norms, ratio
 from normzoo.probes import Layers, is_weighted, of_kind
+
+NONE = torch.zeros(0, dtype=torch.float64)
+
+
+class Notes(NamedTuple):
+    """What is noted of a step."""
+
+    samples: int
+    order: tuple[str, ...]
+    """Layers as they ran."""
+    flowing: tuple[str, ...]
+    """Those whose output has a gradient."""
+    squares: Tensor
+    """Its squared norm, for each of them."""
+    with_gradient: tuple[bool, ...]
+    """Which of the parameters have one."""
+    by_parameter: dict[str, Tensor]
+    """Norms of gradients, weights and updates, for each parameter."""
 
 
 class GradientFlow(Monitor):
@@ -73,7 +92,6 @@ class GradientFlow(Monitor):
         self.vanishing = vanishing
         self.exploding = exploding
         self.order: list[str] = []
-        self.flagged: set[str] = set()
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_weighted)
@@ -84,102 +102,118 @@ class GradientFlow(Monitor):
         self.flat = [p for own in self.parameters.values() for p in own]
         owners = [i for i, own in enumerate(self.parameters.values()) for _ in own]
         self.owner = torch.tensor(owners, dtype=torch.long)
+        self.place = {name: i for i, name in enumerate(self.modules)}
 
     def readings(self) -> Readings:
         return {("gradient", squared_norm): self.modules}
 
     def begin(self, step: Step) -> None:
-        self.gradient: Tensor | None = None
+        self.noted: dict[str, Tensor] = {}
+        self.with_gradient = (False,) * len(self.flat)
 
     def before_update(self, step: Step) -> None:
         """Keeps the weights and the norms of gradients."""
-        self.gradient = self.by_layer([zero_or(p.grad, p) for p in self.flat])
-        self.has_gradient = self.by_layer_any([p.grad is not None for p in self.flat])
+        self.with_gradient = tuple(p.grad is not None for p in self.flat)
+        self.noted["grad_norm"] = norms(gradients_of(self.flat))
         self.weights = [p.detach().clone() for p in self.flat]
 
-    def by_layer(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The norm of each layer's tensors together, (L,) in float64 on the CPU."""
-        sums = torch.zeros(len(self.modules), dtype=torch.float64)
-        return sums.index_add_(0, self.owner, norms(tensors).double().cpu().square()).sqrt()
-
-    def by_layer_any(self, conditions: Sequence[bool]) -> Tensor:
-        """Whether a condition holds for any tensor of each layer, bool (L,)."""
-        counts = torch.zeros(len(self.modules))
-        return counts.index_add_(0, self.owner, torch.tensor(conditions, dtype=torch.float32)) > 0
-
-    def collect(self, step: Step, heard: Heard) -> dict[str, Any]:
-        scale = loss_scale(step)
+    def collect(self, step: Step, heard: Heard) -> Notes:
         flow: dict[str, list[Tensor]] = {}
         for name, square in heard["gradient", squared_norm]:
             flow.setdefault(name, []).extend([] if square is None else [square])
-        squares = {name: sum(many[1:], many[0]) / scale**2 for name, many in flow.items() if many}
-        listed = torch.stack(list(squares.values())).tolist() if squares else []
-        found: dict[str, Any] = {"samples": step.samples, "order": list(flow)}
-        found["flow"] = dict(zip(squares, listed, strict=True))
-        if self.gradient is not None:
-            size = self.by_layer(self.weights)
+        squares = {name: sum(many[1:], many[0]) for name, many in flow.items() if many}
+        stacked = torch.stack(list(squares.values())).double().cpu() / loss_scale(step) ** 2 if squares else NONE
+        if self.noted and self.flat:
             moved = torch._foreach_sub([p.detach() for p in self.flat], self.weights)
-            found["grad_norm"], found["grad_ratio"] = self.gradient, ratio(self.gradient, size)
-            found["update_ratio"] = ratio(self.by_layer(list(moved)), size)
+            self.noted["weight"], self.noted["update"] = norms(self.weights), norms(list(moved))
             if step.trainer.gradient_clip_val:
-                found["grad_norm_clipped"] = self.by_layer([zero_or(p.grad, p) for p in self.flat])
+                self.noted["grad_norm_clipped"] = norms(gradients_of(self.flat))
         self.weights = []
-        return found
+        by_parameter = {name: one.double().cpu() for name, one in self.noted.items()}
+        return Notes(step.samples, tuple(flow), tuple(squares), stacked, self.with_gradient, by_parameter)
 
-    def merge(self, step: Step, parts: Sequence[Any]) -> Sample:
+    def merge(self, parts: Sequence[Notes]) -> Notes:
         # The loss of all ranks is the average of theirs, weighted by samples: so are its gradients.
-        total = sum(part["samples"] for part in parts)
-        squares: dict[str, float] = {}
+        if len(parts) == 1:
+            return parts[0]
+        total = sum(part.samples for part in parts)
+        squares: dict[str, Tensor] = {}
         for part in parts:
-            for name, square in part["flow"].items():
-                squares[name] = squares.get(name, 0.0) + (part["samples"] / total) ** 2 * square
-        self.order = list(dict.fromkeys([*self.order, *(name for part in parts for name in part["order"])]))
-        rows = self.order
-        self.tell_of_unreached(rows)
-        place = [list(self.modules).index(name) for name in rows]
-        values = {
-            "flow_norm": torch.tensor([squares.get(name, torch.nan) for name in rows], dtype=torch.float64).sqrt()
-        }
-        applies = {"flow_norm": torch.tensor([name in squares for name in rows])}
-        learned = torch.tensor([bool(self.parameters[name]) for name in rows])
-        for metric in ("grad_norm", "grad_norm_clipped", "grad_ratio", "update_ratio"):
-            if metric in parts[0]:
-                values[metric] = parts[0][metric][place]
-                applies[metric] = learned & self.has_gradient[place]
-                if metric.endswith("ratio"):  # a weight of 0 has no share
-                    applies[metric] &= ~values[metric].isnan() | values["grad_norm"].isnan()
-        return Sample(rows, values, applies)
+            for name, square in zip(part.flowing, part.squares, strict=True):
+                squares[name] = squares.get(name, torch.zeros_like(square)) + (part.samples / total) ** 2 * square
+        order = tuple(dict.fromkeys(name for part in parts for name in part.order))
+        summed = torch.stack(list(squares.values())) if squares else NONE
+        return parts[0]._replace(samples=total, order=order, flowing=tuple(squares), squares=summed)
 
-    def write(self, step: Step, sample: Sample, board: Board) -> None:
-        known = sample.applies["flow_norm"]
-        if known.any():
-            names = [row for row, k in zip(sample.rows, known.tolist(), strict=True) if k]
-            flow = sample.values["flow_norm"][known]
-            share = flow / flow[-1]
-            vanishing = (share < self.vanishing) | (flow == 0)
-            exploding = (share > self.exploding) | ~flow.isfinite()
-            if len(names) > 1:
-                board.scalars({"flow/growth": growth(flow).item()})
-            board.scalars({"flow/vanishing": vanishing.sum().item(), "flow/exploding": exploding.sum().item()})
-            self.flag(step, "vanishes", names, vanishing, flow)
-            self.flag(step, "explodes", names, exploding, flow)
-        super().write(step, sample, board)
+    def structure(self, found: Notes) -> Hashable:
+        return found.order, found.flowing, found.with_gradient, tuple(found.by_parameter)
 
-    def flag(self, step: Step, what: str, names: Sequence[str], where: Tensor, flow: Tensor) -> None:
+    def digest(self, numbers: Sequence[int], found: Sequence[Notes]) -> Samples | None:
+        first = found[0]
+        self.tell_of_unreached(first.order)
+        self.order = list(dict.fromkeys([*self.order, *first.order]))
+        if not self.order:
+            return None
+        count = len(self.modules)
+        place = torch.tensor([self.place[name] for name in first.flowing], dtype=torch.long)
+        flow = torch.full((len(found), count), torch.nan, dtype=torch.float64)
+        flow[:, place] = torch.stack([one.squares for one in found]).sqrt()
+        flows = torch.zeros(count, dtype=torch.bool)
+        flows[place] = True
+        values, applies = {"flow_norm": flow}, {"flow_norm": flows}
+        by_layer = {name: self.by_layer([one.by_parameter[name] for one in found]) for name in first.by_parameter}
+        learns = torch.zeros(count).index_add_(0, self.owner, torch.tensor(first.with_gradient).float()) > 0
+        for metric in ("grad_norm", "grad_norm_clipped"):
+            if metric in by_layer:
+                values[metric], applies[metric] = by_layer[metric], learns
+        if "weight" in by_layer:
+            has_share = learns & (by_layer["weight"] != 0)  # a weight of 0 has no share
+            for metric, part in (("grad_ratio", "grad_norm"), ("update_ratio", "update")):
+                values[metric], applies[metric] = ratio(by_layer[part], by_layer["weight"]), has_share
+        chosen = torch.tensor([self.place[name] for name in self.order])
+        flowing = [name for name in self.order if name in first.flowing]
+        in_order = flow[:, torch.tensor([self.place[name] for name in flowing], dtype=torch.long)].tolist()
+        self.told = [
+            self.tell(number, dict(zip(flowing, sizes, strict=True)))
+            for number, sizes in zip(numbers, in_order, strict=True)
+        ]
+        values = {metric: column[:, chosen] for metric, column in values.items()}
+        return Samples(self.order, values, {metric: there[..., chosen] for metric, there in applies.items()})
+
+    def by_layer(self, norms_of_parameters: Sequence[Tensor]) -> Tensor:
+        """The norm of each layer's tensors together: of K x (P,), (K, L)."""
+        squares = torch.stack(list(norms_of_parameters)).square()
+        return squares.new_zeros(len(squares), len(self.modules)).index_add_(1, self.owner, squares).sqrt()
+
+    def totals_of(self, samples: Samples) -> list[dict[str, float]]:
+        return self.told
+
+    def tell(self, number: int, flow: Mapping[str, float]) -> dict[str, float]:
+        """Growth of the gradient over the layers of a step; layers where it vanishes or explodes, with warnings."""
+        if not flow:
+            return {}
+        last = list(flow.values())[-1]
+        vanishing = [name for name, size in flow.items() if size == 0 or size < self.vanishing * last]
+        exploding = [name for name, size in flow.items() if not size <= self.exploding * last < math.inf]
+        self.flag(number, "vanishes", vanishing, flow)
+        self.flag(number, "explodes", exploding, flow)
+        told = {"flow/vanishing": float(len(vanishing)), "flow/exploding": float(len(exploding))}
+        if len(flow) > 1:
+            told["flow/growth"] = growth(torch.tensor(list(flow.values()))).item()
+        return told
+
+    def flag(self, number: int, what: str, where: Sequence[str], flow: Mapping[str, float]) -> None:
         """Warns when it begins, of the first layer on the way back from the loss."""
-        if not where.any():
-            self.flagged.discard(what)
+        if not where:
             self.warned.discard(what)
             return
-        if what not in self.flagged:
-            self.flagged.add(what)
-            first = int(where.nonzero()[-1])
-            self.warn_once(
-                what,
-                f"step {step.number}: the gradient {what} at {names[first]}: {flow[first].item():.3g} with respect to "
-                f"its output, {flow[-1].item():.3g} at the last layer, {names[-1]}; so it is in {int(where.sum())} of "
-                f"{len(names)} layers. Norms, another init or learning rate, or gradient clipping may help.",
-            )
+        first, (last, at_last) = where[-1], list(flow.items())[-1]
+        self.warn_once(
+            what,
+            f"step {number}: the gradient {what} at {first}: {flow[first]:.3g} with respect to its output, "
+            f"{at_last:.3g} at the last layer, {last}; so it is in {len(where)} of {len(flow)} layers. Norms, another "
+            f"init or learning rate, or gradient clipping may help.",
+        )
 
     def charts(self) -> list[Chart]:
         told = {
@@ -199,9 +233,9 @@ def squared_norm(module: nn.Module, gradient: Tensor) -> Tensor:
     )
 
 
-def zero_or(gradient: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient, zeros where there is none."""
-    return like.new_zeros(1) if gradient is None else gradient
+def gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradients, a 0 where there is none."""
+    return [p.new_zeros(1) if p.grad is None else p.grad for p in parameters]
 
 
 def loss_scale(step: Step) -> float:

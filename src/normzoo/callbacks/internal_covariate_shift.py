@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.callbacks._layers import own_parameters
-from normzoo.callbacks._monitor import Heard, Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
 from normzoo.callbacks._replica import Replica
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
@@ -132,9 +132,9 @@ class InternalCovariateShift(Monitor):
             count = min(CHOSEN, len(reached))
             self.chosen = [reached[round(i * (len(reached) - 1) / max(count - 1, 1))] for i in range(count)]
 
-    def merge(self, step: Step, parts: Sequence[Any]) -> Sample | None:
-        rows = [layer for layer, _ in parts[0]]
-        if not rows:
+    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples | None:
+        [layers] = found
+        if not layers:
             return None
-        table = torch.tensor([values for _, values in parts[0]], dtype=torch.float64)
-        return Sample(rows, dict(zip(self.metrics, table.T, strict=True)))
+        table = torch.tensor([values for _, values in layers], dtype=torch.float64)  # (L, M)
+        return Samples([name for name, _ in layers], dict(zip(self.metrics, table.T[:, None], strict=True)))

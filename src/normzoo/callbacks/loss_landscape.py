@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Chart
-from normzoo.callbacks._monitor import Heard, Monitor, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import effective_smoothness, gradient_change, loss_range
@@ -110,8 +110,9 @@ class LossLandscape(Monitor):
     def collect(self, step: Step, heard: Heard) -> dict[str, Tensor]:
         return self.found
 
-    def merge(self, step: Step, parts: Sequence[Any]) -> Sample:
-        return Sample(["landscape"], {name: value.reshape(1) for name, value in parts[0].items()})
+    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples:
+        [values] = found
+        return Samples(["landscape"], {name: value.reshape(1, 1) for name, value in values.items()})
 
     def tag(self, metric: str, row: str) -> str:
         return f"landscape/{metric}"

@@ -1,17 +1,16 @@
 """Do the running statistics tell what batches are like?"""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board
-from normzoo.callbacks._monitor import Heard, Monitor, Readings, Sample, Step
+from normzoo.callbacks._monitor import Heard, Monitor, Readings, Samples, Step
 from normzoo.callbacks._profile import (
     NOTHING,
     Profile,
-    aligned,
     feature_moments,
     layer_means,
     merge_profiles,
@@ -23,6 +22,21 @@ from normzoo.metrics import Moments, gap, kl, w2
 from normzoo.probes import Layers, is_norm, is_weighted, of_kind
 
 GAPS = ("running_gap", "running_w2", "running_kl")
+
+
+NONE = torch.zeros(0)
+
+
+class Notes(NamedTuple):
+    """What is noted of a step."""
+
+    batch: Profile
+    mean: Tensor
+    """(sum C_l,), running."""
+    var: Tensor
+    """(sum C_l,), running."""
+    learned: Tensor
+    """All weights, then all biases."""
 
 
 class RunningStatistics(Monitor):
@@ -37,13 +51,13 @@ class RunningStatistics(Monitor):
 
     Tags, each with the name of the layer: `running_gap/`, `running_w2/` in running standard deviations, `running_kl/`
     in nats per channel; `gamma_mean/`, `gamma_std/`, `beta_mean/`, `beta_std/` over the channels of weight and bias.
-    Every tenth sample also the histograms of the channels: `running_mean/`, `running_var/`, `running_gap_channels/`,
+    Every 500 steps also the histograms of the channels: `running_mean/`, `running_var/`, `running_gap_channels/`,
     `gamma/`, `beta/`, and a table `[channels, metrics]` per layer.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
         layers: names with `*`, or classes; None for all norms.
-        detail_every: samples between two with channels; 0 for never.
+        detail_every: optimizer steps, at least, between samples with channels; 0 for never.
 
     Raises:
         InputError: `layers` matches nothing; a number out of range.
@@ -61,7 +75,7 @@ class RunningStatistics(Monitor):
     }
     heatmaps = ("running_gap", "running_w2")
 
-    def __init__(self, every: int | Schedule = 50, layers: Layers | None = None, detail_every: int = 10) -> None:
+    def __init__(self, every: int | Schedule = 50, layers: Layers | None = None, detail_every: int = 500) -> None:
         super().__init__(every, layers, detail_every)
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -70,102 +84,104 @@ class RunningStatistics(Monitor):
     def find_layers(self, model: nn.Module) -> None:
         super().find_layers(model)
         self.keeping = {name: m for name, m in self.modules.items() if keeps_statistics(m)}
+        self.sizes = tuple(m.running_mean.numel() for m in self.keeping.values())  # type: ignore[operator]
         self.vectors = {"gamma": vectors_of(self.modules, "weight"), "beta": vectors_of(self.modules, "bias")}
+        self.learned_sizes = tuple(v.numel() for by_layer in self.vectors.values() for v in by_layer.values())
 
     def readings(self) -> Readings:
         return {("input", feature_moments): self.keeping} if self.keeping else {}
 
     def begin(self, step: Step) -> None:
         """Takes the running statistics as the forward pass will find them; weights and biases too."""
-        names, layers = tuple(self.keeping), list(self.keeping.values())
-        sizes = tuple(m.running_mean.numel() for m in layers)  # type: ignore[operator]
-        both = [
-            torch.cat([getattr(m, name).detach() for m in layers]).double().cpu() if layers else torch.zeros(0)
+        self.mean, self.var = (
+            torch.cat([getattr(m, name).detach() for m in self.keeping.values()]).cpu() if self.keeping else NONE
             for name in ("running_mean", "running_var")
-        ]
-        self.running = Profile(names, sizes, Moments(torch.full_like(both[0], torch.nan), *both))
-        self.affine = affine_moments(self.vectors)
+        )
+        learned = [v.detach().flatten() for by_layer in self.vectors.values() for v in by_layer.values()]
+        self.learned = torch.cat(learned).cpu() if learned else NONE
 
-    def collect(self, step: Step, heard: Heard) -> Profile:
-        return profile(heard["input", feature_moments]) if self.keeping else NOTHING
+    def collect(self, step: Step, heard: Heard) -> Notes:
+        batch = profile(heard["input", feature_moments]) if self.keeping else NOTHING
+        return Notes(batch, self.mean, self.var, self.learned)
 
-    def merge(self, step: Step, parts: Sequence[Any]) -> Sample:
-        batch = merge_profiles(parts)
-        self.tell_of_unreached([*batch.names, *(name for name in self.modules if name not in self.keeping)])
+    def merge(self, parts: Sequence[Notes]) -> Notes:
+        return parts[0]._replace(batch=merge_profiles([part.batch for part in parts]))
+
+    def structure(self, found: Notes) -> Hashable:
+        return found.batch.names, found.batch.sizes
+
+    def digest(self, numbers: Sequence[int], found: Sequence[Notes]) -> Samples:
+        self.tell_of_unreached([*found[0].batch.names, *(name for name in self.modules if name not in self.keeping)])
         rows = list(self.modules)
-        values = {m: torch.full((len(rows),), torch.nan, dtype=torch.float64) for m in self.metrics}
-        applies = {m: torch.zeros(len(rows), dtype=torch.bool) for m in self.metrics}
+        values: dict[str, Tensor] = {}
+        applies: dict[str, Tensor] = {}
 
-        def put(metric: str, names: Sequence[str], column: Tensor, known: Tensor | bool = True) -> None:
-            place = [rows.index(name) for name in names]
-            values[metric][place], applies[metric][place] = column, known
+        def put(names: Sequence[str], columns: Mapping[str, Tensor], known: Tensor | bool = True) -> None:
+            place = torch.tensor([rows.index(name) for name in names], dtype=torch.long)
+            there = torch.zeros(len(found), len(rows), dtype=torch.bool)
+            there[:, place] = known
+            for metric, column in columns.items():
+                values[metric] = torch.full(there.shape, torch.nan, dtype=torch.float64)
+                values[metric][:, place], applies[metric] = column, there
 
-        # Layers whose running statistics are those of the channels of their input.
-        batch, running = self.compared = aligned(batch, self.running)
-        if batch.names:
-            ours, expected = batch.moments.unbiased(), running.moments
-            self.channel_gap = gap(ours, expected)
-            distances = [self.channel_gap, (w2(ours, expected) / expected.std).square(), kl(ours, expected)]
-            varies = expected.var != 0
-            found = layer_means(batch.sizes, torch.stack(distances), varies)
-            found[1] = found[1].sqrt()
-            for metric, column in zip(GAPS, found, strict=True):
-                put(metric, batch.names, column, layer_means(batch.sizes, varies.double()) > 0)
-        for metric, (names, column) in self.affine.items():
-            put(metric, names, column)
-        return Sample(rows, values, applies)
+        if self.keeping:
+            ours, running = self.compared(found)
+            counts = (ours.n > 1) & (running.var != 0)
+            distances = [gap(ours, running), (w2(ours, running) / running.std).square(), kl(ours, running)]
+            means = layer_means(self.sizes, torch.stack(distances), counts)
+            means[1] = means[1].sqrt()
+            put(list(self.keeping), dict(zip(GAPS, means, strict=True)), layer_means(self.sizes, counts.double()) > 0)
+        learned = torch.stack([one.learned for one in found]).double()
+        for what, by_layer, mean, std in self.spread(learned):
+            put(by_layer, {f"{what}_mean": mean, f"{what}_std": std})
+        return Samples(rows, values, applies)
 
-    def detail(self, board: Board) -> None:
-        batch, running = self.compared
+    def compared(self, found: Sequence[Notes]) -> tuple[Moments, Moments]:
+        """The moments of batches and the running ones, (K, sum C_l) each, of all layers that keep some."""
+        names = tuple(self.keeping)
+        columns = zip(*(one.batch.on(names, self.sizes).moments for one in found), strict=True)
+        ours = Moments(*(torch.stack(list(column)) for column in columns)).unbiased()
+        mean, var = (torch.stack([getattr(one, what) for one in found]).double() for what in ("mean", "var"))
+        return ours, Moments(ours.n, mean, var)
+
+    def spread(self, learned: Tensor) -> Iterator[tuple[str, list[str], Tensor, Tensor]]:
+        """ "gamma" and "beta", their layers, and mean and standard deviation over channels, (K, L) each."""
+        if not self.learned_sizes:
+            return
+        mean = layer_means(self.learned_sizes, learned)
+        std = layer_means(self.learned_sizes, (learned - mean[:, owner_of(self.learned_sizes)]).square()).sqrt()
+        at = 0
+        for what, by_layer in self.vectors.items():
+            here = slice(at, at + len(by_layer))
+            at += len(by_layer)
+            yield what, list(by_layer), mean[:, here], std[:, here]
+
+    def detail(self, board: Board, number: int, found: Notes) -> None:
         of_layer: dict[str, dict[str, tuple[str, Tensor]]] = {name: {} for name in self.modules}
-        if batch.names:
+        if self.keeping:
+            ours, running = (Moments(*(column[0] for column in side)) for side in self.compared([found]))
             told = {
-                "batch_mean": ("mean of the batch", batch.moments.mean),
-                "batch_var": ("variance of the batch", batch.moments.var),
-                "running_mean": ("running mean", running.moments.mean),
-                "running_var": ("running variance", running.moments.var),
-                "running_gap_channels": ("distance of the means, in running standard deviations", self.channel_gap),
+                "batch_mean": ("mean of the batch", ours.mean),
+                "batch_var": ("unbiased variance of the batch", ours.var),
+                "running_mean": ("running mean", running.mean),
+                "running_var": ("running variance", running.var),
+                "running_gap_channels": ("distance of the means, in running standard deviations", gap(ours, running)),
             }
             for what, (unit, whole) in told.items():
-                for name, v in zip(batch.names, whole.split(batch.sizes), strict=True):
+                for name, v in zip(self.keeping, whole.split(self.sizes), strict=True):
                     of_layer[name][what] = unit, v
-        for what, vectors in self.vectors.items():
-            for name, v in vectors.items():
-                of_layer[name][what] = f"{what} of the channel", v.detach().double().cpu().flatten()
+        learned = iter(found.learned.double().split(self.learned_sizes))
+        for what, by_layer in self.vectors.items():
+            for name in by_layer:
+                of_layer[name][what] = f"{what} of the channel", next(learned)
         for name, columns in of_layer.items():
             for what, (_, v) in columns.items():
                 if not what.startswith("batch"):
-                    board.histogram(f"{what}/{name}", v)
+                    board.histogram(number, f"{what}/{name}", v)
             if columns and len({v.numel() for _, v in columns.values()}) == 1:
                 table = torch.stack([v for _, v in columns.values()], 1)
                 rows = [str(i) for i in range(len(table))]
-                board.table(f"channels/{name}", rows, {k: unit for k, (unit, _) in columns.items()}, table)
-
-
-def affine_moments(vectors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[list[str], Tensor]]:
-    """Mean and standard deviation over channels of weights and biases.
-
-    Args:
-        vectors: "gamma" or "beta" -> layer -> its values.
-
-    Returns:
-        "gamma_mean" and so on -> names of layers, values (L,).
-    """
-    owners = [(what, name) for what, by_layer in vectors.items() for name in by_layer]
-    if not owners:
-        return {}
-    flat = [vectors[what][name].detach().flatten() for what, name in owners]
-    sizes = tuple(len(v) for v in flat)
-    whole = torch.cat(flat).double().cpu()
-    mean = layer_means(sizes, whole)
-    std = layer_means(sizes, (whole - mean[owner_of(sizes)]).square()).sqrt()
-    found, at = {}, 0
-    for what, by_layer in vectors.items():
-        here = slice(at, at + len(by_layer))
-        at += len(by_layer)
-        found[f"{what}_mean"] = list(by_layer), mean[here]
-        found[f"{what}_std"] = list(by_layer), std[here]
-    return found
+                board.table(number, f"channels/{name}", rows, {k: unit for k, (unit, _) in columns.items()}, table)
 
 
 def keeps_statistics(module: nn.Module) -> bool:

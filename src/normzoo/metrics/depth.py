@@ -10,17 +10,18 @@ def slope(values: Tensor) -> Tensor:
     `slope = sum (l - mean l)(v_l - mean v) / sum (l - mean l)^2`, over layers l with a finite value
 
     Args:
-        values: (L,), first layer to last.
+        values: (..., L), first layer to last.
 
     Returns:
-        A scalar in float64, in units of the values per layer; NaN of fewer than two finite values.
+        (...) in float64, in units of the values per layer; NaN of fewer than two finite values.
     """
-    values = values.double()
+    values = values.detach().double()
     known = values.isfinite()
-    layers = torch.arange(len(values), dtype=torch.float64, device=values.device)[known]
-    values = values[known]
-    centred = layers - layers.mean()
-    return (centred * (values - values.mean())).sum() / centred.square().sum()  # 0 / 0 is NaN
+    layers = torch.arange(values.shape[-1], dtype=torch.float64, device=values.device)
+    count = known.sum(-1, keepdim=True)
+    centred = torch.where(known, layers - (layers * known).sum(-1, keepdim=True) / count, 0.0)
+    values = torch.where(known, values, 0.0)  # centred sums to 0: the mean of the values need not be subtracted
+    return (centred * values).sum(-1) / centred.square().sum(-1)  # 0 / 0 is NaN
 
 
 def growth(norms: Tensor) -> Tensor:
@@ -37,4 +38,4 @@ def growth(norms: Tensor) -> Tensor:
     Reference: Greg Yang, Jeffrey Pennington, Vinay Rao, Jascha Sohl-Dickstein, Samuel Schoenholz. A Mean Field Theory
     of Batch Normalization. 2019. arXiv 1902.08129: sqrt(pi / (pi - 1)) = 1.21 for batch norm with ReLU.
     """
-    return (-slope(norms.double().log())).exp()
+    return (-slope(norms.detach().double().log())).exp()

@@ -8,6 +8,7 @@ from torch import Tensor
 from normzoo.metrics.moments import Moments
 
 
+@torch.no_grad()
 def w1(p: Moments, q: Moments) -> Tensor:
     """Wasserstein-1 distance of two Gaussians, per channel, in the units of x.
 
@@ -29,6 +30,7 @@ def w1(p: Moments, q: Moments) -> Tensor:
     return torch.where(spread.isnan() | shift.isnan(), torch.nan, folded)
 
 
+@torch.no_grad()
 def w2(p: Moments, q: Moments) -> Tensor:
     """Wasserstein-2 distance of two Gaussians, per channel, in the units of x.
 
@@ -46,6 +48,7 @@ def w2(p: Moments, q: Moments) -> Tensor:
     return ((p.mean - q.mean).square() + (p.std - q.std).square()).sqrt()
 
 
+@torch.no_grad()
 def kl(p: Moments, q: Moments) -> Tensor:
     """Kullback-Leibler divergence of p from q, two Gaussians, per channel, in nats.
 
@@ -58,9 +61,13 @@ def kl(p: Moments, q: Moments) -> Tensor:
     Returns:
         (C,), at least 0; infinite where only one of the two is constant, NaN where both are.
     """
-    return 0.5 * ((q.var / p.var).log() + (p.var + (p.mean - q.mean).square()) / q.var - 1)
+    shift = p.mean - q.mean
+    nats = 0.5 * ((q.var / p.var).log() + (p.var + shift.square()) / q.var - 1)
+    infinite = (q.var == 0) & (p.var > 0) & ~shift.isnan()  # the formula has infinity minus infinity there
+    return torch.where(infinite, torch.inf, nats).clamp_min(0)  # of two nearly equal ones it rounds to -1e-17
 
 
+@torch.no_grad()
 def gap(p: Moments, q: Moments) -> Tensor:
     """How far the mean of p lies from that of q, per channel, in standard deviations of q.
 
@@ -71,6 +78,6 @@ def gap(p: Moments, q: Moments) -> Tensor:
         q: moments of what is expected, as the running ones.
 
     Returns:
-        (C,), at least 0.
+        (C,), at least 0; where q is constant infinite, and NaN if the means are equal there.
     """
     return (p.mean - q.mean).abs() / q.std

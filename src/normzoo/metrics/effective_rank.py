@@ -23,6 +23,7 @@ def effective_rank(x: Tensor, axis: int = 1) -> Tensor:
     rows = x.detach().movedim(axis, -1).reshape(-1, x.shape[axis]).double()
     if not bool(rows.isfinite().all()) or len(rows) == 0:
         return torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+    rows = rows - rows[0]  # exactly 0 where nothing varies, which no rounded mean leaves
     rows = rows - rows.mean(0)
     gram = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T  # the smaller has the same spectrum
     s = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()

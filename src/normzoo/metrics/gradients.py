@@ -25,6 +25,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.double() for one in found] if mixed else found)
 
 
+@torch.no_grad()
 def ratio(numerators: Tensor, denominators: Tensor) -> Tensor:
     """`||a|| / ||b||`, of gradients to weights or of updates to weights: how much of a weight a step would move.
 

@@ -31,7 +31,7 @@ def internal_covariate_shift(before: Sequence[Tensor], after: Sequence[Tensor]) 
         after: G', of the same shapes.
 
     Returns:
-        Three scalars in float64; relative and cosine are NaN where G is 0.
+        Three scalars in float64; relative is NaN where G is 0, cosine where either is.
 
     Reference: Shibani Santurkar, Dimitris Tsipras, Andrew Ilyas, Aleksander Madry. How Does Batch Normalization Help
     Optimization? 2018. arXiv 1805.11604, definition 2.1.
@@ -39,4 +39,5 @@ def internal_covariate_shift(before: Sequence[Tensor], after: Sequence[Tensor]) 
     g = torch.cat([t.detach().double().flatten() for t in before])
     g_after = torch.cat([t.detach().double().flatten() for t in after])
     l2, size, size_after = (g - g_after).norm(), g.norm(), g_after.norm()
-    return InternalCovariateShift(l2, l2 / size, (g @ g_after / (size * size_after)).clamp(-1, 1))
+    relative = torch.where(size > 0, l2 / size, torch.nan)
+    return InternalCovariateShift(l2, relative, (g @ g_after / (size * size_after)).clamp(-1, 1))

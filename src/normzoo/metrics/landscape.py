@@ -6,9 +6,11 @@ Reference: Shibani Santurkar, Dimitris Tsipras, Andrew Ilyas, Aleksander Madry. 
 Optimization? 2018. arXiv 1805.11604, section 3.1 and figure 4.
 """
 
+import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def loss_range(losses: Tensor) -> Tensor:
     """How much the loss varies over the steps.
 
@@ -23,6 +25,7 @@ def loss_range(losses: Tensor) -> Tensor:
     return losses.max() - losses.min()
 
 
+@torch.no_grad()
 def gradient_change(gradient: Tensor, gradients: Tensor) -> Tensor:
     """How much the gradient changes over each step: gradient predictiveness, the smaller the better.
 
@@ -38,6 +41,7 @@ def gradient_change(gradient: Tensor, gradients: Tensor) -> Tensor:
     return (gradients - gradient).norm(dim=-1)
 
 
+@torch.no_grad()
 def effective_smoothness(gradient: Tensor, gradients: Tensor, steps: Tensor) -> Tensor:
     """The largest change of the gradient per distance along the steps: the effective beta of beta-smoothness.
 
@@ -51,4 +55,5 @@ def effective_smoothness(gradient: Tensor, gradients: Tensor, steps: Tensor) -> 
     Returns:
         A scalar, in units of the loss per squared unit of the weights; NaN where g is 0.
     """
-    return (gradient_change(gradient, gradients) / (steps * gradient.norm())).max()
+    size = gradient.norm()
+    return torch.where(size > 0, (gradient_change(gradient, gradients) / (steps * size)).max(), torch.nan)

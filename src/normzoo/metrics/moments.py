@@ -53,7 +53,9 @@ def moments(x: Tensor, axis: int = 1) -> Moments:
     channels = x.shape[axis]
     count = x.numel() // max(channels, 1)
     x = x.detach()
-    if not x.is_floating_point() or torch.finfo(x.dtype).bits < 32:
+    if not x.is_floating_point():
+        x = x.double()  # float32 holds no integer of more than 24 bits
+    elif torch.finfo(x.dtype).bits < 32:
         x = x.float()
     total = torch.tensor(float(count), dtype=torch.float64, device=x.device)
     if count == 0:
@@ -67,7 +69,7 @@ def moments(x: Tensor, axis: int = 1) -> Moments:
     var = square - mean.square()
     if bool((mean.square() > LARGEST_MEAN_SQUARE_OVER_VAR * var).any()):
         shape = [channels if i == axis else 1 for i in range(x.dim())]
-        pivot = mean.to(x.dtype)
+        pivot = mean.to(x.dtype).nan_to_num(0.0, 0.0, 0.0)  # around infinity nothing is left
         offset, square = (part / count for part in sums_and_squares(x - pivot.view(shape), axis))
         mean, var = pivot.double() + offset, square - offset.square()
     return Moments(total, mean, var.clamp_min(0))
@@ -88,6 +90,7 @@ def sums_and_squares(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return sums.double().sum(0), squares.double().sum(0)
 
 
+@torch.no_grad()
 def merge(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
     """The moments of a whole from those of its parts, by Chan's formula.
 

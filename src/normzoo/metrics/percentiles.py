@@ -20,14 +20,14 @@ def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = 
 
     Returns:
         (Q,) in float64 for all values, else (Q, ...) with the shape of x without the axis. NaN where a value is NaN,
-        and of nothing.
+        of nothing, and between two opposite infinities.
     """
     # numpy's selection, reached by the tensor's own method, is several times faster than torch's sort.
     x = x.detach()
     values = (x.reshape(-1) if dim is None else x.movedim(dim, -1)).to("cpu", torch.promote_types(x.dtype, torch.float))
     n = values.shape[-1]
     if n == 0:
-        return torch.full((len(q), *values.shape[:-1]), torch.nan, dtype=torch.float64)
+        return torch.full((len(q), *values.shape[:-1]), torch.nan, dtype=torch.float64, device=x.device)
     ranks = [(n - 1) * share / 100 for share in q]
     below = [math.floor(r) for r in ranks]
     above = [min(i + 1, n - 1) for i in below]
@@ -36,9 +36,11 @@ def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = 
     picked = torch.from_numpy(ordered)
     low, high = picked[..., below].double(), picked[..., above].double()
     share = torch.tensor([r - i for r, i in zip(ranks, below, strict=True)], dtype=torch.float64)
-    found = torch.where(low == high, low, low + share * (high - low))  # infinity minus itself is nothing
+    # Infinity minus itself is nothing, and so is 0 times infinity: a rank that is met needs no second value.
+    between = torch.where(low.isfinite(), low + share * (high - low), low * (1 - share) + high * share)
+    found = torch.where((low == high) | (share == 0), low, between)
     found = torch.where(picked[..., -1:].isnan(), torch.nan, found)  # NaN is ordered last
-    return found.movedim(-1, 0)
+    return found.movedim(-1, 0).to(x.device)
 
 
 def sampled(x: Tensor, samples: int = 1 << 14) -> Tensor:
@@ -55,7 +57,7 @@ def sampled(x: Tensor, samples: int = 1 << 14) -> Tensor:
         (S,), samples <= S unless x has fewer; a view where memory allows.
     """
     x = x.detach()
-    flat = x.permute(*sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)  # in the order of memory
+    flat = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)  # in the order of memory
     return flat[:: sampling_stride(flat.numel(), samples)]
 
 
