@@ -1,5 +1,6 @@
 """Mean and variance of each channel, and how those of parts make those of the whole."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ def moments(x: Tensor, axis: int = 1) -> Moments:
         zeros = torch.zeros(channels, dtype=torch.float64, device=x.device)
         return Moments(total, zeros, zeros.clone())
     if x.numel() <= SMALL:
-        rows = x.movedim(axis, -1).reshape(-1, channels).double()
+        rows = (x if axis == x.dim() - 1 == 1 else x.movedim(axis, -1).reshape(-1, channels)).double()
         mean = rows.mean(0)
         return Moments(total, mean, (rows - mean).square_().mean(0))
     mean, square = (part / count for part in sums_and_squares(x, axis))
@@ -73,6 +74,12 @@ def moments(x: Tensor, axis: int = 1) -> Moments:
         offset, square = (part / count for part in sums_and_squares(x - pivot.view(shape), axis))
         mean, var = pivot.double() + offset, square - offset.square()
     return Moments(total, mean, var.clamp_min(0))
+
+
+@lru_cache(maxsize=256)
+def scalar(count: int, device: torch.device) -> Tensor:
+    """A count as a tensor: making one anew takes as long as the mean of a small batch."""
+    return torch.tensor(float(count), dtype=torch.float64, device=device)
 
 
 def sums_and_squares(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = 
     """
     # numpy's selection, reached by the tensor's own method, is several times faster than torch's sort.
     x = x.detach()
-    values = (x.reshape(-1) if dim is None else x.movedim(dim, -1)).to("cpu", torch.promote_types(x.dtype, torch.float))
+    wide = torch.promote_types(x.dtype, torch.float) if x.is_floating_point() else torch.double
+    values = (x.reshape(-1) if dim is None else x.movedim(dim, -1)).to("cpu", wide)
     n = values.shape[-1]
     if n == 0:
         return torch.full((len(q), *values.shape[:-1]), torch.nan, dtype=torch.float64, device=x.device)
