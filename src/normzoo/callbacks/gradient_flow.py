@@ -194,7 +194,7 @@ class GradientFlow(Monitor):
             return {}
         last = list(flow.values())[-1]
         vanishing = [name for name, size in flow.items() if size == 0 or size < self.vanishing * last]
-        exploding = [name for name, size in flow.items() if not size <= self.exploding * last < math.inf]
+        exploding = [name for name, size in flow.items() if size == math.inf or size > self.exploding * last]
         self.flag(number, "vanishes", vanishing, flow)
         self.flag(number, "explodes", exploding, flow)
         told = {"flow/vanishing": float(len(vanishing)), "flow/exploding": float(len(exploding))}

@@ -10,6 +10,8 @@ from torch import Tensor
 SMALL = 1 << 16
 # Values that are squared at once, and summed in float32.
 BLOCK = 1 << 19
+# Squares that torch's norm adds up one by one in float32: of 2^20 it loses 1e-3, of so many 3e-5 at worst.
+PLANE = 1 << 14
 # E[x^2] - E[x]^2 loses log2(1 + mean^2 / var) bits of the 24 that float32 has.
 LARGEST_MEAN_SQUARE_OVER_VAR = 16.0
 
@@ -93,7 +95,8 @@ def sums_and_squares(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     else:
         planes = x.movedim(axis, 1).flatten(2) if x.dim() > 2 else x.movedim(axis, 1).unsqueeze(2)
         sums = planes.sum(2)
-        squares = torch.linalg.vector_norm(planes, dim=2).double().square()
+        norms = torch.stack([torch.linalg.vector_norm(part, dim=2) for part in planes.split(PLANE, dim=2)])
+        squares = norms.double().square().sum(0)
     return sums.double().sum(0), squares.double().sum(0)
 
 
