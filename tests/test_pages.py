@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from normzoo.norms import Facts, layers
-from pages import axes, conformance, zoo
+from pages import axes, conformance, monitors, zoo
 from references import reference
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +26,13 @@ def test_the_zoo_and_the_readme_are_up_to_date(tmp_path: Path) -> None:
     left = {path.relative_to(ROOT) for path in (DOCS / "axes").glob("*")} - written
     assert not stale, f"run scripts/docs zoo, which writes these anew: {', '.join(sorted(stale))}"
     assert not left, f"run scripts/docs zoo, which removes: {left}"
+
+
+def test_the_page_of_the_monitors_is_up_to_date() -> None:
+    page = monitors.the_page()
+    assert (DOCS / "monitors.md").read_text() == page, "run scripts/docs monitors, which writes it anew"
+    for picture in re.findall(r"!\[.*\]\((.*)\)", page):
+        assert (DOCS / picture).is_file()
 
 
 def same_text(a: Path, b: Path) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pages import conformance, zoo
+from pages import conformance, monitors, zoo
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,10 +17,11 @@ def main() -> None:
         "pages",
         nargs="*",
         metavar="PAGE",
-        help="zoo: docs/zoo.md, docs/axes/ and the README's table; conformance: docs/conformance.md",
+        help="zoo: docs/zoo.md, docs/axes/ and the README's table; conformance: docs/conformance.md; "
+        "monitors: docs/monitors.md",
     )
-    asked = parser.parse_args().pages or ["zoo", "conformance"]
-    writers = {"zoo": zoo.write, "conformance": conformance.write}
+    asked = parser.parse_args().pages or ["zoo", "conformance", "monitors"]
+    writers = {"zoo": zoo.write, "conformance": conformance.write, "monitors": monitors.write}
     for name in asked:
         if name not in writers:
             parser.error(f"no page is called {name}; there are {', '.join(writers)}")

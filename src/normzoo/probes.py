@@ -9,13 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation as torch_activations
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
@@ -38,7 +39,10 @@ class Visit:
     input: Any = None
     output: Any = None
     gradient: Any = None
-    """Of the loss with respect to the output; None before the backward pass, and where there is none."""
+    """Of the loss with respect to the output; None before the backward pass, and where there is none.
+
+    There is none of a view of the module's own input, as Flatten's, that a later layer writes over.
+    """
 
 
 class Probe:
@@ -67,7 +71,7 @@ class Probe:
         visits: a `Visit` for every pass through a tapped module.
 
     Raises:
-        InputError: `layers` matches nothing.
+        InputError: `layers` matches nothing; a reader is for a layer that is not tapped; attached while it is attached.
     """
 
     def __init__(
@@ -79,36 +83,54 @@ class Probe:
         output: Reader | Mapping[str, Reader] | None = None,
         gradient: Reader | Mapping[str, Reader] | None = None,
     ) -> None:
+        self.model = model
         self.layers = layers if isinstance(layers, Mapping) else find(model, layers)
-        self.inputs, self.outputs, self.gradients = (
-            {self.layers[name]: read for name, read in one.items()}
-            if isinstance(one, Mapping)
-            else dict.fromkeys(self.layers.values(), one)
-            if one is not None
-            else {}
-            for one in (input, output, gradient)
-        )
-        self.compiled = is_compiled(model)
+        self.inputs = self.by_module("input", input)
+        self.outputs = self.by_module("output", output)
+        self.gradients = self.by_module("gradient", gradient)
         self.visits: list[Visit] = []
         self.stack = ExitStack()
+        self.attached = False
+
+    def by_module(self, site: str, readers: Reader | Mapping[str, Reader] | None) -> dict[nn.Module, Reader]:
+        """Who reads at a site."""
+        if readers is None:
+            return {}
+        if not isinstance(readers, Mapping):
+            return dict.fromkeys(self.layers.values(), readers)
+        for name in readers:
+            if name not in self.layers:
+                near = get_close_matches(name, self.layers, n=3, cutoff=0.4) or list(self.layers)[:3]
+                raise InputError(
+                    f"{site}={{{name!r}: ...}} reads a layer that is not tapped; give a reader for all layers, or "
+                    f"readers by the names of those that `layers` matches: {', '.join(near) or 'none'}."
+                )
+        return {self.layers[name]: read for name, read in readers.items()}
 
     def __enter__(self) -> Self:
+        if self.attached:
+            raise InputError(
+                f"Probe of {len(self.layers)} modules: it is attached, and a probe is attached once at a time; leave "
+                f"its with block first, or build a second probe."
+            )
         self.visits.clear()
         self.open: dict[nn.Module, list[Visit]] = {module: [] for module in self.layers.values()}
         self.calls = dict.fromkeys(self.layers.values(), 0)
         with ExitStack() as stack:
-            if self.compiled:
+            if is_compiled(self.model):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for name, module in self.layers.items():
                 before = module.register_forward_pre_hook(self.before(name), prepend=True, with_kwargs=True)
                 stack.callback(before.remove)
                 # always_call: also when the module raises, so that its visit is not taken for that of a later call
-                after = module.register_forward_hook(self.after, always_call=True)
+                after = module.register_forward_hook(self.after, always_call=True, with_kwargs=True)
                 stack.callback(after.remove)
             self.stack = stack.pop_all()
+        self.attached = True
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.attached = False
         self.stack.close()
         self.open = {}
 
@@ -116,7 +138,7 @@ class Probe:
         """The hook that opens a visit."""
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if is_recomputing():
+            if is_recomputing() or module not in self.open:  # a copy, made with its hooks while the probe was attached
                 return
             visit = Visit(name, module, self.calls[module])
             self.calls[module] += 1
@@ -127,7 +149,7 @@ class Probe:
 
         return hook
 
-    def after(self, module: nn.Module, args: Any, result: Any) -> None:
+    def after(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         """The hook that closes a visit."""
         if is_recomputing() or not self.open.get(module):
             return
@@ -137,11 +159,36 @@ class Probe:
         if module in self.gradients:
             y = first_tensor(result)
             if y is not None and y.requires_grad:
+                self.await_gradient(visit, y, tensors((args, kwargs)))
 
-                def read(gradient: Tensor) -> None:
-                    visit.gradient = apply(self.gradients[module], module, gradient)
+    def await_gradient(self, visit: Visit, y: Tensor, inputs: Iterable[Tensor]) -> None:
+        """Reads the gradient of an output when the backward pass has come to it."""
+        came = False
 
-                self.stack.callback(y.register_hook(read).remove)
+        def read(gradient: Tensor) -> None:
+            nonlocal came
+            came = True
+            visit.gradient = apply(self.gradients[visit.module], visit.module, gradient)
+
+        self.stack.callback(y.register_hook(read).remove)
+        base = y._base
+        if base is None or base.grad_fn is None or base.dtype != y.dtype:
+            return
+        if any(base is x or base is x._base for x in inputs):  # whose gradient is not only that of y
+            return
+        # y is a view of a tensor of the module's own. A layer behind that writes over it, as ReLU(inplace=True), takes
+        # the view out of the graph: the gradient comes to that tensor alone.
+        base_stride, size, stride = base.stride(), y.size(), y.stride()
+        offset = y.storage_offset() - base.storage_offset()
+
+        def read_within(gradient: Tensor) -> None:
+            if not came:
+                whole = gradient.detach().new_empty_strided(gradient.size(), base_stride).copy_(gradient.detach())
+                visit.gradient = apply(
+                    self.gradients[visit.module], visit.module, whole.as_strided(size, stride, offset)
+                )
+
+        self.stack.callback(base.register_hook(read_within).remove)
 
 
 @torch.no_grad()
@@ -152,13 +199,18 @@ def apply(read: Reader, module: nn.Module, tensor: Tensor | None) -> Any:
 
 def first_tensor(values: Any) -> Tensor | None:
     """The first tensor in what a module takes or returns: itself, or in a tuple, list or mapping."""
+    return next(tensors(values), None)
+
+
+def tensors(values: Any) -> Iterator[Tensor]:
+    """All of them, in their order."""
     if isinstance(values, Tensor):
-        return values
-    if isinstance(values, Mapping):
-        values = values.values()
-    elif not isinstance(values, tuple | list):
-        return None
-    return next((found for value in values if (found := first_tensor(value)) is not None), None)
+        yield values
+    elif isinstance(values, Mapping):
+        yield from tensors(list(values.values()))
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from tensors(value)
 
 
 def is_recomputing() -> bool:
@@ -175,11 +227,20 @@ def is_compiled(model: nn.Module) -> bool:
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules by the names they have without wrappers, in the order in which they were registered."""
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    for name, module in model.named_modules():
+    for name, module in unwrapped(model).named_modules():
         if not hasattr(module, "_orig_mod"):
-            yield name.replace("_orig_mod.", "").removesuffix("._orig_mod"), module
+            yield ".".join(part for part in name.split(".") if part != "_orig_mod"), module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What is inside DistributedDataParallel and torch.compile, in whatever order they were put around it."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        elif isinstance(model, DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def find(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
@@ -229,20 +290,24 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module normalizes activations: the zoo's, torch's, or anybody's that is called so."""
     if isinstance(module, Norm):
         return module.facts.acts_on == "activation"
-    known = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-    named_so = any(mark in type(module).__name__ for mark in ("Norm2d", "Norm1d", "LayerNorm", "RMSNorm", "BatchNorm"))
-    return isinstance(module, known) or (named_so and not any(module.children()))
+    if isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.LocalResponseNorm):
+        return True
+    name = type(module).__name__.lower()
+    if not any(mark in name for mark in ("norm1d", "norm2d", "layernorm", "rmsnorm", "batchnorm")):
+        return False
+    # Not a block of several layers that is called after its norm; an activation within is part of the norm.
+    return not any(is_norm(part) or is_weighted(part) for part in list(module.modules())[1:])
 
 
 def is_weighted(module: nn.Module) -> bool:
     """Whether a module multiplies by a weight of its own: linear layers, convolutions, attention, embeddings."""
     made = getattr(module, "parametrizations", None)
-    own = (
-        list(module.parameters(recurse=False))
-        if made is None
-        else [*module.parameters(recurse=False), *made.parameters()]
-    )
-    return not is_norm(module) and any(p.dim() > 1 for p in own)
+    own = [*module.named_parameters(recurse=False), *(() if made is None else made.named_parameters())]
+    wide = [name for name, p in own if is_lazy(p) or p.dim() > 1]
+    if not wide or is_norm(module):
+        return False
+    # A network around its layers may own a table of positions: that makes it no layer.
+    return any("weight" in name for name in wide) or not any(is_weighted(part) for part in list(module.modules())[1:])
 
 
 ACTIVATIONS = tuple(
@@ -258,24 +323,32 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def of_kind(model: nn.Module, kind: Callable[[nn.Module], bool]) -> dict[str, nn.Module]:
-    """The modules of a kind; not those that make a weight (parametrizations), which see no activations."""
-    parts = (
-        (name, module)
-        for name, module in named_layers(model)
-        if name and not any(part == "parametrizations" for part in name.split("."))
-    )
-    return {name: module for name, module in parts if kind(module)}
+    """The modules of a kind: of those within each other the outermost, which stands for what it is made of.
+
+    Not those that make a weight (parametrizations), which see no activations.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in named_layers(model):
+        parts = name.split(".")
+        within = any(".".join(parts[:i]) in found for i in range(1, len(parts)))
+        if name and not within and "parametrizations" not in parts and kind(module):
+            found[name] = module
+    return found
 
 
 def feature_axis(module: nn.Module, x: Tensor) -> int:
     """The axis of a module's input or output that holds the features: 1 as in (N, C, *), or the last.
 
-    The last for layers that take (N, *, C) and say how many features that is: linear layers, torch's LayerNorm and
-    RMSNorm. Where a subclass takes its channels second all the same, the sizes tell.
+    The last for layers that take (N, *, C) and say how many features that is: linear and recurrent layers, torch's
+    LayerNorm and RMSNorm. Where a subclass takes its channels second all the same, the sizes tell, as they do of a norm
+    of somebody else's that takes them last.
     """
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         size = module.normalized_shape[-1]
         return 1 if x.dim() > 2 and x.shape[-1] != size and x.shape[1] == size else x.dim() - 1
-    if isinstance(module, nn.Linear | nn.Bilinear | nn.Embedding | nn.MultiheadAttention):
+    if isinstance(module, nn.Linear | nn.Bilinear | nn.Embedding | nn.MultiheadAttention | nn.RNNBase):
         return x.dim() - 1
+    scale = getattr(module, "weight", None) if is_norm(module) else None
+    if isinstance(scale, Tensor) and not is_lazy(scale) and scale.dim() == 1 and x.dim() > 2:
+        return x.dim() - 1 if x.shape[1] != len(scale) == x.shape[-1] else 1
     return min(1, x.dim() - 1)

@@ -59,7 +59,7 @@ class Board:
         self.values: dict[int, list[Summary.Value]] = {}
         self.numbers: dict[int, dict[str, float]] = {}
         self.described: set[str] = set()
-        if not trainer.loggers:
+        if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared
             rank_zero_warn(
                 "The Trainer has no logger: monitors write nothing and only warn; the newest sample of each is in its "
                 "attribute `latest`. Trainer(logger=TensorBoardLogger('lightning_logs')) shows it all."
@@ -145,9 +145,8 @@ class Board:
         """The Custom Scalars tab: once per run, as TensorBoard reads the first one."""
         if not (self.tensorboards and self.writes):
             return
-        # TensorBoard shows the charts of a category in reverse order.
         protos = [
-            layout_pb2.Category(title=title, chart=[chart_proto(chart) for chart in reversed(charts)], closed=i > 0)
+            layout_pb2.Category(title=title, chart=[chart_proto(chart) for chart in charts], closed=i > 0)
             for i, (title, charts) in enumerate(categories.items())
         ]
         tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=protos).SerializeToString()])

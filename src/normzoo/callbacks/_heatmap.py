@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +14,8 @@ VIRIDIS = ("440154", "482475", "414487", "355f8d", "2a788e", "21918c", "22a884",
 NOT_FINITE = (255, 0, 64)
 NOT_SEEN = (221, 221, 221)
 TEXT = (40, 40, 40)
-WIDTH, FONT_SIZE = 900, 14
+# TensorBoard shows a card of about 350 pixels: names must be readable when this is made smaller by a third.
+PLOT_WIDTH, FONT_SIZE = 300, 13
 
 
 @cache
@@ -59,10 +61,13 @@ def heatmap(title: str, rows: Sequence[str], steps: Sequence[int], values: Tenso
     named = [i for i in range(len(rows)) if height >= 12 or i % math.ceil(14 / height) == 0]
     left = 12 + max((int(font.getlength(rows[i])) for i in named), default=0)
     top, bottom = 30, 26
-    right = left + WIDTH - 140
-    picture = Image.new("RGB", (right + 130, top + height * len(rows) + bottom), "white")
+    right = left + PLOT_WIDTH
+    lines = wrapped(title + (", logarithmic" if logarithmic else ""), right + 60, font)
+    top += (FONT_SIZE + 3) * (len(lines) - 1)
+    picture = Image.new("RGB", (right + 92, top + max(height * len(rows), 60) + bottom), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((left, 6), title + (", logarithmic" if logarithmic else ""), TEXT, font)
+    for i, line in enumerate(lines):
+        draw.text((8, 6 + i * (FONT_SIZE + 3)), line, TEXT, font)
 
     def paste(colour: Tensor, box: tuple[int, int, int, int]) -> None:
         small = Image.frombytes("RGB", (colour.shape[1], colour.shape[0]), bytes(colour.flatten().tolist()))
@@ -74,7 +79,7 @@ def heatmap(title: str, rows: Sequence[str], steps: Sequence[int], values: Tenso
         draw.text((left - 6, top + i * height + height / 2), rows[i], TEXT, font, anchor="rm")
     foot = top + height * len(rows) + 4
     for place, anchor in ((0, "la"), (len(steps) // 2, "ma"), (len(steps) - 1, "ra")):
-        if steps:
+        if len(steps) > 4 or (steps and anchor == "la") or (len(steps) > 1 and anchor == "ra"):
             x = left + (right - left) * (0 if anchor == "la" else 1 if anchor == "ra" else (place + 0.5) / len(steps))
             draw.text((x, foot), f"step {steps[place]}" if anchor == "la" else str(steps[place]), TEXT, font, anchor)
     scale = torch.linspace(1, 0, 64).unsqueeze(1)
@@ -83,3 +88,15 @@ def heatmap(title: str, rows: Sequence[str], steps: Sequence[int], values: Tenso
     draw.text((right + 38, top), f"{high:.3g}", TEXT, font)
     draw.text((right + 38, min(end, foot) - FONT_SIZE - 4), f"{low:.3g}", TEXT, font)
     return picture
+
+
+def wrapped(text: str, width: int, font: Any) -> list[str]:
+    """Lines of at most a width in pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -224,7 +224,7 @@ class Monitor(Callback):
             group = list(alike)
             numbers = [number for number, _, _ in group]
             samples = self.digest(numbers, [found for _, found, _ in group])
-            if samples is not None:
+            if samples is not None and samples.values:
                 self.write(board, numbers, samples)
             for number, found, in_detail in group:
                 if in_detail:
@@ -278,9 +278,9 @@ class Monitor(Callback):
         )
 
     def tell_of_unreached(self, reached: Mapping[str, Any] | Sequence[str]) -> None:
-        """Warns, once, of layers that the network did not run through."""
+        """Warns, once, of layers that the network did not run through, if it ran at all."""
         missing = [name for name in self.modules if name not in reached]
-        if missing:
+        if missing and len(missing) < len(self.modules):
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             self.warn_once(
                 "unreached",

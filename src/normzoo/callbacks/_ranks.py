@@ -50,12 +50,16 @@ class Ranks:
                 raise RuntimeError(f"rank {rank} could not take its sample: {trouble}")
         return [answer for _, answer in answers]
 
-    def average(self, tensors: Sequence[Tensor], weight: float, error: Exception | None = None) -> list[Tensor]:
-        """The average of each tensor over all ranks, weighted: by the numbers of their samples. All must call it."""
-        total = sum(self.gather(weight, error))
-        if not self.many:
+    def total(self, tensors: Sequence[Tensor], error: Exception | None = None) -> list[Tensor]:
+        """The sum of each tensor over all ranks. All must call it, with the same shapes.
+
+        Raises:
+            Exception: this rank's error, or a RuntimeError with that of another rank.
+        """
+        self.gather(None, error)
+        if not self.many or not tensors:
             return list(tensors)
-        flat = torch.cat([t.detach().double().cpu().flatten() for t in tensors]) * (weight / total)
+        flat = torch.cat([t.detach().double().cpu().flatten() for t in tensors])
         dist.all_reduce(flat, group=self.group)
         parts = flat.split([t.numel() for t in tensors])
         return [part.view_as(t).to(t) for part, t in zip(parts, tensors, strict=True)]

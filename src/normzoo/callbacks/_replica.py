@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from normzoo.callbacks._ranks import Ranks
 from normzoo.errors import InputError
 from normzoo.probes import is_compiled
 
@@ -103,7 +104,7 @@ class Replica(nn.Module):
             return self(step, batch, batch_idx)
 
     def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
-        """The loss of a batch, each time from the same random numbers and buffers.
+        """The loss of a batch, each time from the same random numbers, buffers and plain attributes.
 
         Args:
             batch: what `training_step` takes.
@@ -113,6 +114,7 @@ class Replica(nn.Module):
         Returns:
             A scalar with its graph; None where `training_step` skips the batch.
         """
+        self.refresh()
         buffers = {f"module.{name}": b.detach().clone() for name, b in self.module.named_buffers()}
         others = {f"module.{name}": w for name, w in (weights or {}).items()}
         with self.quietly(), torch.enable_grad():
@@ -121,6 +123,54 @@ class Replica(nn.Module):
         if loss is not None and not (isinstance(loss, Tensor) and loss.requires_grad):
             return None
         return loss
+
+    def loss_and_gradients(
+        self,
+        ranks: Ranks,
+        samples: int,
+        batch: Any,
+        batch_idx: int,
+        weights: Mapping[str, Tensor],
+        wanted: Sequence[str],
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """The loss of the batches of all ranks, each sample counting once, and its gradients. All ranks call it.
+
+        Args:
+            ranks: which train together.
+            samples: in this rank's batch.
+            batch: what `training_step` takes; it is left as it is.
+            batch_idx: its number.
+            weights: parameters by name.
+            wanted: names of those whose gradients are asked for.
+
+        Returns:
+            The loss, a scalar, and the gradients; None where `training_step` skips the batch.
+        """
+        loss, found, trouble = None, [], None
+        try:
+            loss = self.loss(copy.deepcopy(batch), batch_idx, weights)
+        except Exception as error:  # all ranks hear of it, and end together
+            trouble = error
+        own = 0 if loss is None else samples
+        total = sum(ranks.gather(own, trouble))
+        if total == 0:
+            return None
+        try:
+            # Layers that synchronize exchange gradients in the backward pass: each rank's share counts from there on.
+            share = weights[wanted[0]].new_zeros(()) if loss is None else loss * (own / total)
+            asked = [weights[name] for name in wanted]
+            found = [
+                share.detach(),
+                *(
+                    torch.autograd.grad(share, asked, allow_unused=True, materialize_grads=True)
+                    if loss is not None
+                    else map(torch.zeros_like, asked)
+                ),
+            ]
+        except Exception as error:
+            trouble = error
+        whole, *gradients = ranks.total(found, trouble)
+        return whole, gradients
 
 
 class Quiet:

@@ -21,7 +21,6 @@ NONE = torch.zeros(0, dtype=torch.float64)
 class Notes(NamedTuple):
     """What is noted of a step."""
 
-    samples: int
     order: tuple[str, ...]
     """Layers as they ran."""
     flowing: tuple[str, ...]
@@ -37,7 +36,7 @@ class Notes(NamedTuple):
 class GradientFlow(Monitor):
     """Shows the size of gradients and updates layer by layer, and names the first layer where they vanish or explode.
 
-    - `flow_norm/`: `||dL / dy_l||`, of the loss with respect to the layer's output, over the batch of all ranks;
+    - `flow_norm/`: `||dL / dy_l||`, of the step's loss with respect to the layer's output, over all ranks;
     - `grad_norm/`: `||dL / dw_l||` of the layer's weights, over all ranks, unscaled, not clipped yet;
     - `grad_norm_clipped/`: the same as the optimizer took it, where the Trainer clips;
     - `grad_ratio/`: `||dL / dw_l|| / ||w_l||`;
@@ -130,20 +129,19 @@ class GradientFlow(Monitor):
                 self.noted["grad_norm_clipped"] = norms(gradients_of(self.flat))
         self.weights = []
         by_parameter = {name: one.double().cpu() for name, one in self.noted.items()}
-        return Notes(step.samples, tuple(flow), tuple(squares), stacked, self.with_gradient, by_parameter)
+        return Notes(tuple(flow), tuple(squares), stacked, self.with_gradient, by_parameter)
 
     def merge(self, parts: Sequence[Notes]) -> Notes:
-        # The loss of all ranks is the average of theirs, weighted by samples: so are its gradients.
+        # What the step minimizes is the average of the losses of all ranks, each of which counts the same.
         if len(parts) == 1:
             return parts[0]
-        total = sum(part.samples for part in parts)
         squares: dict[str, Tensor] = {}
         for part in parts:
             for name, square in zip(part.flowing, part.squares, strict=True):
-                squares[name] = squares.get(name, torch.zeros_like(square)) + (part.samples / total) ** 2 * square
+                squares[name] = squares.get(name, torch.zeros_like(square)) + square / len(parts) ** 2
         order = tuple(dict.fromkeys(name for part in parts for name in part.order))
         summed = torch.stack(list(squares.values())) if squares else NONE
-        return parts[0]._replace(samples=total, order=order, flowing=tuple(squares), squares=summed)
+        return parts[0]._replace(order=order, flowing=tuple(squares), squares=summed)
 
     def structure(self, found: Notes) -> Hashable:
         return found.order, found.flowing, found.with_gradient, tuple(found.by_parameter)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from normzoo.callbacks._layers import own_parameters
 from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
-from normzoo.callbacks._replica import Replica
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import internal_covariate_shift
@@ -75,48 +74,34 @@ class InternalCovariateShift(Monitor):
         self.batch = deepcopy(step.batch)
 
     def collect(self, step: Step, heard: Heard) -> list[tuple[str, list[float]]]:
-        """Every rank computes the same, as the gradients are averaged."""
-        replica = step.replica.refresh()
+        """Every rank finds the same, as the gradients are those of all batches."""
         weights = {name: p.detach().clone().requires_grad_() for name, p in self.before.items()}
         after = {name: p.detach() for name, p in step.module.named_parameters() if name in self.before}
-        trouble: Exception | None = None
-        try:
-            if not self.order:
-                self.choose(replica, step, weights)
-            wanted = {name: [n for n in self.names[name] if n in weights] for name in self.chosen}
-            flat = [n for names in wanted.values() for n in names]
-            before = self.gradients(replica, step, weights, flat)
-        except Exception as error:
-            trouble, before, wanted = error, [], {}
-        averaged = step.ranks.average(before, step.samples, trouble)
-        at, found = 0, []
-        for layer in self.chosen:
-            names = wanted[layer]
-            g, at = averaged[at : at + len(names)], at + len(names)
+        if not self.order:
+            self.choose(step, weights)
+        wanted = {layer: [name for name in self.names[layer] if name in weights] for layer in self.chosen}
+        unmoved = self.gradients(step, weights, [name for names in wanted.values() for name in names])
+        found: list[tuple[str, list[float]]] = []
+        for layer, names in wanted.items() if unmoved is not None else ():
             below = {n for earlier in self.order[: self.order.index(layer)] for n in self.names[earlier]}
             mixed = {n: after[n] if n in below else w for n, w in weights.items()}
-            try:
-                moved, trouble = self.gradients(replica, step, mixed, names), None
-            except Exception as error:
-                moved, trouble = [], error
-            found.append(
-                (
-                    layer,
-                    [v.item() for v in internal_covariate_shift(g, step.ranks.average(moved, step.samples, trouble))],
-                )
-            )
+            g, unmoved = unmoved[: len(names)], unmoved[len(names) :]  # type: ignore[index]
+            moved = self.gradients(step, mixed, names)
+            if moved is not None:
+                found.append((layer, torch.stack(list(internal_covariate_shift(g, moved))).tolist()))
         self.before, self.batch = {}, None
         return found
 
-    def gradients(self, replica: Replica, step: Step, weights: Mapping[str, Tensor], wanted: list[str]) -> list[Tensor]:
-        """Of the batch's loss at some weights, for those that are wanted; NaN where the batch is skipped."""
-        loss = replica.loss(deepcopy(self.batch), step.batch_idx, weights)
-        if loss is None:
-            return [torch.full_like(weights[n], torch.nan) for n in wanted]
-        return list(torch.autograd.grad(loss, [weights[n] for n in wanted], allow_unused=True, materialize_grads=True))
+    def gradients(self, step: Step, weights: Mapping[str, Tensor], wanted: list[str]) -> list[Tensor] | None:
+        """Of the batch's loss at some weights, for those that are wanted; None where the batch is skipped."""
+        if not wanted:
+            return None
+        found = step.replica.loss_and_gradients(step.ranks, step.samples, self.batch, step.batch_idx, weights, wanted)
+        return None if found is None else found[1]
 
-    def choose(self, replica: Replica, step: Step, weights: Mapping[str, Tensor]) -> None:
+    def choose(self, step: Step, weights: Mapping[str, Tensor]) -> None:
         """Finds out in which order layers with weights run, norms included, and which of them are looked at."""
+        replica = step.replica
         named = dict(named_layers(replica.module))
         owners = {name: m for name, m in named.items() if name and own_parameters(m)}
         with Probe(replica.module, owners) as probe:

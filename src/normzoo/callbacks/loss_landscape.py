@@ -1,7 +1,6 @@
 """How far can the gradient be trusted?"""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -67,35 +66,31 @@ class LossLandscape(Monitor):
 
     def begin(self, step: Step) -> None:
         """Looks around before the step is made."""
-        replica = step.replica.refresh()
         start = {name: p.detach() for name, p in step.module.named_parameters() if p.requires_grad}
+        self.found: dict[str, Tensor] = {}
 
-        def look(direction: list[Tensor] | None, eta: float) -> tuple[Tensor, list[Tensor]]:
-            trouble: Exception | None = None
-            found: list[Tensor] = []
-            try:
-                weights = {
-                    name: (p.clone() if direction is None else p - eta * d).requires_grad_()
-                    for (name, p), d in zip(start.items(), direction or start.values(), strict=True)
-                }
-                loss = replica.loss(deepcopy(step.batch), step.batch_idx, weights)
-                if loss is None:
-                    found = [torch.full((), torch.nan), *(torch.full_like(p, torch.nan) for p in start.values())]
-                else:
-                    gradients = torch.autograd.grad(
-                        loss, list(weights.values()), allow_unused=True, materialize_grads=True
-                    )
-                    found = [loss.detach(), *gradients]
-            except Exception as error:
-                trouble = error
-            loss_now, *gradient = step.ranks.average(found, step.samples, trouble)
-            return loss_now, gradient
+        def look(weights: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+            """The loss and the gradient, (P,)."""
+            there = dict(zip(start, (w.requires_grad_() for w in weights), strict=True))
+            found = step.replica.loss_and_gradients(
+                step.ranks, step.samples, step.batch, step.batch_idx, there, list(there)
+            )
+            return None if found is None else (found[0], torch.cat([d.flatten() for d in found[1]]))
 
-        loss, g = look(None, 0.0)
-        tried = [look(g, eta) for eta in self.steps]
-        flat = torch.cat([d.flatten() for d in g]).double().cpu()
-        others = torch.stack([torch.cat([d.flatten() for d in one]).double().cpu() for _, one in tried])
-        losses = torch.stack([one for one, _ in tried]).double().cpu()
+        here = look([p.clone() for p in start.values()])
+        if here is None:
+            return
+        loss, g = here
+        direction = [
+            part.view_as(p)
+            for part, p in zip(g.split([p.numel() for p in start.values()]), start.values(), strict=True)
+        ]
+        tried = [look([p - eta * d for p, d in zip(start.values(), direction, strict=True)]) for eta in self.steps]
+        seen = [one for one in tried if one is not None]
+        if len(seen) < len(tried):
+            return
+        losses = torch.stack([one for one, _ in seen]).double().cpu()
+        flat, others = g.double().cpu(), torch.stack([one for _, one in seen]).double().cpu()
         change = gradient_change(flat, others)
         self.found = {
             "loss": loss.double().cpu(),
@@ -110,8 +105,10 @@ class LossLandscape(Monitor):
     def collect(self, step: Step, heard: Heard) -> dict[str, Tensor]:
         return self.found
 
-    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples:
+    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples | None:
         [values] = found
+        if not values:
+            return None
         return Samples(["landscape"], {name: value.reshape(1, 1) for name, value in values.items()})
 
     def tag(self, metric: str, row: str) -> str:

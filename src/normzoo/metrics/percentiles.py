@@ -39,7 +39,7 @@ def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = 
     share = torch.tensor([r - i for r, i in zip(ranks, below, strict=True)], dtype=torch.float64)
     # Infinity minus itself is nothing, and so is 0 times infinity: a rank that is met needs no second value.
     between = torch.where(low.isfinite(), low + share * (high - low), low * (1 - share) + high * share)
-    found = torch.where((low == high) | (share == 0), low, between)
+    found = torch.where(share == 0, low, between)
     found = torch.where(picked[..., -1:].isnan(), torch.nan, found)  # NaN is ordered last
     return found.movedim(-1, 0).to(x.device)
 
