@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from statistics import NormalDist
 from typing import Any
 
@@ -56,6 +56,10 @@ def length(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum(v * v for v in values))
 
 
+def largest(values: Sequence[float]) -> float:
+    return NAN if any(v != v for v in values) else sorted(values)[-1]
+
+
 # Moments
 
 
@@ -75,11 +79,16 @@ def merge(count: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Ten
     totals, means, variances = [], [], []
     for c in range(channels):
         found = [(float(count[r] if count.dim() == 1 else count[r, c]), mean[r, c], var[r, c]) for r in range(parts)]
-        kept = [(Fraction(n), Fraction(float(mu)), Fraction(float(v))) for n, mu, v in found if n > 0]
+        parts_with_values = [(n, float(mu), float(v)) for n, mu, v in found if n > 0]
+        totals.append(sum(n for n, _, _ in parts_with_values))
+        if not all(math.isfinite(v) for part in parts_with_values for v in part):
+            means.append(sum(n * mu for n, mu, _ in parts_with_values) / totals[-1])
+            variances.append(NAN)
+            continue
+        kept = [[Fraction(v) for v in part] for part in parts_with_values]
         n = sum((n for n, _, _ in kept), Fraction(0))
         whole = sum((n * mu for n, mu, _ in kept), Fraction(0)) / max(n, 1)
         square = sum((n * (v + mu**2) for n, mu, v in kept), Fraction(0)) / max(n, 1)
-        totals.append(float(n))
         means.append(float(whole))
         variances.append(float(square - whole**2))
     return tensor(totals[0] if count.dim() == 1 else totals), tensor(means), tensor(variances)
@@ -113,13 +122,15 @@ def sampled(x: Tensor, samples: int = 1 << 14) -> Tensor:
     places = [(sum(i * s for i, s in zip(index, x.stride(), strict=True)), value) for index, value in entries(x)]
     in_memory = [value for _, value in sorted(places)]
     n = len(in_memory)
-    free = [s for s in range(1, max(n // samples, 1) + 1) if not any(s % f == 0 and n % f == 0 for f in range(2, s + 1))]
+    free = [
+        s for s in range(1, max(n // samples, 1) + 1) if not any(s % f == 0 and n % f == 0 for f in range(2, s + 1))
+    ]
     return tensor([in_memory[i] for i in range(0, n, max(free))])
 
 
 def rank_error(samples: int, confidence: float = 0.999) -> Tensor:
     """Where the bound of Dvoretzky, Kiefer and Wolfowitz meets the probability, by bisection."""
-    low, high = 0.0, 100.0
+    low, high = 0.0, 1000.0
     while high - low > 1e-12:
         share = (low + high) / 200
         exceeded = 2 * math.exp(-2 * samples * share**2)
@@ -131,15 +142,14 @@ def rank_error(samples: int, confidence: float = 0.999) -> Tensor:
 
 
 @cache
-def nodes() -> list[tuple[float, float]]:
+def nodes(step: float) -> list[tuple[float, float]]:
     """Standard normal values, and how much each of them counts."""
-    step = 1e-3
-    standard = NormalDist()
-    return [(k * step, standard.pdf(k * step) * step) for k in range(-9000, 9001)]
+    last = round(9 / step)
+    return [(k * step, NormalDist().pdf(k * step) * step) for k in range(-last, last + 1)]
 
 
-def mean_over_normal(f: Callable[[float], float]) -> float:
-    return math.fsum(f(z) * weight for z, weight in nodes())
+def mean_over_normal(f: Callable[[float], float], step: float = 0.02) -> float:
+    return math.fsum(f(z) * weight for z, weight in nodes(step))
 
 
 def by_channel(f: Callable[[float, float, float, float], float], p: Moments, q: Moments) -> Tensor:
@@ -150,7 +160,7 @@ def by_channel(f: Callable[[float, float, float, float], float], p: Moments, q: 
 def w1(p: Moments, q: Moments) -> Tensor:
     """The area between the quantile functions: the value that has z below it goes where z has its."""
     return by_channel(
-        lambda mu, s, nu, t: mean_over_normal(lambda z: abs((mu + s * z) - (nu + t * z))),
+        lambda mu, s, nu, t: mean_over_normal(lambda z: abs((mu + s * z) - (nu + t * z)), 0.002),  # it has a corner
         p,
         q,
     )
@@ -189,7 +199,7 @@ def gap(p: Moments, q: Moments) -> Tensor:
 
 def effective_rank(x: Tensor, axis: int = 1) -> Tensor:
     channels = along(x, axis)
-    if not channels or not channels[0] or not all(map(math.isfinite, sum(channels, []))):
+    if not channels or not channels[0] or not all(map(math.isfinite, (v for values in channels for v in values))):
         return tensor(NAN)
     centred = [[v - math.fsum(values) / len(values) for v in values] for values in channels]
     s = singular_values(centred)
@@ -237,8 +247,7 @@ def internal_covariate_shift(before: Sequence[Tensor], after: Sequence[Tensor]) 
 
 
 def loss_range(losses: Tensor) -> Tensor:
-    ordered = sorted(losses.tolist())
-    return tensor(ordered[-1] - ordered[0])
+    return tensor(largest(losses.tolist()) + largest([-v for v in losses.tolist()]))
 
 
 def gradient_change(gradient: Tensor, gradients: Tensor) -> Tensor:
@@ -251,7 +260,7 @@ def effective_smoothness(gradient: Tensor, gradients: Tensor, steps: Tensor) -> 
         return tensor(NAN)
     # What the weights have moved by is eta g.
     moved = [math.dist([0.0] * len(g), [eta * v for v in g]) for eta in steps.tolist()]
-    return tensor(max(math.dist(g, one) / way for one, way in zip(gradients.tolist(), moved, strict=True)))
+    return tensor(largest([math.dist(g, one) / way for one, way in zip(gradients.tolist(), moved, strict=True)]))
 
 
 # Depth
@@ -326,13 +335,12 @@ def w1_by_integral(p: Moments, q: Moments) -> Tensor:
 
     def area(mu: float, s: float, nu: float, t: float) -> float:
         if s == 0 or t == 0 or s == t:
-            return mean_over_normal(lambda z: abs(mu - nu + (s - t) * z))
+            return mean_over_normal(lambda z: abs(mu - nu + (s - t) * z), 0.002)
         bounds = (min(mu - 12 * s, nu - 12 * t), max(mu + 12 * s, nu + 12 * t))
         crossing = (nu * s - mu * t) / (s - t)
         points = sorted({*bounds, mu, nu, *([crossing] if bounds[0] < crossing < bounds[1] else [])})
         one, other = NormalDist(mu, s), NormalDist(nu, t)
-        pieces = zip(points, points[1:], strict=False)
-        return sum(scipy.integrate.quad(lambda x: abs(one.cdf(x) - other.cdf(x)), *piece)[0] for piece in pieces)
+        return sum(scipy.integrate.quad(lambda x: abs(one.cdf(x) - other.cdf(x)), *ab)[0] for ab in pairwise(points))
 
     return by_channel(area, p, q)
 
@@ -344,15 +352,13 @@ def w1_by_scipy(p: Moments, q: Moments) -> Tensor:
 
 
 def w2_by_matrices(p: Moments, q: Moments) -> Tensor:
-    """The Fréchet distance of many dimensions: `|dmu|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))`."""
+    """The Fréchet distance of many dimensions, as of images: `|dmu|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2))`."""
 
     def distance(mu: float, s: float, nu: float, t: float) -> float:
-        # Two dimensions, turned: the root of a matrix is not that of its entries.
-        turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+        turn = np.array([[0.6, -0.8], [0.8, 0.6]])  # a second dimension, turned: roots of matrices, not of entries
         a, b = (turn @ np.diag([v**2, 1.0]) @ turn.T for v in (s, t))
-        root = scipy.linalg.sqrtm(a)
-        between = scipy.linalg.sqrtm(root @ b @ root)
-        return math.sqrt((mu - nu) ** 2 + max(np.trace(a + b - 2 * between).real, 0))
+        between = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
+        return math.sqrt((mu - nu) ** 2 + max(np.trace(a) + np.trace(b) - 2 * between, 0))
 
     return by_channel(distance, p, q)
 
