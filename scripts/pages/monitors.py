@@ -30,8 +30,8 @@ from normzoo.callbacks import CovariateShift, GradientFlow
 trainer = Trainer(callbacks=[CovariateShift(), GradientFlow(every=10, layers="encoder.*")])
 ```
 
-`every` is a number of optimizer steps or any function of the step (`Every(50, start=1000)`, `Logarithmic(20)`, a lambda);
-`layers` names modules, with `*`, or their class. What is sampled at step t is the network before its update.
+`every` is a number of optimizer steps or any function of the step (`Every(50, start=1000)`, `Logarithmic(20)`, a
+lambda); `layers` names modules, with `*`, or their class. What is sampled at step t is the network before its update.
 
 ## Where to look
 
@@ -39,8 +39,8 @@ trainer = Trainer(callbacks=[CovariateShift(), GradientFlow(every=10, layers="en
 
 ![Time Series: a group per metric, a card per layer](monitors-timeseries.png)
 
-**Custom Scalars.** Per question the charts that answer it: the band of the percentiles of each layer, the depth profiles
-with a line per layer.
+**Custom Scalars.** Per question the charts that answer it: the band of the percentiles of each layer, the depth
+profiles with a line per layer.
 
 ![Custom Scalars: the band of percentiles](monitors-custom-scalars.png)
 ![Custom Scalars: depth profiles of the covariate shift](monitors-depth.png)
@@ -51,8 +51,8 @@ with a line per layer.
 
 **Histograms.** The channels of running statistics, weights and biases, and the inputs of the nonlinearities, rarely.
 
-Beside the scalars each sample is written once more as one tensor `[layers, metrics]` named `normalization/CALLBACK`, with
-the names in the first record of the run (plugin `normalization`): made for tools that read whole tables.
+Beside the scalars each sample is written once more as one tensor `[layers, metrics]` named `normalization/CALLBACK`,
+with the names in the first record of the run (plugin `normalization`): made for tools that read whole tables.
 
 ## Good to know
 

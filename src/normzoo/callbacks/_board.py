@@ -145,10 +145,12 @@ class Board:
         """The Custom Scalars tab: once per run, as TensorBoard reads the first one."""
         if not (self.tensorboards and self.writes):
             return
-        protos = [
-            layout_pb2.Category(title=title, chart=[chart_proto(chart) for chart in charts], closed=i > 0)
-            for i, (title, charts) in enumerate(categories.items())
-        ]
+        # TensorBoard shows lines first, in their order, and then bands, in reverse.
+        protos = []
+        for i, (title, charts) in enumerate(categories.items()):
+            lines, bands = ([c for c in charts if c.band is band] for band in (False, True))
+            ordered = [chart_proto(chart) for chart in (*lines, *reversed(bands))]
+            protos.append(layout_pb2.Category(title=title, chart=ordered, closed=i > 0))
         tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=protos).SerializeToString()])
         kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
         self.show(step, Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=kind, tensor=tensor))
