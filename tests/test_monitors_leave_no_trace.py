@@ -253,7 +253,8 @@ def test_a_module_of_another_kind_is_left_alone_too(tmp_path: Path) -> None:
     assert on.losses == off.losses
     events = written(tmp_path)
     assert list(events.scalars("own")) == [1, 2, 4, 5, 7, 8, 10]
-    assert list(events.scalars("drift_w2/net.1")) == list(events.scalars("landscape/loss")) == [0, 1, 3, 4, 6, 7, 9]
+    assert list(events.scalars("drift_w2/net.1")) == [0, 1, 3, 4, 6, 7, 9]
+    assert list(events.scalars("landscape/loss")) == [0]  # due at 5 again, a batch that is skipped
 
 
 class ByHand(Odd):
