@@ -524,7 +524,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no layer": (lambda: RunningStatistics(layers=[]), r"layers=\[\].*leave layers out"),
     "falling q": (lambda: ActivationPercentiles(q=(85, 50, 15)), r"q=\(85, 50, 15\).*rise"),
     "unit -1": (lambda: ActivationPercentiles(units=(-1,)), r"units=\(-1,\)"),
-    "few samples": (lambda: ActivationPercentiles(samples=5), "samples=5.*at least 100"),
+    "few samples": (lambda: ActivationPercentiles(samples=5), "samples=5.*at least 1000"),
     "reference -1": (lambda: CovariateShift(reference_step=-1), "reference_step=-1"),
     "evaluation -1": (lambda: CovariateShift(evaluation_batches=-1), "evaluation_batches=-1"),
     "vanishing 2": (lambda: GradientFlow(vanishing=2), r"vanishing=2.*\(0, 1\)"),

@@ -257,6 +257,48 @@ def test_a_module_of_another_kind_is_left_alone_too(tmp_path: Path) -> None:
     assert list(events.scalars("landscape/loss")) == [0]  # due at 5 again, a batch that is skipped
 
 
+class Penalized(Odd):
+    """Differentiates within its step, and clips its weights there, as a critic does."""
+
+    def training_step(self, batch: Any) -> Tensor:
+        with torch.no_grad():
+            self.net[0].weight.mul_(0.9).clamp_(-0.4, 0.4)  # type: ignore[union-attr, operator]
+        x = batch["x"].requires_grad_()
+        y = self.net(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return F.mse_loss(y, batch["y"]) + slope.square().mean()
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_step_that_differentiates_and_clips_is_left_alone(tmp_path: Path) -> None:
+    off, on = Penalized(), Penalized()
+    fit(off, [], tmp_path / "off", Own(), max_epochs=1)
+    fit(on, suite(1), tmp_path, Own(), max_epochs=1)
+    assert all(map(torch.equal, off.state_dict().values(), on.state_dict().values()))
+    assert len(written(tmp_path).scalars("ics_l2/net.3")) == 4
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_two_of_a_kind(tmp_path: Path) -> None:
+    monitors = [GradientFlow(2, layers="net.0"), GradientFlow(3, layers=["net.3"])]
+    trainer = fit(Odd(), monitors, tmp_path, Own(), max_steps=5)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    saved = torch.load(tmp_path / "it.ckpt", weights_only=True)["callbacks"]
+    assert len([key for key in saved if key.startswith("GradientFlow")]) == 2
+    events = written(tmp_path)
+    assert events.described("normalization/GradientFlow")["layers"] == ["net.0"]
+    assert events.described("normalization/GradientFlow-2")["layers"] == ["net.3"]
+
+
+def test_the_same_monitor_for_another_network(tmp_path: Path) -> None:
+    monitors = suite(2)
+    fit(classifier(), monitors, tmp_path / "one", max_steps=5)
+    fit(classifier(MLP((1, 8, 8), 10, hidden=(7, 6, 5))), monitors, tmp_path / "two", max_steps=5)
+    events = written(tmp_path / "two")
+    assert events.scalars("drift_w2/net.hidden.2.norm")[0] == 0
+    assert events.tables("normalization/CovariateShift")[0].shape[0] == 3
+
+
 class ByHand(Odd):
     """Moves its weights within its training step."""
 

@@ -148,7 +148,8 @@ class Board:
         # TensorBoard shows lines first, in their order, and then bands, in reverse.
         protos = []
         for i, (title, charts) in enumerate(categories.items()):
-            lines, bands = ([c for c in charts if c.band is band] for band in (False, True))
+            unique = list(dict.fromkeys(charts))
+            lines, bands = ([c for c in unique if c.band is band] for band in (False, True))
             ordered = [chart_proto(chart) for chart in (*lines, *reversed(bands))]
             protos.append(layout_pb2.Category(title=title, chart=ordered, closed=i > 0))
         tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=protos).SerializeToString()])

@@ -15,7 +15,7 @@ from normzoo.callbacks._heatmap import heatmap
 from normzoo.callbacks._history import History
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
-from normzoo.callbacks.schedule import Schedule, as_schedule
+from normzoo.callbacks.schedule import Every, Logarithmic, Schedule, as_schedule
 from normzoo.errors import InputError
 from normzoo.probes import Layers, Reader, find, first_tensor
 
@@ -120,16 +120,28 @@ class Monitor(Callback):
         self.layers = layers
         self.detail_every = detail_every
         self.modules: dict[str, nn.Module] = {}
+        self.label = name
+        """What its tables are called: its class, and a number if there are several of it."""
+        self.in_detail = False
+        self.settle_all: Callable[[], None] = nothing_to_settle
+        """Works out what all monitors of the Trainer have noted."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what it has seen: a run begins."""
         self.rows: list[str] = []
         self.tags: list[list[str]] = []
         self.detailed_at = -1
         self.history = History()
         self.newest: tuple[list[list[float]], list[list[bool]]] = ([], [])
-        self.in_detail = False
         self.pending: list[tuple[int, Any, bool]] = []
-        self.settle_all: Callable[[], None] = nothing_to_settle
-        """Works out what all monitors of the Trainer have noted."""
         self.warned: set[str] = set()
+
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint keeps its state: several of a class differ in what they look at."""
+        every = repr(self.every) if isinstance(self.every, Every | Logarithmic) else name_of(self.every)
+        return self._generate_state_key(layers=repr(self.layers), every=every)
 
     # What a monitor defines.
 
@@ -188,6 +200,8 @@ class Monitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         from normzoo.callbacks._sampler import Sampler  # which imports this module
 
+        if stage == "fit":
+            self.reset()  # before a checkpoint brings back what the run that it was taken of has seen
         if stage == "fit" and not any(isinstance(one, Sampler) for one in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.callbacks.append(Sampler())  # type: ignore[attr-defined]
 
@@ -246,7 +260,7 @@ class Monitor(Callback):
                 if is_known
             }
             board.scalars(number, by_tag)
-            board.table(number, f"normalization/{type(self).__name__}", self.rows, self.metrics, values[k])
+            board.table(number, f"normalization/{self.label}", self.rows, self.metrics, values[k])
             if self.heatmaps and self.history.is_kept():
                 drawn = [list(self.metrics).index(metric) for metric in self.heatmaps]
                 self.history.add(number, torch.stack([values[k][:, drawn], applies[k][:, drawn]]))
@@ -323,6 +337,11 @@ class Monitor(Callback):
         self.detailed_at = state_dict["detailed_at"]
         self.history.load_state_dict(state_dict["history"])
         self.rows = list(state_dict["rows"])
+
+
+def name_of(schedule: Schedule) -> str:
+    """A function's name or an object's class: the same in every process."""
+    return getattr(schedule, "__qualname__", type(schedule).__qualname__)
 
 
 def nothing_to_settle() -> None:

@@ -97,32 +97,30 @@ class Replica(nn.Module):
             stack.enter_context(plugin.forward_context())
             yield
 
-    def run(self, step: str, batch: Any, batch_idx: int = 0) -> Any:
-        """What a step returns, at the weights of the original, in its present mode (training or evaluation)."""
-        with self.quietly():
-            self.refresh()
-            return self(step, batch, batch_idx)
+    def run(self, step: str, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Any:
+        """What a step returns, in the original's present mode (training or evaluation), gradients recorded as there.
 
-    def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
-        """The loss of a batch, each time from the same random numbers, buffers and plain attributes.
+        Each time from the same random numbers, buffers and plain attributes.
 
         Args:
-            batch: what `training_step` takes.
+            step: "training_step", "validation_step" or "test_step".
+            batch: what it takes; it is left as it is.
             batch_idx: its number.
             weights: parameters by name, in the place of the original's.
-
-        Returns:
-            A scalar with its graph; None where `training_step` skips the batch.
         """
         self.refresh()
-        buffers = {f"module.{name}": b.detach().clone() for name, b in self.module.named_buffers()}
-        others = {f"module.{name}": w for name, w in (weights or {}).items()}
-        with self.quietly(), torch.enable_grad():
-            result = functional_call(self, {**buffers, **others}, ("training_step", batch, batch_idx), strict=False)
+        # Copies, as a step may clip its weights in place.
+        own = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in self.module.named_parameters()}
+        there = {f"module.{name}": value for name, value in {**own, **(weights or {})}.items()}
+        with self.quietly():
+            return functional_call(self, there, (step, copy.deepcopy(batch), batch_idx))
+
+    def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """What `training_step` returns as the loss: a scalar with its graph; None where it skips the batch."""
+        with torch.enable_grad():
+            result = self.run("training_step", batch, batch_idx, weights)
         loss = result.get("loss") if isinstance(result, Mapping) else result
-        if loss is not None and not (isinstance(loss, Tensor) and loss.requires_grad):
-            return None
-        return loss
+        return loss if isinstance(loss, Tensor) and loss.requires_grad else None
 
     def loss_and_gradients(
         self,
@@ -148,7 +146,7 @@ class Replica(nn.Module):
         """
         loss, found, trouble = None, [], None
         try:
-            loss = self.loss(copy.deepcopy(batch), batch_idx, weights)
+            loss = self.loss(batch, batch_idx, weights)
         except Exception as error:  # all ranks hear of it, and end together
             trouble = error
         own = 0 if loss is None else samples

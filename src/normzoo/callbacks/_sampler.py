@@ -3,14 +3,13 @@
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from normzoo.callbacks._board import Board
+from normzoo.callbacks._board import Board, Chart
 from normzoo.callbacks._monitor import Heard, Monitor, Site, Step
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
@@ -64,9 +63,11 @@ class Sampler(Callback):
         self.ears.clear()
         self.compiled = is_compiled(pl_module)
         for monitor in self.monitors:
+            alike = [one for one in self.monitors if type(one) is type(monitor)]
+            number = alike.index(monitor) + 1
+            monitor.label = type(monitor).__name__ + (f"-{number}" if number > 1 else "")
             monitor.find_layers(pl_module)
             monitor.settle_all = self.settle
-            monitor.pending.clear()
             drop_empty(monitor, Callback)
         self.ranks = Ranks()
         self.board = Board(trainer)
@@ -167,7 +168,10 @@ class Sampler(Callback):
             monitor.settle(self.board)
         if not self.laid_out and self.last >= 0:
             self.laid_out = True
-            self.board.layout(self.last, {one.question: charts for one in self.monitors if (charts := one.charts())})
+            by_question: dict[str, list[Chart]] = {}
+            for monitor in self.monitors:
+                by_question.setdefault(monitor.question, []).extend(monitor.charts())
+            self.board.layout(self.last, by_question)
         self.board.write()
 
     def drop(self, *unused: object) -> None:
@@ -233,9 +237,9 @@ def listened(step: Step, due: Sequence[Monitor]) -> Ear:
     replica = step.replica.refresh()
     ear = Ear(replica.module, due)
     if ear.wanted:
+        weights = {name: p.detach().clone() for name, p in step.module.named_parameters() if p.requires_grad}
         with ear.probe:
-            loss = replica.loss(deepcopy(step.batch), step.batch_idx)
+            loss = replica.loss(step.batch, step.batch_idx, {n: w.requires_grad_() for n, w in weights.items()})
             if loss is not None and any(site == "gradient" for site, _ in ear.wanted):
-                weights = [p for p in replica.parameters() if p.requires_grad]
-                torch.autograd.grad(loss, weights, allow_unused=True)
+                torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return ear

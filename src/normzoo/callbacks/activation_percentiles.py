@@ -94,17 +94,16 @@ class ActivationPercentiles(Monitor):
         samples: int = 1 << 14,
         detail_every: int = 500,
     ) -> None:
+        self.given = batch
         super().__init__(every, layers, detail_every)
         if len(q) != 3 or not 0 <= q[0] < q[1] < q[2] <= 100:
             raise InputError(f"ActivationPercentiles(q={q!r}): three percentages that rise, as (15, 50, 85).")
         if any(isinstance(u, bool) or not isinstance(u, int) or u < 0 for u in units):
             raise InputError(f"ActivationPercentiles(units={units!r}): channels by their numbers, from 0 on.")
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 100:
-            raise InputError(f"ActivationPercentiles(samples={samples!r}): at least 100; 16384 is the default.")
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1000:
+            raise InputError(f"ActivationPercentiles(samples={samples!r}): at least 1000; 16384 is the default.")
         self.units = tuple(units)
         self.q = tuple(q)
-        self.given = batch
-        self.batch = batch
         self.samples = samples
         names = [f"p{share:g}" for share in q]
         self.input_names, self.unit_names = [f"input_{n}" for n in names], [f"unit_{n}" for n in names]
@@ -116,6 +115,10 @@ class ActivationPercentiles(Monitor):
             "dead": "share of the units with no other inputs than such",
             "effective_rank": "directions that the inputs of all units fill, 1 to their number",
         }
+
+    def reset(self) -> None:
+        super().reset()
+        self.batch = self.given
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_activation) or of_kind(model, is_norm) or of_kind(model, is_weighted)
@@ -133,9 +136,8 @@ class ActivationPercentiles(Monitor):
             with (
                 Probe(replica.module, inside, input=self.read) as before,
                 Probe(replica.module, outside, output=self.read) as after,
-                torch.no_grad(),
             ):
-                replica.run("training_step", deepcopy(move_data_to_device(self.batch, step.module.device)))
+                replica.run("training_step", move_data_to_device(self.batch, step.module.device))
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:

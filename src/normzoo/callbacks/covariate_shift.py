@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -81,6 +80,10 @@ class CovariateShift(Monitor):
                 raise InputError(f"CovariateShift({name}={value!r}): it is a number of at least 0.")
         self.reference_step = reference_step
         self.evaluation_batches = evaluation_batches
+        self.replicas: list[Replica] = []
+
+    def reset(self) -> None:
+        super().reset()
         self.reference: Profile | None = None
         self.recent: deque[Profile] = deque(maxlen=RECENT)
         self.evaluated: list[Profile] = []
@@ -165,13 +168,14 @@ class CovariateShift(Monitor):
             self.listening = Probe(module, self.modules, input=feature_moments)
             self.listening.__enter__()
             return
-        replica = Replica(trainer, module)
+        self.replicas = self.replicas or [Replica(trainer, module)]
+        replica = self.replicas[0].refresh()
         named = dict(named_layers(replica.module))
         with (
             Probe(replica.module, {n: named[n] for n in self.modules}, input=feature_moments) as probe,
             torch.no_grad(),
         ):
-            replica.run(step, deepcopy(batch), batch_idx)
+            replica.run(step, batch, batch_idx)
         self.evaluated.append(profile([(v.name, v.input) for v in probe.visits]))
 
     def on_validation_batch_end(self, *unused: Any) -> None:
@@ -204,6 +208,7 @@ class CovariateShift(Monitor):
             return
         ranks = Ranks()
         own, self.evaluated = self.evaluated, []
+        self.replicas = []
         parts = [part for of_rank in ranks.gather(own) for part in of_rank]
         ranks.close()
         if not parts:
@@ -219,7 +224,7 @@ class CovariateShift(Monitor):
         if len(found) > 1:
             board.scalars(step, {f"depth_slope/{metric}": slope(column).item()})
         columns = {metric: self.totals[f"{metric}/"]}
-        board.table(step, f"normalization/{type(self).__name__}/{metric}", trained.names, columns, column[:, None])
+        board.table(step, f"normalization/{self.label}/{metric}", trained.names, columns, column[:, None])
         board.write()
 
     # What goes on with a resumed run.

@@ -90,6 +90,9 @@ class GradientFlow(Monitor):
             )
         self.vanishing = vanishing
         self.exploding = exploding
+
+    def reset(self) -> None:
+        super().reset()
         self.order: list[str] = []
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:

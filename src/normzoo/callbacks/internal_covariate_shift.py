@@ -105,7 +105,7 @@ class InternalCovariateShift(Monitor):
         named = dict(named_layers(replica.module))
         owners = {name: m for name, m in named.items() if name and own_parameters(m)}
         with Probe(replica.module, owners) as probe:
-            replica.loss(deepcopy(self.batch), step.batch_idx, weights)
+            replica.loss(self.batch, step.batch_idx, weights)
         self.order = list(dict.fromkeys(visit.name for visit in probe.visits))
         known = {id(p): name for name, p in replica.module.named_parameters()}
         self.names = {name: [known[id(p)] for p in own_parameters(owners[name])] for name in self.order}
