@@ -109,9 +109,9 @@ class Replica(nn.Module):
             weights: parameters by name, in the place of the original's.
         """
         self.refresh()
-        # Copies, as a step may clip its weights in place.
-        own = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in self.module.named_parameters()}
-        there = {f"module.{name}": value for name, value in {**own, **(weights or {})}.items()}
+        own = {name: p.detach().requires_grad_(p.requires_grad) for name, p in self.module.named_parameters()}
+        # Copies, as a step may clip its weights in place; gradients pass through them.
+        there = {f"module.{name}": value.clone() for name, value in {**own, **(weights or {})}.items()}
         with self.quietly():
             return functional_call(self, there, (step, copy.deepcopy(batch), batch_idx))
 

@@ -141,10 +141,9 @@ class Sampler(Callback):
             return
         parts: list[Any] = []
         trouble: Exception | None = None
-        heard = self.ear.heard()
         for monitor in self.due:
             try:
-                parts.append(monitor.collect(step, heard))
+                parts.append(monitor.collect(step, self.ear.heard(monitor)))
             except Exception as error:  # all ranks hear of it, and end together
                 trouble = trouble or error
                 parts.append(None)
@@ -215,16 +214,13 @@ class Ear:
         }
         return {name: read_by(readers) for name, readers in wanted.items() if readers}
 
-    def heard(self) -> Heard:
-        """All that was read, by where and how."""
-        return {
-            (site, read): [
-                (visit.name, (getattr(visit, site) or {}).get(read))
-                for visit in self.probe.visits
-                if visit.name in names
-            ]
-            for (site, read), names in self.wanted.items()
-        }
+    def heard(self, monitor: Monitor) -> Heard:
+        """What a monitor wanted to hear, by where and how."""
+        found: dict[tuple[Site, Reader], list[tuple[str, Any]]] = {}
+        for (site, read), names in monitor.readings().items():
+            visits = [visit for visit in self.probe.visits if visit.name in names]
+            found[site, read] = [(visit.name, (getattr(visit, site) or {}).get(read)) for visit in visits]
+        return found
 
 
 def read_by(readers: Sequence[Reader]) -> Reader:
