@@ -171,6 +171,7 @@ def test_a_compiled_network_is_sampled_and_not_compiled_again(tmp_path: Path) ->
 # Every norm of the zoo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, layer in LAYERS.items() if layer.facts.dense])
 def test_the_suite_works_with_every_norm_in_an_mlp(name: str, tmp_path: Path) -> None:
     works_with(MLP((1, 8, 8), 10, hidden=(8, 8), norm=LAYERS[name]), tmp_path)
@@ -335,7 +336,7 @@ def test_a_module_that_cannot_be_copied_is_told(tmp_path: Path) -> None:
 # The command line
 
 
-@pytest.mark.parametrize("net", ["MLP", "ConvNet", "ResNet"])
+@pytest.mark.parametrize("net", ["MLP", *(pytest.param(net, marks=pytest.mark.slow) for net in ("ConvNet", "ResNet"))])
 def test_one_more_config_switches_them_on(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Path(__file__).parents[1] / "configs" / "monitors.yaml"
     monkeypatch.chdir(tmp_path)

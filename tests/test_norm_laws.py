@@ -305,7 +305,7 @@ def gradient_of_reference(subject: Subject) -> None:
         assert_close(observed, expected, what)
 
 
-@law(when=lambda subject: "N" in subject.layer.facts.axes and not subject.on_weights)
+@law(when=lambda subject: "N" in subject.layer.facts.axes and not subject.on_weights, slow=True)
 def large_batch(subject: Subject) -> None:
     """Statistics of many values may be computed in another way than those of few: in blocks, uncentred, in dots."""
     # A formula that walks over samples takes a second per hundred of them.
