@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -647,6 +648,16 @@ def test_a_logger_that_takes_numbers_gets_those(tmp_path: Path) -> None:
 
 
 # Resuming
+
+
+def test_a_checkpoint_after_a_step_holds_what_was_seen_of_it(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    settings = {"max_steps": 4, "enable_checkpointing": True}
+    fit(Plain(), [saver, CovariateShift(1)], tmp_path, PlainData(), **settings)
+    for step in (2, 4):
+        states = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["callbacks"]
+        [seen] = [state for key, state in states.items() if key.startswith("CovariateShift")]
+        assert len(seen["recent"]) == step
 
 
 def test_a_resumed_run_goes_on_with_the_same_references(tmp_path: Path) -> None:

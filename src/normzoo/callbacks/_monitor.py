@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -200,10 +201,14 @@ class Monitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         from normzoo.callbacks._sampler import Sampler  # which imports this module
 
-        if stage == "fit":
-            self.reset()  # before a checkpoint brings back what the run that it was taken of has seen
-        if stage == "fit" and not any(isinstance(one, Sampler) for one in trainer.callbacks):  # type: ignore[attr-defined]
-            trainer.callbacks.append(Sampler())  # type: ignore[attr-defined]
+        if stage != "fit":
+            return
+        self.reset()  # before a checkpoint brings back what the run that it was taken of has seen
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
+        if not any(isinstance(one, Sampler) for one in callbacks):
+            # Before those that write checkpoints: a checkpoint after a step holds what was seen of it.
+            savers = [i for i, one in enumerate(callbacks) if isinstance(one, Checkpoint)]
+            callbacks.insert(min(savers, default=len(callbacks)), Sampler())
 
     def find_layers(self, model: nn.Module) -> None:
         """Finds the modules that are meant, at the start of training.
