@@ -258,6 +258,18 @@ def test_a_module_of_another_kind_is_left_alone_too(tmp_path: Path) -> None:
     assert list(events.scalars("landscape/loss")) == [0]  # due at 5 again, a batch that is skipped
 
 
+class Renamed(Odd):
+    """Calls its arguments what it likes."""
+
+    def training_step(self, b: Any, i: int) -> Tensor:  # type: ignore[override]
+        return F.mse_loss(self.net(b["x"]), b["y"])
+
+
+def test_arguments_go_by_position(tmp_path: Path) -> None:
+    fit(Renamed(), suite(1), tmp_path, Own(), max_steps=3)
+    assert list(written(tmp_path).scalars("flow_norm/net.0")) == [0, 1, 2]
+
+
 class Penalized(Odd):
     """Differentiates within its step, and clips its weights there, as a critic does."""
 

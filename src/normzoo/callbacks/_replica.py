@@ -84,8 +84,10 @@ class Replica(nn.Module):
 
     def forward(self, step: str, batch: Any, batch_idx: int) -> Any:
         run = getattr(self.module, step)
-        keywords = {"batch_idx": batch_idx} if is_param_in_hook_signature(run, "batch_idx", min_args=2) else {}
-        return run(batch, **keywords)
+        # As Lightning does: by position, since a user may call them anything.
+        more = (("batch_idx", batch_idx), ("dataloader_idx", 0))
+        takes = [is_param_in_hook_signature(run, name, min_args=i) for i, (name, _) in enumerate(more, start=2)]
+        return run(batch, *(value for (_, value), taken in zip(more, takes, strict=True) if taken))
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
