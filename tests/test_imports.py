@@ -24,7 +24,7 @@ LAW: dict[str, set[str]] = {
     # A task names what a network is, so that the command line finds our ResNet before torchvision's of the same name.
     "tasks": {"torch", "lightning", "torchmetrics", "normzoo.norms._base", "normzoo.models._base", "normzoo.schedules"},
     "callbacks": {
-        *("torch", "lightning", "tensorboard", "PIL"),
+        *("torch", "lightning", "tensorboard", "numpy", "PIL"),
         *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
     },
     "catalogue": {"torch", "rich", "normzoo.norms"},

@@ -193,8 +193,10 @@ class Probe:
 
 @torch.no_grad()
 def apply(read: Reader, module: nn.Module, tensor: Tensor | None) -> Any:
-    """What a reader makes of a tensor; None where there is none."""
-    return None if tensor is None else read(module, tensor.detach())
+    """What a reader makes of a tensor; None where there is none with plain memory, as a nested or sparse one."""
+    if tensor is None or tensor.is_nested or tensor.layout != torch.strided:
+        return None
+    return read(module, tensor.detach())
 
 
 def first_tensor(values: Any) -> Tensor | None:
@@ -262,7 +264,7 @@ def find(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     found: set[str] = set()
     for one in wanted:
         if isinstance(one, str):
-            matches = {name for name in named if fnmatchcase(name, one)}
+            matches = {name for name in named if name == one or fnmatchcase(name, one)}
         else:
             matches = {name for name, module in named.items() if isinstance(module, one)}
         if not matches:

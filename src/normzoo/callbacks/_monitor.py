@@ -10,13 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from normzoo.callbacks._board import Board, Chart
 from normzoo.callbacks._heatmap import heatmap
 from normzoo.callbacks._history import History
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
-from normzoo.callbacks.schedule import Every, Logarithmic, Schedule, as_schedule
+from normzoo.callbacks.schedule import Schedule, as_schedule
 from normzoo.errors import InputError
 from normzoo.probes import Layers, Reader, find, first_tensor
 
@@ -32,6 +33,8 @@ class Step:
     batch: Any
     batch_idx: int
     ranks: Ranks
+    on_copy: bool = False
+    """Whether what is heard is heard on a copy, whose loss is not scaled."""
     replicas: list[Replica] = field(default_factory=list)
 
     @property
@@ -141,8 +144,8 @@ class Monitor(Callback):
     @property
     def state_key(self) -> str:
         """Under which a checkpoint keeps its state: several of a class differ in what they look at."""
-        every = repr(self.every) if isinstance(self.every, Every | Logarithmic) else name_of(self.every)
-        return self._generate_state_key(layers=repr(self.layers), every=every)
+        own = {name: repr(getattr(self, name)) for name in ("units", "q", "steps") if hasattr(self, name)}
+        return self._generate_state_key(layers=repr(self.layers), **own)
 
     # What a monitor defines.
 
@@ -157,8 +160,8 @@ class Monitor(Callback):
     def begin(self, step: Step) -> None:
         """Before the forward pass of a step that is sampled."""
 
-    def before_update(self, step: Step) -> None:
-        """Before the optimizer moves the weights: gradients are whole, and not clipped yet."""
+    def before_update(self, step: Step, optimizer: Optimizer) -> None:
+        """Before an optimizer moves its weights: their gradients are whole, and not clipped yet."""
 
     def collect(self, step: Step, heard: Heard) -> Any:
         """After the update: what this rank has to say. It goes to all ranks, pickled."""
@@ -251,7 +254,9 @@ class Monitor(Callback):
 
     def write(self, board: Board, numbers: Sequence[int], samples: Samples) -> None:
         """Writes samples that have been worked out."""
-        if not self.rows:  # of the whole run: a table does not change its shape
+        # Of the whole run: a table does not change its shape, unless a resumed run looks at other layers.
+        if not self.rows or not set(samples.rows) <= set(self.rows):
+            self.tags, self.history = [], self.history if not self.rows else History()
             self.rows = [*samples.rows, *(name for name in self.modules if name not in samples.rows)]
         if not self.tags:
             self.tags = [[self.tag(metric, row) for row in self.rows] for metric in self.metrics]
@@ -342,11 +347,6 @@ class Monitor(Callback):
         self.detailed_at = state_dict["detailed_at"]
         self.history.load_state_dict(state_dict["history"])
         self.rows = list(state_dict["rows"])
-
-
-def name_of(schedule: Schedule) -> str:
-    """A function's name or an object's class: the same in every process."""
-    return getattr(schedule, "__qualname__", type(schedule).__qualname__)
 
 
 def nothing_to_settle() -> None:

@@ -61,9 +61,9 @@ class Profile:
 NOTHING = Profile((), (), Moments(*(torch.zeros(0, dtype=torch.float64) for _ in range(3))))
 
 
-def feature_moments(module: nn.Module, x: Tensor) -> Moments:
-    """What a probe reads of an input or output: count, mean and variance of each feature."""
-    return moments(x, feature_axis(module, x))
+def feature_moments(module: nn.Module, x: Tensor) -> Moments | None:
+    """What a probe reads of an input or output: count, mean and variance of each feature; None of indices."""
+    return None if not x.is_floating_point() else moments(x, feature_axis(module, x))
 
 
 def profile(heard: Sequence[tuple[str, Moments | None]]) -> Profile:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from normzoo.callbacks._ranks import Ranks
 from normzoo.errors import InputError
@@ -42,6 +44,11 @@ class Replica(nn.Module):
                 f"{type(module).__name__}(automatic_optimization=False): its training_step moves the weights, so that "
                 f"its loss cannot be looked at; leave out InternalCovariateShift, LossLandscape and "
                 f"ActivationPercentiles, and do not compile the network while others monitor it."
+            )
+        if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+            raise InputError(
+                f"{type(module).__name__}.training_step takes batches from dataloader_iter by itself, so that its loss "
+                f"cannot be looked at twice; leave out InternalCovariateShift, LossLandscape and ActivationPercentiles."
             )
         self.trainer = trainer
         self.original = [module]  # in a list, so that it is no submodule
@@ -114,7 +121,7 @@ class Replica(nn.Module):
         own = {name: p.detach().requires_grad_(p.requires_grad) for name, p in self.module.named_parameters()}
         # Copies, as a step may clip its weights in place; gradients pass through them.
         there = {f"module.{name}": value.clone() for name, value in {**own, **(weights or {})}.items()}
-        with self.quietly():
+        with self.quietly(), untouched(self.modules_then):
             return functional_call(self, there, (step, copy.deepcopy(batch), batch_idx))
 
     def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
@@ -185,17 +192,38 @@ class Quiet:
         return getattr(self.trainer, name)
 
 
+@contextmanager
+def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Raises `InputError` if one of the modules runs: a copy's step has led back to the original."""
+    originals = set(modules)
+
+    def refuse(module: nn.Module, args: Any) -> None:
+        if module in originals:
+            raise InputError(
+                f"a copy of the LightningModule runs a {type(module).__name__} of the original: through a lambda, a "
+                f"closure or a compiled function that is an attribute and holds the module. Make it a method, or leave "
+                f"out InternalCovariateShift, LossLandscape and ActivationPercentiles."
+            )
+
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def ignore(*args: object, **kwargs: object) -> None:
     """In the place of `self.log`."""
 
 
 @contextmanager
 def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Has torch and Python draw afterwards what they would have drawn now."""
-    state = random.getstate()
+    """Has torch, numpy and Python draw afterwards what they would have drawn now."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - what users' own steps may draw from
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         try:
             yield
         finally:
             random.setstate(state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

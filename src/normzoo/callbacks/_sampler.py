@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.optim import Optimizer
 
 from normzoo.callbacks._board import Board, Chart
 from normzoo.callbacks._monitor import Heard, Monitor, Site, Step
@@ -109,7 +110,8 @@ class Sampler(Callback):
         self.last = number
         due = [monitor for monitor in self.monitors if monitor.every(number)]
         if due and self.ranks is not None:
-            self.open(Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.replicas), due)
+            step = Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.compiled, self.replicas)
+            self.open(step, due)
 
     def open(self, step: Step, due: list[Monitor]) -> None:
         """Attaches what listens to the forward pass."""
@@ -127,11 +129,11 @@ class Sampler(Callback):
             self.attached.enter_context(self.ear.probe)
         self.listen(True)
 
-    def before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
+    def before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients are whole."""
         if self.step is not None:
             for monitor in self.due:
-                monitor.before_update(self.step)
+                monitor.before_update(self.step, optimizer)
 
     def close(self, trainer: Trainer, *unused: object) -> None:
         """Takes the hooks off, and, once the weights have moved, has every monitor write what it found."""

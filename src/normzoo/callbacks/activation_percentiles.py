@@ -119,6 +119,7 @@ class ActivationPercentiles(Monitor):
     def reset(self) -> None:
         super().reset()
         self.batch = self.given
+        self.random: Tensor | None = None
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_activation) or of_kind(model, is_norm) or of_kind(model, is_weighted)
@@ -137,7 +138,11 @@ class ActivationPercentiles(Monitor):
                 Probe(replica.module, inside, input=self.read) as before,
                 Probe(replica.module, outside, output=self.read) as after,
             ):
-                replica.run("training_step", move_data_to_device(self.batch, step.module.device))
+                given = step.trainer.precision_plugin.convert_input(self.batch)
+                with torch.random.fork_rng(devices=[]):
+                    self.random = torch.get_rng_state() if self.random is None else self.random
+                    torch.set_rng_state(self.random)  # the same in every sample
+                    replica.run("training_step", move_data_to_device(given, step.module.device))
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -232,10 +237,15 @@ class ActivationPercentiles(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         batch = None if self.given is not None else plain(self.batch)
-        return {**super().state_dict(), "batch": batch if size_of(batch) <= SAVED_BYTES else None}
+        return {
+            **super().state_dict(),
+            "batch": batch if size_of(batch) <= SAVED_BYTES else None,
+            "random": self.random,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self.random = state_dict["random"]
         if self.given is None:
             self.batch = state_dict["batch"]
 

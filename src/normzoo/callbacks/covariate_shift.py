@@ -145,6 +145,13 @@ class CovariateShift(Monitor):
         charts = [Chart(f"depth profile: {told} ({name})", (f"^{name}/",)) for name, told in profiles.items()]
         return [*charts, Chart("the deeper, the larger? (depth_slope)", ("^depth_slope/",))]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.ranks = Ranks()  # when all are there: later, one may have failed
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.ranks.close()
+
     # Evaluation: its inputs, layer by layer, against those of training.
 
     def on_validation_batch_start(
@@ -165,7 +172,9 @@ class CovariateShift(Monitor):
         if batch_idx >= self.evaluation_batches or dataloader_idx > 0 or not self.recent or not self.modules:
             return
         if not is_compiled(module):
-            self.listening = Probe(module, self.modules, input=feature_moments)
+            here = dict(named_layers(module))  # a test may be of another module than the one that was trained
+            layers = {name: here[name] for name in self.modules if name in here}
+            self.listening = Probe(module, layers, input=feature_moments)
             self.listening.__enter__()
             return
         self.replicas = self.replicas or [Replica(trainer, module)]
@@ -206,11 +215,9 @@ class CovariateShift(Monitor):
         """Writes how far evaluation is from training. All ranks come here, whatever number of batches they had."""
         if not self.recent or trainer.sanity_checking:
             return
-        ranks = Ranks()
         own, self.evaluated = self.evaluated, []
         self.replicas = []
-        parts = [part for of_rank in ranks.gather(own) for part in of_rank]
-        ranks.close()
+        parts = [part for of_rank in self.ranks.gather(own) for part in of_rank]
         if not parts:
             return
         evaluated, trained = aligned(merge_profiles(parts), merge_profiles(list(self.recent)))

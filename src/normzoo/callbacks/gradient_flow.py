@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from normzoo.callbacks._board import Chart
 from normzoo.callbacks._layers import own_parameters
@@ -111,28 +112,36 @@ class GradientFlow(Monitor):
 
     def begin(self, step: Step) -> None:
         self.noted: dict[str, Tensor] = {}
-        self.with_gradient = (False,) * len(self.flat)
+        self.weights: list[Tensor] = []
+        self.gradients: dict[int, Tensor] = {}
+        self.scale = 1.0 if step.on_copy else loss_scale(step)  # as it is in this step's backward pass
 
-    def before_update(self, step: Step) -> None:
-        """Keeps the weights and the norms of gradients."""
-        self.with_gradient = tuple(p.grad is not None for p in self.flat)
-        self.noted["grad_norm"] = norms(gradients_of(self.flat))
-        self.weights = [p.detach().clone() for p in self.flat]
+    def before_update(self, step: Step, optimizer: Optimizer) -> None:
+        """Keeps the norms of an optimizer's gradients, and, before the first of several moves them, the weights."""
+        if not self.weights:
+            self.weights = [p.detach().clone() for p in self.flat]
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        mine = [i for i, p in enumerate(self.flat) if id(p) in own and p.grad is not None and i not in self.gradients]
+        self.gradients.update(zip(mine, norms([gradient_of(self.flat[i]) for i in mine]), strict=True))
 
     def collect(self, step: Step, heard: Heard) -> Notes:
         flow: dict[str, list[Tensor]] = {}
         for name, square in heard["gradient", squared_norm]:
             flow.setdefault(name, []).extend([] if square is None else [square])
         squares = {name: sum(many[1:], many[0]) for name, many in flow.items() if many}
-        stacked = torch.stack(list(squares.values())).double().cpu() / loss_scale(step) ** 2 if squares else NONE
-        if self.noted and self.flat:
+        stacked = torch.stack(list(squares.values())).double().cpu() / self.scale**2 if squares else NONE
+        with_gradient = tuple(i in self.gradients for i in range(len(self.flat)))
+        if self.weights:
+            nothing = torch.zeros((), dtype=torch.float64)
+            found = [self.gradients.get(i, nothing).double().cpu() for i in range(len(self.flat))]
+            self.noted["grad_norm"] = torch.stack(found)
             moved = torch._foreach_sub([p.detach() for p in self.flat], self.weights)
             self.noted["weight"], self.noted["update"] = norms(self.weights), norms(list(moved))
             if step.trainer.gradient_clip_val:
-                self.noted["grad_norm_clipped"] = norms(gradients_of(self.flat))
+                self.noted["grad_norm_clipped"] = norms([gradient_of(p) for p in self.flat])
         self.weights = []
         by_parameter = {name: one.double().cpu() for name, one in self.noted.items()}
-        return Notes(tuple(flow), tuple(squares), stacked, self.with_gradient, by_parameter)
+        return Notes(tuple(flow), tuple(squares), stacked, with_gradient, by_parameter)
 
     def merge(self, parts: Sequence[Notes]) -> Notes:
         # What the step minimizes is the average of the losses of all ranks, each of which counts the same.
@@ -234,9 +243,9 @@ def squared_norm(module: nn.Module, gradient: Tensor) -> Tensor:
     )
 
 
-def gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradients, a 0 where there is none."""
-    return [p.new_zeros(1) if p.grad is None else p.grad for p in parameters]
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """The gradient, a 0 where there is none."""
+    return parameter.new_zeros(1) if parameter.grad is None else parameter.grad
 
 
 def loss_scale(step: Step) -> float:

@@ -70,6 +70,7 @@ class InternalCovariateShift(Monitor):
 
     def begin(self, step: Step) -> None:
         """Keeps the weights, and the batch as it is before the step."""
+        step.replica  # noqa: B018 - made now, before the step leaves results on the module
         self.before = {name: p.detach().clone() for name, p in step.module.named_parameters() if p.requires_grad}
         self.batch = deepcopy(step.batch)
 
@@ -84,6 +85,7 @@ class InternalCovariateShift(Monitor):
         found: list[tuple[str, list[float]]] = []
         for layer, names in wanted.items() if unmoved is not None else ():
             below = {n for earlier in self.order[: self.order.index(layer)] for n in self.names[earlier]}
+            below -= set(names)  # a weight that an earlier layer shares is the layer's own
             mixed = {n: after[n] if n in below else w for n, w in weights.items()}
             g, unmoved = unmoved[: len(names)], unmoved[len(names) :]  # type: ignore[index]
             moved = self.gradients(step, mixed, names)

@@ -28,7 +28,7 @@ class LossLandscape(Monitor):
     The loss is in its own units, the change in those of the gradient, beta in loss per squared unit of the weights. All
     on a copy of the module, by its own `training_step`, with the same batch, buffers and random numbers; over ranks
     losses and gradients are averages, weighted by their samples. A sample costs about as many steps as there are eta,
-    and for a moment one more copy of the weights for each. Not for modules that optimize by hand.
+    and some copies of the weights. Not for modules that optimize by hand.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
@@ -85,21 +85,23 @@ class LossLandscape(Monitor):
             part.view_as(p)
             for part, p in zip(g.split([p.numel() for p in start.values()]), start.values(), strict=True)
         ]
-        tried = [look([p - eta * d for p, d in zip(start.values(), direction, strict=True)]) for eta in self.steps]
-        seen = [one for one in tried if one is not None]
-        if len(seen) < len(tried):
-            return
-        losses = torch.stack([one for one, _ in seen]).double().cpu()
-        flat, others = g.double().cpu(), torch.stack([one for _, one in seen]).double().cpu()
-        change = gradient_change(flat, others)
+        losses, changes, slopes = [], [], []
+        for eta in self.steps:
+            there = look([p - eta * d for p, d in zip(start.values(), direction, strict=True)])
+            if there is None:
+                return
+            losses.append(there[0])
+            changes.append(gradient_change(g, there[1][None]).max())
+            slopes.append(effective_smoothness(g, there[1][None], torch.tensor([eta], device=g.device)))
+        loss_all, change, beta = (torch.stack(one).double().cpu() for one in (losses, changes, slopes))
         self.found = {
             "loss": loss.double().cpu(),
-            "loss_min": losses.min(),
-            "loss_max": losses.max(),
-            "loss_range": loss_range(losses),
+            "loss_min": loss_all.min(),
+            "loss_max": loss_all.max(),
+            "loss_range": loss_range(loss_all),
             "gradient_change_min": change.min(),
             "gradient_change_max": change.max(),
-            "smoothness": effective_smoothness(flat, others, torch.tensor(self.steps, dtype=torch.float64)),
+            "smoothness": beta.max(),
         }
 
     def collect(self, step: Step, heard: Heard) -> dict[str, Tensor]:

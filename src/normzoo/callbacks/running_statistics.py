@@ -47,7 +47,8 @@ class RunningStatistics(Monitor):
 
     B is the training batch, over all ranks, with the unbiased variance; r the running statistics before the layer has
     seen it. A layer that runs twice in a step is compared with both batches together. Channels whose running variance
-    is 0 are left out. Layers without running mean and variance of their input's channels show gamma and beta alone.
+    is 0 are left out. Layers without running mean and variance of their input's channels show gamma and beta alone; a
+    network without norms shows nothing.
 
     Tags, each with the name of the layer: `running_gap/`, `running_w2/` in running standard deviations, `running_kl/`
     in nats per channel; `gamma_mean/`, `gamma_std/`, `beta_mean/`, `beta_std/` over the channels of weight and bias.
@@ -86,6 +87,10 @@ class RunningStatistics(Monitor):
         self.keeping = {name: m for name, m in self.modules.items() if keeps_statistics(m)}
         self.sizes = tuple(m.running_mean.numel() for m in self.keeping.values())  # type: ignore[operator]
         self.vectors = {"gamma": vectors_of(self.modules, "weight"), "beta": vectors_of(self.modules, "bias")}
+        if not self.keeping and not any(self.vectors.values()):
+            self.warn_once(
+                "nothing", "RunningStatistics: no layer has running statistics or learns a scale: it shows nothing."
+            )
         self.learned_sizes = tuple(v.numel() for by_layer in self.vectors.values() for v in by_layer.values())
 
     def readings(self) -> Readings:
