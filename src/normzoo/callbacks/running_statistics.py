@@ -87,10 +87,6 @@ class RunningStatistics(Monitor):
         self.keeping = {name: m for name, m in self.modules.items() if keeps_statistics(m)}
         self.sizes = tuple(m.running_mean.numel() for m in self.keeping.values())  # type: ignore[operator]
         self.vectors = {"gamma": vectors_of(self.modules, "weight"), "beta": vectors_of(self.modules, "bias")}
-        if not self.keeping and not any(self.vectors.values()):
-            self.warn_once(
-                "nothing", "RunningStatistics: no layer has running statistics or learns a scale: it shows nothing."
-            )
         self.learned_sizes = tuple(v.numel() for by_layer in self.vectors.values() for v in by_layer.values())
 
     def readings(self) -> Readings:
