@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -57,7 +58,7 @@ class Replica(nn.Module):
 
     def copied(self, module: LightningModule) -> LightningModule:
         """A copy that shares the parameters, the trainer and the data."""
-        shared = [*module.parameters(), self.trainer, getattr(self.trainer, "datamodule", None)]
+        shared = [*module.parameters(), self.trainer, getattr(self.trainer, "datamodule", None), *process_groups()]
         try:
             made = copy.deepcopy(module, {id(one): one for one in shared if one is not None})
         except Exception as error:  # whatever an attribute of the user's raises
@@ -178,6 +179,13 @@ class Replica(nn.Module):
             trouble = error
         whole, *gradients = ranks.total(found, trouble)
         return whole, gradients
+
+
+def process_groups() -> list[Any]:
+    """Groups of ranks, which metrics hold once they have been synchronized; they cannot be copied."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return []
+    return [*dist.distributed_c10d._world.pg_map, dist.group.WORLD]
 
 
 class Quiet:
