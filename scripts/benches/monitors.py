@@ -429,7 +429,10 @@ def fit(config: str, callbacks: Sequence[Callback], flags: Sequence[str], runs: 
         open(os.devnull, "w") as nowhere,
         redirect_stdout(nowhere),  # the bar and the tables
     ):
-        WatchedCLI(["fit", "-c", str(CONFIGS / config), f"--runs={folder}", *endless, *flags])
+        try:
+            WatchedCLI(["fit", "-c", str(CONFIGS / config), f"--runs={folder}", *endless, *flags])
+        except SystemExit as stop:  # Lightning ends so on a signal, with status 0
+            raise SystemExit(stop.code or "the run was ended by a signal") from None
 
 
 def measure(net: str, one: Row, rounds: int, arguments: argparse.Namespace) -> None:
