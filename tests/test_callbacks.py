@@ -1,6 +1,7 @@
 """What callbacks leave behind, read back as TensorBoard and people read it."""
 
 import csv
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as tensorboards_own
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import record_writer
 from torch.utils.data import DataLoader
 
 import commands
 from normzoo import norms
 from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
 from normzoo.data import Digits
+from normzoo.lean import hasten_checksums, masked_crc32c
 from normzoo.models import MLP
 from normzoo.tasks import Classifier
 
@@ -185,3 +189,19 @@ def test_predictions_replace_what_was_there(tmp_path: Path) -> None:
     _, rows = predictions(Unlabelled(), file)
     assert list(rows[0]) == ["index", "predicted", "probability"]
     assert len(rows) == 10
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 255, 4096, 17_000])
+def test_checksums_of_event_files_are_tensorboards(size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    assert masked_crc32c(data) == tensorboards_own(data)
+
+
+def test_checksums_are_hastened_where_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_writer, "masked_crc32c", tensorboards_own)
+    assert hasten_checksums()
+    assert record_writer.masked_crc32c is masked_crc32c
+    monkeypatch.setattr(record_writer, "masked_crc32c", lambda data: 0)  # another version computes something else
+    assert not hasten_checksums()
+    monkeypatch.delattr(record_writer, "masked_crc32c")
+    assert not hasten_checksums()

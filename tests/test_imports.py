@@ -32,7 +32,7 @@ LAW: dict[str, set[str]] = {
     # What the command line and the tasks stand on: small, and free of lightning.
     "checkpoints": {"torch", "yaml"},
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
-    "lean": {"lightning"},
+    "lean": {"lightning", "tensorboard", "google_crc32c"},
     "runs": set(),
     "runtime": set(),
     "schedules": {"torch"},

@@ -272,6 +272,26 @@ def test_percentiles_are_those_of_a_batch_that_stays(tmp_path: Path) -> None:
     assert "effective_rank/net.2" in events.tags["scalars"]
 
 
+@every_monitor
+def test_layers_that_work_in_place_show_the_same(monitor: type[Monitor], tmp_path: Path) -> None:
+    """What is noted of a tensor is noted before the next layer writes over it."""
+
+    def shown(inplace: bool) -> Written:
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            *(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace), nn.Linear(8, 7), nn.ELU(inplace=inplace)),
+            nn.Linear(7, 3),
+        )
+        given = {"steps": (0.1,)} if monitor is LossLandscape else {}
+        return recorded(monitor(1, **given), tmp_path / str(inplace), Plain(net))[1]
+
+    ours, theirs = shown(False), shown(True)
+    assert ours.tags == theirs.tags
+    assert ours.tags["scalars"]
+    for tag in ours.tags["scalars"]:
+        assert theirs.scalars(tag) == pytest.approx(ours.scalars(tag), rel=1e-5, abs=1e-7, nan_ok=True), tag
+
+
 def test_a_probe_batch_of_ones_own(tmp_path: Path) -> None:
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(5))
     monitor = ActivationPercentiles(2, batch=(x, torch.zeros(50, dtype=torch.long)))
@@ -353,6 +373,44 @@ def test_the_landscape_is_that_along_the_gradient(tmp_path: Path) -> None:
 
 
 # Known values
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers, whose weights torch keeps in a list besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(1, 5, batch_first=True), nn.GRU(5, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x[..., None])[0])[0][:, -1])  # type: ignore[no-any-return, misc]
+
+
+def test_recurrent_layers_are_looked_at_with_the_weights_that_are_tried(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shift = InternalCovariateShift(1, layers=("net.first", "net.second", "net.head"))
+    landscape = LossLandscape(1, steps=(1.0,))
+    recorder = Recorder()
+    fit(Plain(Recurrent(), lr=1.0), [shift, landscape, recorder], tmp_path, PlainData(), max_steps=1)
+    events, (net, (x, y), after) = written(tmp_path), recorder.steps[0]
+
+    def gradients(model: nn.Module) -> dict[str, Tensor]:
+        loss = F.cross_entropy(model(x), y)
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        return dict(zip((name for name, _ in model.named_parameters()), found, strict=True))
+
+    # The whole gradient as one step: where the landscape is tried, the plain SGD of rate 1 has gone.
+    assert events.scalars("landscape/loss_max")[0] == pytest.approx(F.cross_entropy(after(x), y).item(), rel=1e-5)
+    before, moved = gradients(net), copy.deepcopy(net)
+    with torch.no_grad():
+        for p, q in zip(moved.first.parameters(), after.first.parameters(), strict=True):  # type: ignore[union-attr, operator]
+            p.copy_(q)
+    own = [name for name in before if name.startswith("second")]
+    there = gradients(moved)
+    expected = sum((before[n] - there[n]).square().sum() for n in own).sqrt()  # type: ignore[union-attr]
+    assert events.scalars("ics_l2/net.second")[0] == pytest.approx(expected.item(), rel=1e-4)
+    assert events.scalars("ics_l2/net.first")[0] == 0
 
 
 @pytest.mark.parametrize("norm,low,high", [(BatchNorm, 1.17, 1.24), (LayerNorm, 0.97, 1.03), (NoNorm, 0.97, 1.03)])

@@ -223,21 +223,33 @@ def is_recomputing() -> bool:
 def is_compiled(model: nn.Module) -> bool:
     """Whether a part of a model runs as a compiled graph, which hooks do not see."""
     return getattr(model, "_compiler_ctx", None) is not None or any(
-        module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in model.modules()
+        module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in walk(model)
     )
+
+
+def walk(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules, each once, in the order of `model.modules()`; which asks for hashes, and metrics' are slow."""
+    seen: set[int] = set()
+    ahead = [model]
+    while ahead:
+        module = ahead.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            ahead += [child for child in reversed(module._modules.values()) if child is not None]
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules by the names they have without wrappers, in the order in which they were registered."""
     for name, module in unwrapped(model).named_modules():
-        if not hasattr(module, "_orig_mod"):
+        if "_orig_mod" not in module._modules:
             yield ".".join(part for part in name.split(".") if part != "_orig_mod"), module
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """What is inside DistributedDataParallel and torch.compile, in whatever order they were put around it."""
     while True:
-        if hasattr(model, "_orig_mod"):
+        if "_orig_mod" in model._modules:
             model = cast(nn.Module, model._orig_mod)
         elif isinstance(model, DistributedDataParallel):
             model = model.module

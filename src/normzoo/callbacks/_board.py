@@ -23,6 +23,8 @@ from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torch import Tensor
 
+from normzoo.lean import hasten_checksums
+
 PLUGIN = "normalization"
 """The name under which tables lie in event files, for whoever reads them."""
 BINS = 64
@@ -56,6 +58,8 @@ class Board:
         self.writes = trainer.is_global_zero
         self.tensorboards = [one for one in loggers if isinstance(one, TensorBoardLogger)]
         self.others: list[Logger] = [one for one in loggers if not isinstance(one, TensorBoardLogger)]
+        if self.tensorboards:
+            hasten_checksums()
         self.values: dict[int, list[Summary.Value]] = {}
         self.numbers: dict[int, dict[str, float]] = {}
         self.described: set[str] = set()

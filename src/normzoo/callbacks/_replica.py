@@ -13,17 +13,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from normzoo.callbacks._ranks import Ranks
 from normzoo.errors import InputError
-from normzoo.probes import is_compiled
+from normzoo.probes import is_compiled, walk
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
-class Replica(nn.Module):
+class Replica:
     """Computes the loss of a LightningModule's own `training_step`, at its weights or at others.
 
     The copy shares the parameters. Its buffers, metrics, lists and everything else are its own, what it logs goes
@@ -39,7 +38,6 @@ class Replica(nn.Module):
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        super().__init__()
         if not module.automatic_optimization:
             raise InputError(
                 f"{type(module).__name__}(automatic_optimization=False): its training_step moves the weights, so that "
@@ -52,8 +50,9 @@ class Replica(nn.Module):
                 f"cannot be looked at twice; leave out InternalCovariateShift, LossLandscape and ActivationPercentiles."
             )
         self.trainer = trainer
-        self.original = [module]  # in a list, so that it is no submodule
+        self.original = module
         self.compiled = is_compiled(module)
+        self.takes: dict[str, list[bool]] = {}
         self.module = self.copied(module)
 
     def copied(self, module: LightningModule) -> LightningModule:
@@ -72,16 +71,19 @@ class Replica(nn.Module):
         made._trainer = cast(Trainer, Quiet(self.trainer))
         for name in ("log", "log_dict"):
             object.__setattr__(made, name, ignore)
-        self.pairs = list(zip(module.modules(), made.modules(), strict=True))
-        self.modules_then = [one for one, _ in self.pairs]
+        named, copies = module.named_modules(), walk(made)
+        self.pairs = [(f"{name}." if name else "", one, copy) for (name, one), copy in zip(named, copies, strict=True)]
+        self.then = [one for _, one, _ in self.pairs]
+        self.takes.clear()
         return made
 
     def refresh(self) -> "Replica":
         """Brings the copy to where its original is now."""
-        original = self.original[0]
-        if list(original.modules()) != self.modules_then:  # layers were put in or taken out
-            self.module = self.copied(original)
-        for one, made in self.pairs:
+        original = self.original
+        here = list(walk(original))
+        if len(here) != len(self.then) or any(one is not then for one, then in zip(here, self.then, strict=True)):
+            self.module = self.copied(original)  # layers were put in or taken out
+        for _, one, made in self.pairs:
             made._parameters = dict(one._parameters)
             for name, value in one.__dict__.items():
                 if type(value) in PLAIN:
@@ -90,24 +92,60 @@ class Replica(nn.Module):
                 made._buffers[name] = None if buffer is None else buffer.detach().clone()
         return self
 
-    def forward(self, step: str, batch: Any, batch_idx: int) -> Any:
+    @contextmanager
+    def at(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """With other weights in the place of the original's, and with the original's where none are given.
+
+        All are copies, as a step may clip its weights in place; gradients pass through them. A weight that stands in
+        several places is one.
+        """
+        copies: dict[int, Tensor] = {}
+        for prefix, one, made in self.pairs:
+            for name, p in one._parameters.items():
+                if p is not None:
+                    if id(p) not in copies:
+                        here = weights.get(prefix + name)
+                        own = p.detach().requires_grad_(p.requires_grad) if here is None else here
+                        copies[id(p)] = own.clone()
+                    made._parameters[name] = copies[id(p)]  # type: ignore[assignment] # computed, hence no Parameter
+            update_list_of_weights(made)
+        try:
+            yield
+        finally:
+            for _, one, made in self.pairs:
+                made._parameters = dict(one._parameters)
+                update_list_of_weights(made)
+
+    def call(self, step: str, batch: Any, batch_idx: int) -> Any:
+        """A step with the arguments it takes, by position, as Lightning does: a user may call them anything."""
         run = getattr(self.module, step)
-        # As Lightning does: by position, since a user may call them anything.
         more = (("batch_idx", batch_idx), ("dataloader_idx", 0))
-        takes = [is_param_in_hook_signature(run, name, min_args=i) for i, (name, _) in enumerate(more, start=2)]
-        return run(batch, *(value for (_, value), taken in zip(more, takes, strict=True) if taken))
+        if step not in self.takes:
+            self.takes[step] = [is_param_in_hook_signature(run, n, min_args=i) for i, (n, _) in enumerate(more, 2)]
+        return run(batch, *(value for (_, value), taken in zip(more, self.takes[step], strict=True) if taken))
 
     @contextmanager
-    def quietly(self) -> Iterator[None]:
+    def quietly(self, random_state: Tensor | None) -> Iterator[None]:
         """As the training is: in its precision; and the random numbers afterwards as before."""
         plugin = self.trainer.precision_plugin
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.module.device))
+            if random_state is not None:
+                torch.set_rng_state(random_state)
             stack.enter_context(torch.compiler.set_stance("force_eager") if self.compiled else nullcontext())
             stack.enter_context(plugin.forward_context())
             yield
 
-    def run(self, step: str, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Any:
+    def run(
+        self,
+        step: str,
+        batch: Any,
+        batch_idx: int = 0,
+        weights: Mapping[str, Tensor] | None = None,
+        *,
+        random_state: Tensor | None = None,
+        is_fresh: bool = False,
+    ) -> Any:
         """What a step returns, in the original's present mode (training or evaluation), gradients recorded as there.
 
         Each time from the same random numbers, buffers and plain attributes.
@@ -117,13 +155,13 @@ class Replica(nn.Module):
             batch: what it takes; it is left as it is.
             batch_idx: its number.
             weights: parameters by name, in the place of the original's.
+            random_state: of torch's generator, in the place of the present one.
+            is_fresh: whether the copy has just been refreshed.
         """
-        self.refresh()
-        own = {name: p.detach().requires_grad_(p.requires_grad) for name, p in self.module.named_parameters()}
-        # Copies, as a step may clip its weights in place; gradients pass through them.
-        there = {f"module.{name}": value.clone() for name, value in {**own, **(weights or {})}.items()}
-        with self.quietly(), untouched(self.modules_then):
-            return functional_call(self, there, (step, copy.deepcopy(batch), batch_idx))
+        if not is_fresh:
+            self.refresh()
+        with self.quietly(random_state), self.at(weights or {}), untouched(self.then):
+            return self.call(step, copy.deepcopy(batch), batch_idx)
 
     def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """What `training_step` returns as the loss: a scalar with its graph; None where it skips the batch."""
@@ -203,10 +241,10 @@ class Quiet:
 @contextmanager
 def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Raises `InputError` if one of the modules runs: a copy's step has led back to the original."""
-    originals = set(modules)
+    originals = set(map(id, modules))
 
     def refuse(module: nn.Module, args: Any) -> None:
-        if module in originals:
+        if id(module) in originals:
             raise InputError(
                 f"a copy of the LightningModule runs a {type(module).__name__} of the original: through a lambda, a "
                 f"closure or a compiled function that is an attribute and holds the module. Make it a method, or leave "
@@ -218,6 +256,12 @@ def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def update_list_of_weights(module: nn.Module) -> None:
+    """A recurrent layer computes by a list of its weights, which it makes when they are set as attributes."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
 def ignore(*args: object, **kwargs: object) -> None:

@@ -1,11 +1,14 @@
 """How are the inputs of a nonlinearity distributed, and how does that change while the network learns?"""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from normzoo.callbacks._board import Board, Chart
@@ -120,6 +123,8 @@ class ActivationPercentiles(Monitor):
         super().reset()
         self.batch = self.given
         self.random: Tensor | None = None
+        self.tapped: tuple[nn.Module, list[Probe]] | None = None
+        """A copy of the module, and what listens to it."""
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_activation) or of_kind(model, is_norm) or of_kind(model, is_weighted)
@@ -128,21 +133,19 @@ class ActivationPercentiles(Monitor):
         """Runs the probe batch, before the training's own."""
         if self.batch is None:
             self.batch = deepcopy(step.batch)
+        if self.random is None:
+            self.random = torch.get_rng_state()  # the same in every sample
         replica = step.replica.refresh()
-        named = dict(named_layers(replica.module))
-        modules = {name: named[name] for name in self.modules}
-        inside = {n: m for n, m in modules.items() if self.layers is not None or reads_input(m)}
-        outside = {n: m for n, m in modules.items() if n not in inside}
+        if self.tapped is None or self.tapped[0] is not replica.module:
+            self.tapped = replica.module, self.taps(replica.module)
+        probes = self.tapped[1]
         try:
-            with (
-                Probe(replica.module, inside, input=self.read) as before,
-                Probe(replica.module, outside, output=self.read) as after,
-            ):
-                given = step.trainer.precision_plugin.convert_input(self.batch)
-                with torch.random.fork_rng(devices=[]):
-                    self.random = torch.get_rng_state() if self.random is None else self.random
-                    torch.set_rng_state(self.random)  # the same in every sample
-                    replica.run("training_step", move_data_to_device(given, step.module.device))
+            given = step.trainer.precision_plugin.convert_input(self.batch)
+            here = move_data_to_device(given, step.module.device)
+            with ExitStack() as stack:
+                for probe in probes:
+                    stack.enter_context(probe)
+                replica.run("training_step", here, random_state=self.random, is_fresh=True)
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -153,10 +156,19 @@ class ActivationPercentiles(Monitor):
                 f"as the training data yields it, or leave it out."
             ) from error
         self.found: dict[str, dict[str, Any]] = {}
-        for visit in (*before.visits, *after.visits):
+        for visit in (visit for probe in probes for visit in probe.visits):
             one = visit.output if visit.input is None else visit.input
             if one is not None:
                 self.found.setdefault(visit.name, one)  # of a layer that runs twice, the first time
+
+    def taps(self, module: nn.Module) -> list[Probe]:
+        """Probes of what goes into nonlinearities, on a copy of the module."""
+        named = dict(named_layers(module))
+        modules = {name: named[name] for name in self.modules}
+        inside = {n: m for n, m in modules.items() if self.layers is not None or reads_input(m)}
+        outside = {n: m for n, m in modules.items() if n not in inside}
+        probes = [Probe(module, inside, input=self.read)] if inside else []
+        return probes + ([Probe(module, outside, output=self.read)] if outside else [])
 
     def collect(self, step: Step, heard: Heard) -> dict[str, Any]:
         return self.found
@@ -169,9 +181,10 @@ class ActivationPercentiles(Monitor):
                 f"ActivationPercentiles(units={list(self.units)}): a {type(module).__name__} has {x.shape[axis]} units "
                 f"(its input is {tuple(x.shape)}); units are counted from 0; name layers that have them."
             )
+        # Copies: an activation that works in place writes over its input.
         found: dict[str, Any] = {
-            "all": sampled(x, self.samples).float().cpu(),
-            "units": {u: sampled(x.select(axis, u), self.samples).float().cpu() for u in self.units},
+            "all": copied(sampled(x, self.samples)),
+            "units": {u: copied(sampled(x.select(axis, u), self.samples)) for u in self.units},
         }
         bounds = next((b for kind, b in FLAT.items() if type(module) is kind), None)
         if bounds is not None:
@@ -179,42 +192,49 @@ class ActivationPercentiles(Monitor):
             found["flat"] = torch.stack([where.sum(), torch.tensor(where.numel(), device=x.device)]).cpu()
             found["dead"] = where.all(1).cpu()
         if self.in_detail:
-            found["rank"] = sampled_rows(x, axis, self.samples).cpu()
+            found["rank"] = copied(sampled_rows(x, axis, self.samples))
         return found
 
     def merge(self, parts: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         return parts
 
+    def structure(self, found: Sequence[dict[str, Any]]) -> Hashable:
+        return tuple((name, tuple(notes)) for part in found for name, notes in part.items())
+
     def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples:
-        [parts] = found
-        reached = list(dict.fromkeys(name for part in parts for name in part))
+        reached = list(dict.fromkeys(name for part in found[0] for name in part))
         self.tell_of_unreached(reached)
         names = [*reached, *(name for name in self.modules if name not in reached)]
         rows = [*names, *(f"{name}/{u}" for name in names for u in self.units)]
-        values = {m: torch.full((len(rows),), torch.nan, dtype=torch.float64) for m in self.metrics}
-        applies = {m: torch.zeros(len(rows), dtype=torch.bool) for m in self.metrics}
+        place = {row: i for i, row in enumerate(rows)}
+        values = {metric: [[math.nan] * len(rows) for _ in found] for metric in self.metrics}
+        applies = {metric: [False] * len(rows) for metric in self.metrics}
+        for k, parts in enumerate(found):
+            for name in reached:
+                for row, metric, value in self.of_layer(name, [part[name] for part in parts if name in part]):
+                    values[metric][k][place[row]] = value
+                    applies[metric][place[row]] = True
+        return Samples(
+            rows,
+            {metric: torch.tensor(table, dtype=torch.float64) for metric, table in values.items()},
+            {metric: torch.tensor(known) for metric, known in applies.items()},
+        )
 
-        def put(row: int, metric: str, value: Tensor | float) -> None:
-            values[metric][row], applies[metric][row] = value, True
-
-        for i, name in enumerate(reached):
-            notes = [part[name] for part in parts if name in part]
-            whole = torch.cat([f["all"] for f in notes])
-            band = percentiles(whole, self.q)
-            for metric, value in zip(self.input_names, band, strict=True):
-                put(i, metric, value)
-            put(i, "input_width", band[2] - band[0])
-            if "flat" in notes[0]:
-                flat_count, count = torch.stack([f["flat"] for f in notes]).sum(0)
-                put(i, "saturated", flat_count / count)
-                put(i, "dead", torch.stack([f["dead"] for f in notes]).all(0).double().mean())
-            if "rank" in notes[0]:
-                put(i, "effective_rank", effective_rank(torch.cat([f["rank"] for f in notes])))
-            for at, u in enumerate(self.units, start=len(names) + i * len(self.units)):
-                band = percentiles(torch.cat([f["units"][u] for f in notes]), self.q)
-                for metric, value in zip(self.unit_names, band, strict=True):
-                    put(at, metric, value)
-        return Samples(rows, {m: v[None] for m, v in values.items()}, applies)
+    def of_layer(self, name: str, notes: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, float]]:
+        """Row, metric and value of all there is to say of a layer in one sample, from the notes of the ranks."""
+        low, middle, high = percentiles(torch.cat([one["all"] for one in notes]), self.q).tolist()
+        for metric, value in zip((*self.input_names, "input_width"), (low, middle, high, high - low), strict=True):
+            yield name, metric, value
+        if "flat" in notes[0]:
+            flat_count, count = torch.stack([one["flat"] for one in notes]).sum(0).tolist()
+            yield name, "saturated", flat_count / count
+            yield name, "dead", torch.stack([one["dead"] for one in notes]).all(0).double().mean().item()
+        if "rank" in notes[0]:
+            yield name, "effective_rank", effective_rank(torch.cat([one["rank"] for one in notes])).item()
+        for u in self.units:
+            band = percentiles(torch.cat([one["units"][u] for one in notes]), self.q).tolist()
+            for metric, value in zip(self.unit_names, band, strict=True):
+                yield f"{name}/{u}", metric, value
 
     def detail(self, board: Board, number: int, found: Sequence[dict[str, Any]]) -> None:
         for name in dict.fromkeys(name for part in found for name in part):
@@ -232,6 +252,9 @@ class ActivationPercentiles(Monitor):
                 tags = (f"{unit_middle}/{name}/{u}", f"{unit_low}/{name}/{u}", f"{unit_high}/{name}/{u}")
                 charts.append(Chart(f"{name}: unit {u}", tags, band=True))
         return charts
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.tapped = None
 
     # What goes on with a resumed run.
 
@@ -258,7 +281,12 @@ def reads_input(module: nn.Module) -> bool:
 def sampled_rows(x: Tensor, axis: int, samples: int) -> Tensor:
     """(R, C), positions of samples, evenly spread, about `samples` values in all but at least 2 C rows if there are."""
     rows = x.movedim(axis, -1).reshape(-1, x.shape[axis])
-    return rows[:: max(len(rows) // max(samples // x.shape[axis], 2 * x.shape[axis]), 1)].float()
+    return rows[:: max(len(rows) // max(samples // x.shape[axis], 2 * x.shape[axis]), 1)]
+
+
+def copied(x: Tensor) -> Tensor:
+    """A tensor's values, on the CPU, in float32."""
+    return x.to("cpu", torch.float32, copy=True)
 
 
 def plain(batch: Any) -> Any:
