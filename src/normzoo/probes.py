@@ -222,9 +222,9 @@ def is_recomputing() -> bool:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether a part of a model runs as a compiled graph, which hooks do not see."""
-    return getattr(model, "_compiler_ctx", None) is not None or any(
-        module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in walk(model)
-    )
+    if getattr(model, "_compiler_ctx", None) is not None:
+        return True
+    return any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in walk(model))
 
 
 def walk(model: nn.Module) -> Iterator[nn.Module]:

@@ -81,7 +81,7 @@ def profile(heard: Sequence[tuple[str, Moments | None]]) -> Profile:
     ]
     sizes = tuple(len(m.mean) for m in merged)
     means, variances = torch.cat([m.mean for m in merged]), torch.cat([m.var for m in merged])
-    counts = torch.stack([m.n for m in merged]).repeat_interleave(sizes_of(sizes).to(means.device))
+    counts = torch.stack([m.n for m in merged])[owner_of(sizes).to(means.device)]
     return Profile(tuple(by_layer), sizes, Moments(*(t.cpu() for t in (counts, means, variances))))
 
 

@@ -188,9 +188,9 @@ class ActivationPercentiles(Monitor):
         }
         bounds = next((b for kind, b in FLAT.items() if type(module) is kind), None)
         if bounds is not None:
-            where = flat(x, *bounds).movedim(axis, 0).flatten(1)
-            found["flat"] = torch.stack([where.sum(), torch.tensor(where.numel(), device=x.device)]).cpu()
-            found["dead"] = where.all(1).cpu()
+            others = [i for i in range(x.dim()) if i != axis]
+            found["flat"] = flat(x, *bounds).sum(others).cpu()  # of each unit
+            found["count"] = x.numel() // max(x.shape[axis], 1)
         if self.in_detail:
             found["rank"] = copied(sampled_rows(x, axis, self.samples))
         return found
@@ -226,9 +226,9 @@ class ActivationPercentiles(Monitor):
         for metric, value in zip((*self.input_names, "input_width"), (low, middle, high, high - low), strict=True):
             yield name, metric, value
         if "flat" in notes[0]:
-            flat_count, count = torch.stack([one["flat"] for one in notes]).sum(0).tolist()
-            yield name, "saturated", flat_count / count
-            yield name, "dead", torch.stack([one["dead"] for one in notes]).all(0).double().mean().item()
+            by_unit, count = torch.stack([one["flat"] for one in notes]).sum(0), sum(one["count"] for one in notes)
+            yield name, "saturated", by_unit.double().mean().item() / count
+            yield name, "dead", (by_unit == count).double().mean().item()
         if "rank" in notes[0]:
             yield name, "effective_rank", effective_rank(torch.cat([one["rank"] for one in notes])).item()
         for u in self.units:

@@ -135,8 +135,9 @@ class GradientFlow(Monitor):
             nothing = torch.zeros((), dtype=torch.float64)
             found = [self.gradients.get(i, nothing).double().cpu() for i in range(len(self.flat))]
             self.noted["grad_norm"] = torch.stack(found)
-            moved = torch._foreach_sub([p.detach() for p in self.flat], self.weights)
-            self.noted["weight"], self.noted["update"] = norms(self.weights), norms(list(moved))
+            self.noted["weight"] = norms(self.weights)
+            torch._foreach_sub_(self.weights, [p.detach() for p in self.flat])  # in place: no further copy
+            self.noted["update"] = norms(self.weights)
             if step.trainer.gradient_clip_val:
                 self.noted["grad_norm_clipped"] = norms([gradient_of(p) for p in self.flat])
         self.weights = []
