@@ -259,6 +259,9 @@ ROWS: dict[str, list[Row]] = {
         mlp="at most 2.0",
         resnet="at most 1.10",
     ),
+    # Those of ours that answer what fastai's and wandb's answer.
+    "running": at_two_rates("RunningStatistics", lambda every: [RunningStatistics(every)], EACH_STEP),
+    "flow": at_two_rates("GradientFlow", lambda every: [GradientFlow(every)], EACH_STEP),
     "fastai": at_two_rates("as fastai", lambda every: [ActivationStats(every)], EACH_STEP_SLOW),
     "histograms": at_two_rates("add_histogram", lambda every: [Histograms(every)], EACH_STEP_SLOW),
     "wandb": at_two_rates("as wandb.watch", lambda every: [Gradients(every)], EACH_STEP_SLOW),

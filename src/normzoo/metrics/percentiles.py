@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+BUCKETS = 1024
 
 
 def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = None) -> Tensor:
@@ -22,7 +26,6 @@ def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = 
         (Q,) in float64 for all values, else (Q, ...) with the shape of x without the axis. NaN where a value is NaN,
         of nothing, and between two opposite infinities.
     """
-    # numpy's selection, reached by the tensor's own method, is several times faster than torch's sort.
     x = x.detach()
     wide = torch.promote_types(x.dtype, torch.float) if x.is_floating_point() else torch.double
     values = (x.reshape(-1) if dim is None else x.movedim(dim, -1)).to("cpu", wide)
@@ -32,16 +35,41 @@ def percentiles(x: Tensor, q: Sequence[float] = (15, 50, 85), dim: int | None = 
     ranks = [(n - 1) * share / 100 for share in q]
     below = [math.floor(r) for r in ranks]
     above = [min(i + 1, n - 1) for i in below]
-    ordered = values.clone().numpy()
-    ordered.partition(sorted({*below, *above, n - 1}), axis=-1)
-    picked = torch.from_numpy(ordered)
-    low, high = picked[..., below].double(), picked[..., above].double()
-    share = torch.tensor([r - i for r, i in zip(ranks, below, strict=True)], dtype=torch.float64)
-    # Infinity minus itself is nothing, and so is 0 times infinity: a rank that is met needs no second value.
-    between = torch.where(low.isfinite(), low + share * (high - low), low * (1 - share) + high * share)
-    found = torch.where(share == 0, low, between)
-    found = torch.where(picked[..., -1:].isnan(), torch.nan, found)  # NaN is ordered last
-    return found.movedim(-1, 0).to(x.device)
+    picked = of_ranks(values.numpy(), [*below, *above, n - 1]).astype(np.float64)
+    low, high, largest = picked[..., : len(q)], picked[..., len(q) : -1], picked[..., -1:]
+    share = np.array([r - i for r, i in zip(ranks, below, strict=True)])
+    with np.errstate(all="ignore"):
+        # Infinity minus itself is nothing, and so is 0 times infinity: a rank that is met needs no second value.
+        between = np.where(np.isfinite(low), low + share * (high - low), low * (1 - share) + high * share)
+    found = np.where(share == 0, low, between)
+    found = np.where(np.isnan(largest), np.nan, found)  # NaN is ordered last
+    return torch.from_numpy(np.moveaxis(found, -1, 0).copy()).to(x.device)
+
+
+def of_ranks(values: np.ndarray[Any, Any], ranks: Sequence[int]) -> np.ndarray[Any, Any]:
+    """The values of some ranks in the ascending order of the last axis, (..., R).
+
+    Of one row it looks into buckets: their counts tell which of them a rank falls into, and only those are sorted. On
+    values not seen before that takes a fifth of the time of numpy's selection, which branches at each of them.
+    """
+    wanted = np.array(ranks)
+    scale = np.nan
+    if values.ndim == 1 and values.size > BUCKETS:
+        low, high = values.min(), values.max()
+        with np.errstate(all="ignore"):
+            scale = (BUCKETS - 1) / (high - low)
+    if not (np.isfinite(scale) and scale > 0):  # few values, or equal ones, or some that are not finite
+        ordered = values.copy()
+        ordered.partition(np.unique(wanted), axis=-1)
+        return ordered[..., wanted]
+    bucket = ((values - low) * scale).astype(np.int16)
+    up_to = np.bincount(bucket, minlength=BUCKETS).cumsum()
+    where = np.searchsorted(up_to, wanted, side="right")
+    found = np.empty(len(ranks), values.dtype)
+    for one in np.unique(where):
+        inside, here = np.sort(values[bucket == one]), where == one
+        found[here] = inside[wanted[here] - (up_to[one] - len(inside))]
+    return found
 
 
 def sampled(x: Tensor, samples: int = 1 << 14) -> Tensor:
