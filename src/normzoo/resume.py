@@ -10,8 +10,8 @@ from normzoo.errors import InputError
 HELP = """usage: normzoo resume RUN_FOLDER [options of normzoo fit]
 
 Go on with a run that was killed, in its own folder, from its newest checkpoint, to the end it would have had: the same
-weights, metrics and curves, to the bit. A run without a checkpoint begins anew. Of an experiment's folder the newest run
-is meant. Everything is as the run's config.yaml says; options given behind win.
+weights, metrics and curves, to the bit. A run without a checkpoint begins anew. The folder of an experiment means its
+newest run. Everything is as the run's config.yaml says; options given behind win.
 
   normzoo resume lightning_logs/digits_mlp/000
   normzoo resume lightning_logs/digits_mlp                              # its newest run
@@ -20,8 +20,8 @@ is meant. Everything is as the run's config.yaml says; options given behind win.
 
 ROOT = Path("lightning_logs")
 FIXED = {
-    "--ckpt_path": "a run goes on from its own newest checkpoint; 'normzoo fit -c RUN/config.yaml --ckpt_path=FILE' starts "
-    "another run from any",
+    "--ckpt_path": "a run goes on from its own newest checkpoint; 'normzoo fit -c RUN/config.yaml --ckpt_path=FILE' "
+    "starts another run from any",
     "--experiment": "a run goes on in its own folder; leave it out",
     "--runs": "a run goes on in its own folder, whose path comes first; leave it out",
 }
@@ -39,14 +39,14 @@ def main(arguments: Sequence[str]) -> None:
         if any(flag == name or flag.startswith(f"{name}=") for flag in flags):
             raise InputError(f"resume {name}: {reason}.")
     run = runs.find_run(path, ROOT)
+    if (run / runs.FINISHED).is_file() and not flags:
+        print(f"{run} has finished: nothing is left to do. It goes on with a larger --trainer.max_epochs=N.")
+        return
     if not runs.is_first():
         go_on(run, newest_checkpoint(run), flags)
         return
     lock = runs.hold(run)
     try:
-        if (run / runs.FINISHED).is_file() and not flags:
-            print(f"{run} has finished: nothing is left to do. It goes on with a larger --trainer.max_epochs=N.")
-            return
         checkpoint = newest_checkpoint(run)
         clean(run, checkpoint)
         print(f"resuming     {run} from {checkpoint.name if checkpoint else 'its beginning: it has no checkpoint'}")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a run goes on from: the last, or the newest of the user's own. The best one is no place to."""
+    """The checkpoint that a run goes on from: the last, else the newest that is not the best one, else None."""
     folder = run / "checkpoints"
     if (last := folder / "last.ckpt").is_file():
         return last

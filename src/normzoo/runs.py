@@ -96,7 +96,7 @@ def hold(run: Path) -> int:
     try:
         file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise InputError(f"{run}: nothing can be written there ({error.strerror}); make it writable, or copy it.") from error
+        raise InputError(f"{run}: nothing can be written there ({error.strerror}); make it writable.") from error
     try:
         # Not flock, whose locks the workers of a DataLoader inherit: they outlive a killed process by seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

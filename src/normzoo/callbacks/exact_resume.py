@@ -23,15 +23,15 @@ KEY = "exact_resume"
 class ExactResume(Checkpoint):
     """Writes `last.ckpt` from which training goes on to the very numbers of a run that was never interrupted.
 
-    The command line adds it to every run. In Python, with a plugin that survives being killed while it writes:
+    The command line adds it to every run. In Python, with the plugin that makes writing survive a kill:
 
-        resume = ExactResume("runs/mine", every_minutes=5)
-        trainer = Trainer(callbacks=[resume], plugins=[AtomicCheckpointIO()], logger=logger, max_epochs=100)
-        last = Path("runs/mine/last.ckpt")
-        trainer.fit(model, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        from normzoo.atomic import AtomicCheckpointIO
 
-    with the same seed, settings and logger folder (`TensorBoardLogger("runs", "mine", "0")`) as before. `AtomicCheckpointIO`
-    is in `normzoo.atomic`.
+        exact = ExactResume("runs/mine/0")
+        logger = TensorBoardLogger("runs", "mine", "0")  # the same folder each time
+        trainer = Trainer(callbacks=[exact], plugins=[AtomicCheckpointIO()], logger=logger, max_epochs=100)
+        seed_everything(0)
+        trainer.fit(model, data, ckpt_path=exact.file if exact.file.is_file() else None, weights_only=True)
 
     Beside what Lightning saves, a checkpoint holds the state of the random number generators of every rank, the newest
     metrics, which schedules and early stopping look at, and how far TensorBoard's files went. When the run goes on, the
@@ -39,9 +39,9 @@ class ExactResume(Checkpoint):
     batches: after an optimizer step, its records and its validation, and at the end of each epoch after all that is
     done there, plateau schedules included; never amid batches whose gradients accumulate.
 
-    The data must say of its own what comes next. Those of `normzoo.data` do. A DataLoader that draws its order from the
-    global generator, as torch's with `shuffle=True` does, cannot; nor does Lightning keep the mean over an epoch of what
-    `training_step` logs with `on_epoch=True`: both are exact from the end of an epoch only if nothing else draws there.
+    Within an epoch the loader must be able to go on where it was, as those of `normzoo.data` are, and `training_step`
+    log nothing with `on_epoch=True`, whose mean over the epoch Lightning does not keep. For others, such as torch's
+    DataLoader with `shuffle=True`, write checkpoints at the end of epochs only: `every_minutes=0`.
 
     Args:
         folder: where `last.ckpt` is kept.
@@ -72,7 +72,7 @@ class ExactResume(Checkpoint):
         self.began = False
         self.unhook: list[Callable[[], None]] = []
 
-    # Lightning has no hook between two batches, nor after an epoch with all that belongs to it: its loops are listened to.
+    # Lightning has no hook between two batches, nor after all that belongs to an epoch: its loops are listened to.
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.release()
@@ -127,7 +127,9 @@ class ExactResume(Checkpoint):
             return
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
-        if loop._should_check_val_fx(fetcher):  # Lightning would go on after it by validating again: the next batch will do
+        if loop._should_check_val_fx(
+            fetcher
+        ):  # Lightning would go on after it by validating again: the next batch will do
             return
         self.save(trainer)
 
@@ -152,11 +154,11 @@ class ExactResume(Checkpoint):
     def save(self, trainer: Trainer) -> None:
         """Writes `last.ckpt`."""
         self.saved_step = trainer.global_step
-        trainer.save_checkpoint(self.file)
+        trainer.save_checkpoint(self.file, weights_only=False)
         self.saved_time, self.look_at = time.monotonic(), trainer.global_step
 
     def run_is_done(self, trainer: Trainer) -> None:
-        """Does what comes after the last batch, where that was cut off: no loop has run, there was nothing left to do."""
+        """Does what comes after the last batch, where just that was cut off: then no loop has run."""
         loop = trainer.fit_loop
         if self.began or self.found is None or loop.max_batches == 0:
             return
@@ -197,7 +199,9 @@ class ExactResume(Checkpoint):
         self.saved_step = checkpoint["global_step"]
         trainer.num_sanity_val_steps = 0  # type: ignore[attr-defined] # it passed before the first epoch
         if self.found is None:
-            rank_zero_warn("The checkpoint was written without ExactResume: what follows is not exactly what would have.")
+            rank_zero_warn(
+                "The checkpoint was written without ExactResume: what follows is not exactly what would have."
+            )
             return
         trainer.should_stop = self.found["should_stop"]
         if trainer.is_global_zero:
@@ -213,8 +217,8 @@ class ExactResume(Checkpoint):
             return
         if len(found["ranks"]) != trainer.world_size:
             rank_zero_warn(
-                f"The checkpoint is of {len(found['ranks'])} processes, and {trainer.world_size} go on: they draw other "
-                f"random numbers."
+                f"The checkpoint is of {len(found['ranks'])} processes, and {trainer.world_size} go on: random numbers do "
+                f"not go on where they were."
             )
             return
         own = found["ranks"][trainer.global_rank]
@@ -224,7 +228,8 @@ class ExactResume(Checkpoint):
         )
         trainer.fit_loop._restarting = False  # else plateau schedules would miss the end of this epoch
         progress = trainer.fit_loop.epoch_progress.current
-        if progress.ready == progress.completed:  # the end of an epoch: a run without epochs would do it once more
+        if progress.ready == progress.completed:  # a new epoch begins: like any other, with a new iterator
+            trainer.fit_loop._resuming_from_checkpoint = False
             trainer.fit_loop.epoch_loop.restarting = False
             trainer.fit_loop.epoch_loop.reset_restart_stage()
         set_random_state(own["random"], device)
@@ -236,6 +241,7 @@ def follow_folders(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         if not isinstance(callback, ModelCheckpoint) or not state or not state.get("dirpath"):
             continue
+        callback.current_score = state.get("current_score")  # which Lightning saves and does not restore
         old, new = str(state["dirpath"]), str(callback.dirpath)
         if old == new or not Path(state["best_model_path"] or "/").is_relative_to(old):
             continue
