@@ -31,7 +31,7 @@ LAW: dict[str, set[str]] = {
     "cli": {"*"},
     # What the command line and the tasks stand on: small, and free of lightning.
     "checkpoints": {"torch", "yaml"},
-    "atomic": {"torch", "lightning", "fsspec"},
+    "atomic": {"torch", "lightning"},
     "run_config": {"lightning", "yaml", "normzoo.atomic", "normzoo.runs"},
     "resume": {"normzoo.runs", "normzoo.runtime", "normzoo.cli"},  # the last two when all else is known to be right
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import CheckpointIO, LayerSync
+from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
@@ -25,7 +25,7 @@ import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo import checkpoints
-from normzoo.atomic import AtomicCheckpointIO
+from normzoo.atomic import write_atomically
 from normzoo.callbacks import ExactResume, HParams, PredictionsCSV, ProgressBar
 from normzoo.errors import InputError
 from normzoo.lean import make_lean
@@ -248,8 +248,6 @@ class CLI(LightningCLI):
                 if not has(callbacks, Checkpoint):
                     callbacks += best(self.model, self.run / checkpoints.FOLDER)
                 callbacks.append(self.last())
-            if not has(plugins, CheckpointIO):
-                config.plugins = [*as_list(config.plugins), AtomicCheckpointIO()]
             callbacks.append(HParams(flat(self.settings)))
         elif config.logger is None:
             config.logger = False
@@ -264,7 +262,9 @@ class CLI(LightningCLI):
         if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
             callbacks.append(ProgressBar())
         config.callbacks = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        write_atomically(trainer)
+        return trainer
 
     def last(self) -> ExactResume:
         """Keeps the checkpoint that the run goes on from."""

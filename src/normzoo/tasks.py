@@ -135,8 +135,13 @@ class Classifier(LightningModule):
             return
         sizes = torch.tensor(self.step_sizes, device=self.device)
         own = {"losses": torch.stack(self.step_losses), "hits": torch.stack(self.step_hits), "sizes": sizes}
-        ranks = self.trainer.world_size
-        checkpoint["curve"] = {name: self.all_gather(v).reshape(ranks, -1).cpu() for name, v in own.items()}
+
+        def of_ranks(values: Tensor) -> Tensor:
+            gathered = self.all_gather(values)
+            assert isinstance(gathered, Tensor)
+            return gathered.reshape(self.trainer.world_size, -1).cpu()
+
+        checkpoint["curve"] = {name: of_ranks(values) for name, values in own.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.saved_steps = checkpoint.get("curve", {})

@@ -127,10 +127,8 @@ class ExactResume(Checkpoint):
             return
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
-        if loop._should_check_val_fx(
-            fetcher
-        ):  # Lightning would go on after it by validating again: the next batch will do
-            return
+        if loop._should_check_val_fx(fetcher):
+            return  # Lightning would begin with the end of this step once more; the next one will do
         self.save(trainer)
 
     def is_due(self, trainer: Trainer, step: int) -> bool:
@@ -165,7 +163,8 @@ class ExactResume(Checkpoint):
         self.began = True
         loop.on_run_start()
         self.restore(trainer)
-        if loop.epoch_progress.current.processed < loop.epoch_progress.current.started:
+        progress: Any = loop.epoch_progress.current
+        if progress.processed < progress.started:
             loop.on_advance_end()
         loop.on_run_end()
 
@@ -197,11 +196,9 @@ class ExactResume(Checkpoint):
         follow_folders(trainer, checkpoint)
         self.found = checkpoint.get(KEY)
         self.saved_step = checkpoint["global_step"]
-        trainer.num_sanity_val_steps = 0  # type: ignore[attr-defined] # it passed before the first epoch
+        trainer.num_sanity_val_steps = 0  # it passed before the first epoch
         if self.found is None:
-            rank_zero_warn(
-                "The checkpoint was written without ExactResume: what follows is not exactly what would have."
-            )
+            rank_zero_warn("The checkpoint is of a run without ExactResume: random numbers begin anew.")
             return
         trainer.should_stop = self.found["should_stop"]
         if trainer.is_global_zero:
@@ -217,8 +214,8 @@ class ExactResume(Checkpoint):
             return
         if len(found["ranks"]) != trainer.world_size:
             rank_zero_warn(
-                f"The checkpoint is of {len(found['ranks'])} processes, and {trainer.world_size} go on: random numbers do "
-                f"not go on where they were."
+                f"The checkpoint is of {len(found['ranks'])} processes, and {trainer.world_size} go on: random numbers "
+                f"begin anew."
             )
             return
         own = found["ranks"][trainer.global_rank]
