@@ -109,6 +109,7 @@ class CLI(LightningCLI):
         self.command = arguments[0]
         self.run = run
         self.is_new = run is None
+        self.lock: int | None = None
         try:
             super().__init__(
                 LightningModule,
@@ -125,6 +126,9 @@ class CLI(LightningCLI):
         except BaseException:
             self.discard_run()
             raise
+        finally:
+            if self.lock is not None:
+                os.close(self.lock)
 
     # The parser.
 

@@ -46,8 +46,8 @@ def new_run(root: Path, experiment: str) -> Path:
 
 
 def is_first() -> bool:
-    """Whether this is the process that may write into a run's folder, of all that train together on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    """Whether this is the process that writes into a run's folder, of all that train together, on one machine or many."""
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -113,7 +113,7 @@ def hold(run: Path) -> int:
 
 def shared_run(root: Path, experiment: str) -> Path:
     """The folder of this run: made by the first process, and told to those that it starts for other ranks."""
-    if RUN_VARIABLE not in os.environ or is_first():
+    if RUN_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0:
         os.environ[RUN_VARIABLE] = str(new_run(root, experiment))
     return Path(os.environ[RUN_VARIABLE])
 
