@@ -105,11 +105,12 @@ class CLI(LightningCLI):
         run: the folder of the run that goes on, None for a new one.
     """
 
+    lock: int | None = None
+
     def __init__(self, arguments: Sequence[str], run: Path | None = None) -> None:
         self.command = arguments[0]
         self.run = run
         self.is_new = run is None
-        self.lock: int | None = None
         try:
             super().__init__(
                 LightningModule,
@@ -277,8 +278,6 @@ class CLI(LightningCLI):
         return ExactResume(self.run / checkpoints.FOLDER, steps, minutes)
 
     def fit(self, **kwargs: Any) -> None:
-        if self.run is not None and is_first():
-            (self.run / FINISHED).unlink(missing_ok=True)
         make_lean(self.trainer, self.model)
         with checkpoints.told_of_mismatch(kwargs.get("ckpt_path")):
             self.trainer.fit(**kwargs)

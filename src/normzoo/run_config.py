@@ -8,13 +8,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from normzoo.atomic import written_whole
-from normzoo.runs import CONFIG, unused
+from normzoo.runs import CONFIG, FINISHED, unused
 
 
 class RunConfig(SaveConfigCallback):
     """Writes `config.yaml` when a run begins.
 
-    A run that is resumed keeps its own, unless flags have changed it: then the earlier one stands beside it, numbered.
+    A run that is resumed keeps its own, unless flags have changed it: then, once they have proved to fit its checkpoint,
+    the earlier one stands beside it, numbered.
 
     Args:
         parser: of the command line.
@@ -27,6 +28,16 @@ class RunConfig(SaveConfigCallback):
         self.file = folder / CONFIG
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self.file.is_file():
+            self.save()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.save()
+            (self.file.parent / FINISHED).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Writes the configuration, unless it stands there."""
         config = self.config.clone()
         earlier = self.file.read_text(encoding="utf-8") if self.file.is_file() else None
         if earlier is not None:

@@ -46,7 +46,7 @@ def new_run(root: Path, experiment: str) -> Path:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes into a run's folder, of all that train together, on one machine or many."""
+    """Whether this is the process that writes into the folder, of all that train together, on one machine or many."""
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
 
 
