@@ -14,7 +14,7 @@ from normzoo.runs import CONFIG, FINISHED, unused
 class RunConfig(SaveConfigCallback):
     """Writes `config.yaml` when a run begins.
 
-    A run that is resumed keeps its own, unless flags have changed it: then, once they have proved to fit its checkpoint,
+    A run that is resumed keeps its own, unless flags have changed it: then, once they prove to fit its checkpoint,
     the earlier one stands beside it, numbered.
 
     Args:

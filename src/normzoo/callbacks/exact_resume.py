@@ -33,6 +33,8 @@ class ExactResume(Checkpoint):
         seed_everything(0)
         trainer.fit(model, data, ckpt_path=exact.file if exact.file.is_file() else None, weights_only=True)
 
+    If there is no checkpoint yet, remove first what the attempt before has logged: the command line does.
+
     Beside what Lightning saves, a checkpoint holds the state of the random number generators of every rank, the newest
     metrics, which schedules and early stopping look at, and how far TensorBoard's files went. When the run goes on, the
     files are taken back to that point, so that no step stands in them twice. Checkpoints are written between two
