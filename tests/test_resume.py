@@ -123,7 +123,7 @@ def saved(run: Path, name: str) -> dict[str, Any]:
 def records(run: Path) -> dict[str, list[tuple[int, bytes]]]:
     """Tag -> all its steps and values, in the order of the files."""
     found: dict[str, list[tuple[int, bytes]]] = {}
-    for file in sorted(run.glob("*tfevents*")):
+    for file in sorted(run.glob("*tfevents*"), key=age):
         for event in LegacyEventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 told = (
@@ -131,6 +131,11 @@ def records(run: Path) -> dict[str, list[tuple[int, bytes]]]:
                 )  # it has a clock
                 found.setdefault(value.tag, []).append((event.step, told))
     return found
+
+
+def age(file: Path) -> list[int]:
+    """The second, the process and the number of an event file, all of which stand in its name."""
+    return [int(part) for part in file.name.split(".") if part.isdecimal()]
 
 
 def left(run: Path) -> dict[str, Any]:
@@ -304,15 +309,26 @@ def test_tensorboard_reads_the_curves_of_a_killed_run_as_of_one_that_was_left_al
     assert all(len(steps := [step for step, _ in values]) == len(set(steps)) for values in two.values())
 
 
+KINDS = {
+    "scalars": "value",
+    "histograms": "histogram_value",
+    "images": "encoded_image_string",
+    "tensors": "tensor_proto",
+}
+    "scalars": "value",
+    "histograms": "histogram_value",
+    "images": "encoded_image_string",
+    "tensors": "tensor_proto",
+}
+
+
 def read(run: Path) -> dict[tuple[str, str], list[tuple[int, Any]]]:
     """(kind, tag) -> steps and values, as TensorBoard has them."""
-    events = EventAccumulator(str(run), dict.fromkeys(("scalars", "histograms", "images", "tensors"), 0))
+    events = EventAccumulator(str(run), dict.fromkeys(KINDS, 0))
     events.Reload()
-    readers = {"scalars": events.Scalars, "histograms": events.Histograms, "images": events.Images,
-               "tensors": events.Tensors}  # fmt: skip
     return {
-        (kind, tag): [(event.step, tuple(event)[2:]) for event in reader(tag)]
-        for kind, reader in readers.items()
+        (kind, tag): [(event.step, getattr(event, value)) for event in getattr(events, kind.capitalize())(tag)]
+        for kind, value in KINDS.items()
         for tag in events.Tags()[kind]
     }
 
@@ -379,7 +395,7 @@ def test_a_test_that_was_cut_off_is_done(lost: str, ended: Path) -> None:
     whole = left(ended)
     (ended / "finished").unlink()
     if lost != "finished":
-        [_, last] = sorted(ended.glob("*tfevents*"))  # of the test
+        [_, last] = sorted(ended.glob("*tfevents*"), key=age)  # of the test
         last.unlink()
     config = (ended / "config.yaml").stat()
     result = normzoo("resume", str(ended))
