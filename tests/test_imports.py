@@ -31,6 +31,9 @@ LAW: dict[str, set[str]] = {
     "cli": {"*"},
     # What the command line and the tasks stand on: small, and free of lightning.
     "checkpoints": {"torch", "yaml"},
+    "atomic": {"torch", "lightning"},
+    "run_config": {"lightning", "yaml", "normzoo.atomic", "normzoo.runs"},
+    "resume": {"normzoo.runs", "normzoo.runtime", "normzoo.cli"},  # the last two when all else is known to be right
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
     "lean": {"lightning", "tensorboard", "google_crc32c"},
     "runs": set(),
@@ -158,12 +161,12 @@ def test_the_zoo_serves_people_who_only_want_a_layer() -> None:
     assert modules & (HEAVY - {"torch", "numpy"}) == set()  # torch itself imports numpy
 
 
-@pytest.mark.parametrize("command", [("--help",), ("norms", "--help")], ids=" ".join)
+@pytest.mark.parametrize("command", [("--help",), ("norms", "--help"), ("resume", "--help")], ids=" ".join)
 def test_help_answers_without_the_heavy_imports(command: tuple[str, ...]) -> None:
     assert modules_of("-m", "normzoo", *command) & HEAVY == set()
 
 
-@pytest.mark.parametrize("command", [("--help",), ("norms", "--help")], ids=" ".join)
+@pytest.mark.parametrize("command", [("--help",), ("norms", "--help"), ("resume", "--help")], ids=" ".join)
 def test_help_answers_at_once(command: tuple[str, ...]) -> None:
     """The processor's time, best of three: half a second of it, however busy the machine is."""
     times = []

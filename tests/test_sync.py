@@ -11,13 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO, TorchSyncBatchNorm
+from lightning.pytorch.plugins import AsyncCheckpointIO, TorchSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process
 from normzoo import norms, sync
+from normzoo.atomic import AtomicCheckpointIO
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm
 from normzoo.norms._running import RunningStatistics
@@ -295,12 +296,12 @@ FLAG = "--trainer.sync_batchnorm=true"
 @pytest.mark.parametrize(
     "flags,syncs,saves",
     [
-        ([], type(None), TorchCheckpointIO),
-        ([FLAG], SyncNorms, TorchCheckpointIO),
+        ([], type(None), AtomicCheckpointIO),
+        ([FLAG], SyncNorms, AtomicCheckpointIO),
         ([FLAG, "--trainer.plugins=AsyncCheckpointIO"], SyncNorms, AsyncCheckpointIO),
         ([FLAG, "--trainer.plugins+=AsyncCheckpointIO"], SyncNorms, AsyncCheckpointIO),
-        (["--trainer.plugins=SyncNorms"], SyncNorms, TorchCheckpointIO),
-        ([FLAG, "--trainer.plugins=TorchSyncBatchNorm"], TorchSyncBatchNorm, TorchCheckpointIO),
+        (["--trainer.plugins=SyncNorms"], SyncNorms, AtomicCheckpointIO),
+        ([FLAG, "--trainer.plugins=TorchSyncBatchNorm"], TorchSyncBatchNorm, AtomicCheckpointIO),
     ],
     ids=str,
 )

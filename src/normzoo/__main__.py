@@ -10,6 +10,7 @@ from normzoo.errors import InputError
 
 COMMANDS = {
     "fit": "train a network, then test the best checkpoint",
+    "resume": "go on with a run that was cut off, to the end it would have had",
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",
@@ -29,6 +30,7 @@ examples:
   normzoo fit                                            # an MLP with BatchNorm on scikit-learn's digits
   normzoo fit -c configs/digits_mlp.yaml --model.net.norm=LayerNorm
   normzoo fit --data=FashionMNIST --model.net=ResNet --model.net.norm=GroupNorm --model.net.norm.num_groups=4
+  normzoo resume lightning_logs/digits_mlp/000           # after a kill
   normzoo test --ckpt_path=lightning_logs/digits_mlp/000
   normzoo norms GroupNorm
   tensorboard --logdir=lightning_logs
@@ -54,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from normzoo import catalogue
 
             catalogue.main(rest)
+        elif command == "resume":
+            from normzoo import resume
+
+            resume.main(rest)
         else:
             from normzoo.runtime import share_cores
 

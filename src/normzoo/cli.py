@@ -25,11 +25,13 @@ import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo import checkpoints
-from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
+from normzoo.atomic import write_atomically
+from normzoo.callbacks import ExactResume, HParams, PredictionsCSV, ProgressBar
 from normzoo.errors import InputError
 from normzoo.lean import make_lean
 from normzoo.messages import explain
-from normzoo.runs import shared_run, unused
+from normzoo.run_config import RunConfig
+from normzoo.runs import FINISHED, hold, is_first, shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.sync import SyncNorms
 
@@ -100,11 +102,15 @@ class CLI(LightningCLI):
 
     Args:
         arguments: the command and its options.
+        run: the folder of the run that goes on, None for a new one.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    lock: int | None = None
+
+    def __init__(self, arguments: Sequence[str], run: Path | None = None) -> None:
         self.command = arguments[0]
-        self.run: Path | None = None
+        self.run = run
+        self.is_new = run is None
         try:
             super().__init__(
                 LightningModule,
@@ -114,12 +120,16 @@ class CLI(LightningCLI):
                 args=list(arguments),
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
+                save_config_callback=RunConfig,
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
         except BaseException:
             self.discard_run()
             raise
+        finally:
+            if self.lock is not None:
+                os.close(self.lock)
 
     # The parser.
 
@@ -138,6 +148,18 @@ class CLI(LightningCLI):
         if self.command == "fit":
             parser.add_argument(
                 "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training has ended."
+            )
+            parser.add_argument(
+                "--checkpoint_minutes",
+                type=float,
+                default=5.0,
+                help="Minutes between checkpoints within an epoch, from which a killed run goes on; 0 for none.",
+            )
+            parser.add_argument(
+                "--checkpoint_steps",
+                type=int | None,
+                default=None,
+                help="Optimizer steps between checkpoints within an epoch; null for none by steps.",
             )
         if self.command == "predict":
             parser.add_argument("--output", default=None, help="The CSV file to write. (default: in the run's folder)")
@@ -218,15 +240,19 @@ class CLI(LightningCLI):
         if config.sync_batchnorm and not has(plugins, LayerSync):  # Lightning's own knows torch's BatchNorm only
             config.sync_batchnorm, config.plugins = False, [*plugins, SyncNorms()]
         if self.command == "fit" and not config.fast_dev_run:
-            self.run = shared_run(Path(self.settings.runs), self.settings.experiment)
+            if self.run is None:
+                self.run = shared_run(Path(self.settings.runs), self.settings.experiment)
+                if is_first():
+                    self.lock = hold(self.run)
+            self.save_config_kwargs = {"folder": self.run}
             if config.default_root_dir is None:
                 config.default_root_dir = str(self.run)
             if config.logger is None or config.logger is True:
-                config.logger = TensorBoardLogger(
-                    self.settings.runs, self.settings.experiment, self.run.name, default_hp_metric=False
-                )
-            if config.enable_checkpointing is not False and not has(callbacks, Checkpoint):
-                callbacks += best_and_last(self.model, self.run / checkpoints.FOLDER)
+                config.logger = TensorBoardLogger(self.run.parent, "", self.run.name, default_hp_metric=False)
+            if config.enable_checkpointing is not False:
+                if not has(callbacks, Checkpoint):
+                    callbacks += best(self.model, self.run / checkpoints.FOLDER)
+                callbacks.append(self.last())
             callbacks.append(HParams(flat(self.settings)))
         elif config.logger is None:
             config.logger = False
@@ -241,7 +267,15 @@ class CLI(LightningCLI):
         if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
             callbacks.append(ProgressBar())
         config.callbacks = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        write_atomically(trainer)
+        return trainer
+
+    def last(self) -> ExactResume:
+        """Keeps the checkpoint that the run goes on from."""
+        steps, minutes = self.settings.checkpoint_steps, self.settings.checkpoint_minutes
+        assert self.run is not None
+        return ExactResume(self.run / checkpoints.FOLDER, steps, minutes)
 
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)
@@ -252,7 +286,7 @@ class CLI(LightningCLI):
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
-        if self.run is not None and not begun and os.environ.get("LOCAL_RANK", "0") == "0":
+        if self.run is not None and self.is_new and not begun and os.environ.get("LOCAL_RANK", "0") == "0":
             shutil.rmtree(self.run, ignore_errors=True)
 
     def after_fit(self) -> None:
@@ -260,6 +294,8 @@ class CLI(LightningCLI):
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
             self.trainer.test(self.model, self.datamodule, ckpt_path=best or None)
         if self.run is not None and self.trainer.is_global_zero:
+            if self.trainer.state.finished:
+                (self.run / FINISHED).write_text(f"{self.trainer.global_step} steps\n")
             print(f"\nrun          {self.run}\ntensorboard  tensorboard --logdir={self.settings.runs}")
 
     def validate(self, **kwargs: Any) -> None:
@@ -276,15 +312,12 @@ class CLI(LightningCLI):
         print(f"predictions  {self.predictions}")
 
 
-def best_and_last(model: LightningModule, folder: Path) -> list[Callback]:
-    """Keep the best checkpoint by what the task calls its `monitor`, if anything, and the last."""
-    # Not save_last, which writes the last of the best ones.
-    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+def best(model: LightningModule, folder: Path) -> list[Callback]:
+    """Keeps the best checkpoint by what the task calls its `monitor`, if anything."""
     monitor, mode = getattr(model, "monitor", None), getattr(model, "monitor_mode", "min")
     if monitor is None:
-        return [last]
-    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-    return [best, last]
+        return []
+    return [ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)]
 
 
 def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
@@ -402,9 +435,9 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs `normzoo fit`, `validate`, `test` or `predict`."""
+def main(arguments: Sequence[str], run: Path | None = None) -> None:
+    """Runs `normzoo fit`, `validate`, `test` or `predict`; given its folder, `fit` goes on with a run."""
     try:
-        CLI(arguments)
+        CLI(arguments, run)
     except MisconfigurationException as error:  # Lightning's own word for wrong input
         raise InputError(f"the run cannot be made: {error}\nNORMZOO_TRACEBACK=1 shows where.") from error

@@ -1,12 +1,21 @@
 """Where runs live: `ROOT/EXPERIMENT/RUN/`, RUN being the next free number, with config, checkpoints and events."""
 
+import errno
+import fcntl
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from normzoo.errors import InputError
 
 # Set by the first process of a run for the processes of the other ranks on the same machine.
 RUN_VARIABLE = "NORMZOO_RUN"
+
+CONFIG = "config.yaml"
+LOCK = ".lock"
+FINISHED = "finished"
+"""A file that says: nothing is left to do."""
 
 
 def new_run(root: Path, experiment: str) -> Path:
@@ -34,6 +43,72 @@ def new_run(root: Path, experiment: str) -> Path:
         raise InputError(
             f"{folder}: no run can be written there ({error.strerror or error}); choose a folder with --runs=FOLDER."
         ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes into the folder, of all that train together, on one machine or many."""
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The runs of an experiment, newest first."""
+    found = (p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()) if folder.is_dir() else ()
+    return sorted(found, key=lambda p: int(p.name), reverse=True)
+
+
+def find_run(path: str, root: Path) -> Path:
+    """The run that is meant by its folder, or by that of an experiment: the newest.
+
+    Args:
+        path: the folder.
+        root: of all experiments, where others are looked for to be named.
+
+    Raises:
+        InputError: there is none.
+    """
+    given = Path(path)
+    for folder in (given, *numbered(given)):
+        if path and (folder / CONFIG).is_file():
+            return folder
+    known = list(newest(given if path and given.is_dir() else root)) or list(newest(root))
+    there_are = f"There are {', '.join(map(str, known))}." if known else f"There is none under {root}."
+    raise InputError(
+        f"{path!r} is no run: a run is a folder with a {CONFIG}, which 'normzoo fit' makes when training begins. "
+        f"{there_are}"
+    )
+
+
+def newest(root: Path, most: int = 5) -> Iterator[Path]:
+    """Some runs below a folder, the newest first."""
+    found = sorted(root.glob(f"**/{CONFIG}"), key=lambda p: p.stat().st_mtime, reverse=True)
+    yield from (config.parent for config in found[:most])
+
+
+def hold(run: Path) -> int:
+    """Locks a run for this process; the system lets go when the process ends, whatever ends it.
+
+    Returns:
+        The open file, which keeps the lock.
+
+    Raises:
+        InputError: another process trains there; the folder cannot be written.
+    """
+    try:
+        file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise InputError(f"{run}: nothing can be written there ({error.strerror}); make it writable.") from error
+    try:
+        # Not flock, whose locks the workers of a DataLoader inherit: they outlive a killed process by seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return file  # a file system without locks
+        holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
+        os.close(file)
+        raise InputError(f"{run} is still being trained, by {holder}: wait for its end, or end it.") from error
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return file
 
 
 def shared_run(root: Path, experiment: str) -> Path:

@@ -94,6 +94,7 @@ class Classifier(LightningModule):
         self.metrics = nn.ModuleDict({stage: MetricCollection(metrics).clone() for stage in ("val", "test")})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.curve: dict[str, float] = {}
+        self.saved_steps: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         if self.channels_last:
@@ -122,6 +123,28 @@ class Classifier(LightningModule):
         self.step_losses: list[Tensor] = []
         self.step_hits: list[Tensor] = []
         self.step_sizes: list[int] = []
+        saved, self.saved_steps = self.saved_steps, {}
+        if saved and len(saved["losses"]) == self.trainer.world_size:
+            own = {name: values[self.global_rank].to(self.device) for name, values in saved.items()}
+            self.step_losses, self.step_hits = list(own["losses"]), list(own["hits"])
+            self.step_sizes = own["sizes"].tolist()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the steps since the last point of the training curve, (ranks, steps) of each; all ranks are here."""
+        if not getattr(self, "step_sizes", None):
+            return
+        sizes = torch.tensor(self.step_sizes, device=self.device)
+        own = {"losses": torch.stack(self.step_losses), "hits": torch.stack(self.step_hits), "sizes": sizes}
+
+        def of_ranks(values: Tensor) -> Tensor:
+            gathered = self.all_gather(values)
+            assert isinstance(gathered, Tensor)
+            return gathered.reshape(self.trainer.world_size, -1).cpu()
+
+        checkpoint["curve"] = {name: of_ranks(values) for name, values in own.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.saved_steps = checkpoint.get("curve", {})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch

@@ -2,6 +2,7 @@
 
 from normzoo.callbacks.activation_percentiles import ActivationPercentiles as ActivationPercentiles
 from normzoo.callbacks.covariate_shift import CovariateShift as CovariateShift
+from normzoo.callbacks.exact_resume import ExactResume as ExactResume
 from normzoo.callbacks.gradient_flow import GradientFlow as GradientFlow
 from normzoo.callbacks.hparams import HParams as HParams
 from normzoo.callbacks.internal_covariate_shift import InternalCovariateShift as InternalCovariateShift

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from normzoo.callbacks._board import Board, Chart
+from normzoo.callbacks._events import goes_on
 from normzoo.callbacks._monitor import Heard, Monitor, Site, Step
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
@@ -44,6 +45,8 @@ class Sampler(Callback):
         self.ranks: Ranks | None = None
         self.noted = 0
         self.since = 0.0
+        self.laid_out = False
+        self.resumed: dict[str, Any] = {}
         self.listen(False)
 
     def listen(self, on: bool) -> None:
@@ -73,6 +76,12 @@ class Sampler(Callback):
         self.ranks = Ranks()
         self.board = Board(trainer)
         self.laid_out = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        resumed, self.resumed = self.resumed, {}
+        if resumed and self.board is not None and goes_on(trainer):
+            self.laid_out = resumed["laid_out"]
+            self.board.described = set(resumed["described"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.end(trainer)
@@ -180,6 +189,15 @@ class Sampler(Callback):
         self.attached.close()
         self.step, self.due = None, []
         self.listen(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the run's files hold already, once per run."""
+        self.settle()
+        return {"laid_out": self.laid_out, "described": sorted(self.board.described) if self.board is not None else []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up what `state_dict` returned, when training starts."""
+        self.resumed = state_dict
 
     # Callbacks of a Trainer are pickled when it starts processes; hooks that are None or bound are set anew.
 

@@ -6,6 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from normzoo.callbacks._events import goes_on
+
 Value = bool | int | float | str
 
 
@@ -36,6 +38,8 @@ class HParams(Callback):
         self.metrics = tuple(metrics)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if goes_on(trainer):  # they stand in the run's first file, and TensorBoard reads the first ones
+            return
         parameters = sum(p.numel() for p in pl_module.parameters())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
