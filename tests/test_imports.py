@@ -22,7 +22,10 @@ LAW: dict[str, set[str]] = {
     "models": {"torch", "normzoo.norms"},
     "data": {"torch", "torchvision", "lightning", "numpy", "sklearn"},
     # A task names what a network is, so that the command line finds our ResNet before torchvision's of the same name.
-    "tasks": {"torch", "lightning", "torchmetrics", "normzoo.norms._base", "normzoo.models._base", "normzoo.schedules"},
+    "tasks": {
+        *("torch", "lightning", "torchmetrics"),
+        *("normzoo.norms._base", "normzoo.models._base", "normzoo.schedules", "normzoo.ranks"),
+    },
     "callbacks": {
         *("torch", "lightning", "tensorboard", "numpy", "PIL"),
         *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
@@ -33,6 +36,7 @@ LAW: dict[str, set[str]] = {
     "checkpoints": {"torch", "yaml"},
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
     "lean": {"lightning"},
+    "ranks": {"torch", "normzoo.norms._ranks"},
     "runs": set(),
     "runtime": set(),
     "schedules": {"torch"},

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from normzoo.errors import InputError
 from normzoo.models._base import Network
 from normzoo.norms._base import Norm
+from normzoo.ranks import mean_over_ranks
 from normzoo.schedules import WarmupCosine
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -126,7 +127,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = self.loss(logits, labels)
+        loss = mean_over_ranks(self.loss(logits, labels), len(labels))
         self.step_losses.append(loss.detach())
         self.step_hits.append((logits.detach().argmax(1) == labels).sum())
         self.step_sizes.append(len(labels))
@@ -179,7 +180,9 @@ class Classifier(LightningModule):
 
     def log_evaluation(self, stage: str) -> None:
         values = {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}  # type: ignore[operator]
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=stage == "val")
+        # All ranks have the same values already. sync_dist averages them, which changes nothing, and tells Lightning so.
+        logged = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict(logged, prog_bar=stage == "val", sync_dist=True)
         self.losses[stage].reset()  # type: ignore[operator]
         self.metrics[stage].reset()  # type: ignore[operator]
 
