@@ -32,6 +32,7 @@ from normzoo.messages import explain
 from normzoo.runs import shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.sync import SyncNorms
+from normzoo.watch import Watch, watched
 
 DEFAULTS = {
     "model": {"class_path": "normzoo.tasks.Classifier", "init_args": {"net": {"class_path": "normzoo.models.MLP"}}},
@@ -105,6 +106,7 @@ class CLI(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         self.command = arguments[0]
         self.run: Path | None = None
+        self.watch: Watch | None = None
         try:
             super().__init__(
                 LightningModule,
@@ -117,8 +119,12 @@ class CLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
-        except BaseException:
+            if self.watch is not None:
+                self.watch.leave()
+        except BaseException as error:
             self.discard_run()
+            if self.watch is not None:
+                self.watch.fail(find_input_error(error) or error)
             raise
 
     # The parser.
@@ -134,6 +140,12 @@ class CLI(LightningCLI):
             type=bool,
             default=True,
             help="Let freed memory stay with the process: faster steps on a CPU under Linux, the same results.",
+        )
+        parser.add_argument(
+            "--patience",
+            type=float,
+            default=45.0,
+            help="Of several ranks: seconds that one waits for another before all end.",
         )
         if self.command == "fit":
             parser.add_argument(
@@ -168,6 +180,8 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         if not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
+        if not settings.patience > 0:
+            raise InputError(f"patience={settings.patience}: it is a number of seconds above 0; the default is 45.")
         if self.command == "fit" and settings.get("ckpt_path"):
             file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs))
             checkpoints.saved_model(file)  # raises where it cannot be read
@@ -241,7 +255,11 @@ class CLI(LightningCLI):
         if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
             callbacks.append(ProgressBar())
         config.callbacks = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        self.watch = watched(trainer, self.settings.patience)
+        if self.watch is not None:
+            trainer.callbacks.append(self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
+        return trainer
 
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)
