@@ -24,7 +24,7 @@ LAW: dict[str, set[str]] = {
     # A task names what a network is, so that the command line finds our ResNet before torchvision's of the same name.
     "tasks": {
         *("torch", "lightning", "torchmetrics"),
-        *("normzoo.norms._base", "normzoo.models._base", "normzoo.schedules", "normzoo.ranks"),
+        *("normzoo.norms._base", "normzoo.models._base", "normzoo.schedules", "normzoo.ranks", "normzoo.shard"),
     },
     "callbacks": {
         *("torch", "lightning", "tensorboard", "numpy", "PIL"),
@@ -36,8 +36,11 @@ LAW: dict[str, set[str]] = {
     "checkpoints": {"torch", "yaml"},
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
     "lean": {"lightning"},
+    "leave": {"torch", "lightning"},
     "ranks": {"torch", "normzoo.norms._ranks"},
+    "watch": {"torch", "lightning", "normzoo.leave"},
     "runs": set(),
+    "shard": {"torch", "normzoo.norms._base"},
     "runtime": set(),
     "schedules": {"torch"},
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},

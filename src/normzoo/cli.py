@@ -1,7 +1,6 @@
 """The command line of training: LightningCLI with this project's defaults, run folders and messages."""
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,11 +24,11 @@ import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo import checkpoints
-from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
+from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar, SharedRun
 from normzoo.errors import InputError
 from normzoo.lean import make_lean
 from normzoo.messages import explain
-from normzoo.runs import shared_run, unused
+from normzoo.runs import is_first, shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.sync import SyncNorms
 from normzoo.watch import Watch, watched
@@ -241,7 +240,7 @@ class CLI(LightningCLI):
                 )
             if config.enable_checkpointing is not False and not has(callbacks, Checkpoint):
                 callbacks += best_and_last(self.model, self.run / checkpoints.FOLDER)
-            callbacks.append(HParams(flat(self.settings)))
+            callbacks += [HParams(flat(self.settings)), SharedRun(self.run, lambda run: setattr(self, "run", run))]
         elif config.logger is None:
             config.logger = False
         if self.command == "predict":
@@ -270,7 +269,7 @@ class CLI(LightningCLI):
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
-        if self.run is not None and not begun and os.environ.get("LOCAL_RANK", "0") == "0":
+        if self.run is not None and not begun and is_first():
             shutil.rmtree(self.run, ignore_errors=True)
 
     def after_fit(self) -> None:
@@ -291,7 +290,8 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
             self.trainer.predict(**{**kwargs, "return_predictions": False})
-        print(f"predictions  {self.predictions}")
+        if self.trainer.is_global_zero:
+            print(f"predictions  {self.predictions}")
 
 
 def best_and_last(model: LightningModule, folder: Path) -> list[Callback]:

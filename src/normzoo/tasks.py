@@ -19,6 +19,7 @@ from normzoo.models._base import Network
 from normzoo.norms._base import Norm
 from normzoo.ranks import mean_over_ranks
 from normzoo.schedules import WarmupCosine
+from normzoo.shard import shard
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -103,6 +104,15 @@ class Classifier(LightningModule):
             self.net.compile()
         if stage == "fit" and any(isinstance(m, Norm) and m.facts.takes_reference for m in self.net.modules()):
             self.trainer.num_sanity_val_steps = 0  # before training there is no reference batch to validate with
+
+    def configure_model(self) -> None:
+        if self._device_mesh is None:  # which ModelParallelStrategy sets
+            return
+        # Lightning's strategy leaves this out, and a synchronized statistic is the only one that ranks agree on.
+        layer_sync = getattr(self.trainer.strategy, "_layer_sync", None)
+        if layer_sync is not None and self.trainer.training:
+            layer_sync.apply(self)
+        shard(self.net, self._device_mesh)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() == 4 and not self.channels_last:

@@ -10,16 +10,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from normzoo.errors import InputError
+from normzoo.leave import leave, orderly
 
 # Seconds between two looks, and how long a process may be stopped (by Ctrl-Z, SIGSTOP, a debugger) before the others give
 # up: a few looks of a rank that is not stopped itself.
@@ -89,10 +90,9 @@ class Watch(Callback):
         rounds = 0
         while not self.over.wait(LOOK):
             rounds += 1
-            if self.store is not None and rounds % 4 == 0:
-                with contextlib.suppress(Exception):  # the rank that keeps it has ended
-                    self.store.set(f"stands{self.rank}", self.place())
             found = self.look()
+            if not found and rounds % 4 == 0:
+                self.ask(lambda: self.store.set(f"stands{self.rank}", self.place()))
             if found and not self.over.is_set():
                 self.trouble = found
                 if not self.over.wait(GRACE):
@@ -109,10 +109,11 @@ class Watch(Callback):
         known = dict(self.peers)
         if self.parent is not None:
             known[self.rank - self.trainer.local_rank] = self.parent
-        known.update((rank, child.pid) for rank, child in self.ranks_of_children())
+        children = {child.pid: rank for rank, child in self.ranks_of_children()}
+        known.update((rank, pid) for pid, rank in children.items())
         for rank, pid in known.items():
             state = state_of(pid)
-            if state == "gone" and not self.leaving.is_set():
+            if state == "gone" and pid not in children and not self.leaving.is_set():
                 return f"rank {rank} (process {pid}) has ended before the run did; if it could say why, it stands above"
             self.stopped[pid] = self.stopped.get(pid, 0) + LOOK if state == "stopped" else 0
             if self.stopped[pid] >= STOPPED:
@@ -133,6 +134,21 @@ class Watch(Callback):
         code = frame.f_code
         return f"{code.co_filename}:{frame.f_lineno}, in {code.co_name} ({stage}, {loop} training batches begun)"
 
+    def ask(self, question: Callable[[], Any], seconds: float = 2.0) -> Any:
+        """What the common store answers; None where it fails or takes too long, as the rank that keeps it may be gone."""
+        if self.store is None or (0 in self.peers and state_of(self.peers[0]) == "gone"):
+            return None
+        answer: list[Any] = [None]
+
+        def run() -> None:
+            with contextlib.suppress(Exception):
+                answer[0] = question()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        return answer[0]
+
     # The end.
 
     @property
@@ -147,18 +163,18 @@ class Watch(Callback):
             return None
         late = LATE.search(told)
         if late:
-            bounded(lambda: self.store.set(f"waited{self.rank}", "1"))
+            self.ask(lambda: self.store.set(f"waited{self.rank}", "1"))
         for _ in range(round(GRACE / 0.1)):
             if self.trouble:
                 return self.trouble
             time.sleep(0.1)
         ranks = [r for r in range(self.trainer.world_size) if r != self.rank]
-        absent = [r for r in ranks if not bounded(lambda r=r: self.store.check([f"waited{r}"]))]
+        absent = [r for r in ranks if not self.ask(lambda r=r: self.store.check([f"waited{r}"]))]
         if late and absent:
             if min({*ranks, self.rank} - {*absent}) < self.rank:
                 return ""
-            bounded(lambda: self.store.set("told", "1"))
-            stands = {r: bounded(lambda r=r: self.store.get(f"stands{r}").decode()) for r in absent}
+            self.ask(lambda: self.store.set("told", "1"))
+            stands = {r: self.ask(lambda r=r: self.store.get(f"stands{r}").decode()) for r in absent}
             where = "; ".join(f"rank {r} stands at {place or 'an unknown place'}" for r, place in stands.items())
             print(
                 f"normzoo: error: rank {self.rank} has waited {self.patience:g} s for the others: {where}. If they only "
@@ -187,10 +203,10 @@ class Watch(Callback):
         An exit in order would wait in what is broken: threads of torch hang in it, or abort.
         """
         self.over.set()
-        told = not own and bounded(lambda: self.store.check(["told"]))
+        told = not own and self.ask(lambda: self.store.check(["told"]))
         if message and (own or (self.speaks and not told)):
             if not own:
-                bounded(lambda: self.store.set("told", "1"))
+                self.ask(lambda: self.store.set("told", "1"))
             print(f"normzoo: error: {message}{'' if own else f'. {REMEDY}'}", file=sys.stderr)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
@@ -201,16 +217,9 @@ class Watch(Callback):
         os._exit(status)
 
     def leave(self) -> None:
-        """Waits for all ranks to be done, and closes what connects them before Python ends.
-
-        Threads of gloo let go of tensors a moment after a collective has ended, and need Python for it. Where Python ends
-        first, such a thread ends in the middle of a C++ destructor, and the process aborts ("terminate called without an
-        active exception").
-        """
+        """Ends in order, with all other ranks."""
         self.leaving.set()
-        if dist.is_initialized():
-            dist.barrier()
-            dist.destroy_process_group()
+        leave()
         self.over.set()
 
 
@@ -233,8 +242,9 @@ class Launcher(_SubprocessScriptLauncher):
 
 
 def watched(trainer: Trainer, patience: float) -> Watch | None:
-    """Begins the watch where a Trainer is one of several ranks."""
-    spawns = not isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher | None)
+    """Begins the watch where a Trainer is one of several ranks; those that it spawns are looked after by torch."""
+    orderly(trainer.strategy)
+    spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
     return None if trainer.world_size == 1 or spawns else Watch(trainer, patience)
 
 
@@ -266,17 +276,3 @@ def boot() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     return ""
-
-
-def bounded(ask: Any, seconds: float = 2.0) -> Any:
-    """What a function answers, or None where it fails or takes too long."""
-    answer: list[Any] = [None]
-
-    def run() -> None:
-        with contextlib.suppress(Exception):
-            answer[0] = ask()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answer[0]
