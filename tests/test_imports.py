@@ -40,7 +40,7 @@ LAW: dict[str, set[str]] = {
     "ranks": {"torch", "normzoo.norms._ranks"},
     "watch": {"torch", "lightning", "normzoo.leave"},
     "runs": set(),
-    "shard": {"torch", "normzoo.norms._base"},
+    "shard": {"torch", "lightning", "normzoo.norms._base"},
     "runtime": set(),
     "schedules": {"torch"},
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
+import torch.distributed as dist
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -27,6 +28,7 @@ from normzoo import checkpoints
 from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar, SharedRun
 from normzoo.errors import InputError
 from normzoo.lean import make_lean
+from normzoo.leave import leave
 from normzoo.messages import explain
 from normzoo.runs import is_first, shared_run, unused
 from normzoo.runtime import keep_pages
@@ -106,6 +108,7 @@ class CLI(LightningCLI):
         self.command = arguments[0]
         self.run: Path | None = None
         self.watch: Watch | None = None
+        connected = dist.is_initialized()
         try:
             super().__init__(
                 LightningModule,
@@ -120,6 +123,8 @@ class CLI(LightningCLI):
             )
             if self.watch is not None:
                 self.watch.leave()
+            elif not connected:
+                leave()
         except BaseException as error:
             self.discard_run()
             if self.watch is not None:
@@ -143,7 +148,7 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--patience",
             type=float,
-            default=45.0,
+            default=40.0,
             help="Of several ranks: seconds that one waits for another before all end.",
         )
         if self.command == "fit":
@@ -180,7 +185,7 @@ class CLI(LightningCLI):
         if not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
         if not settings.patience > 0:
-            raise InputError(f"patience={settings.patience}: it is a number of seconds above 0; the default is 45.")
+            raise InputError(f"patience={settings.patience}: it is a number of seconds above 0; the default is 40.")
         if self.command == "fit" and settings.get("ckpt_path"):
             file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs))
             checkpoints.saved_model(file)  # raises where it cannot be read

@@ -11,8 +11,8 @@ def leave() -> None:
     """Waits for all ranks to be done, and closes what connects them.
 
     Threads of gloo let go of tensors a moment after a collective has ended, and need Python for it. Where Python ends
-    first, which on a busy machine it may, such a thread is ended in the middle of a C++ destructor, and the process aborts
-    ("terminate called without an active exception"). Lightning closes nccl's connections only.
+    first, which on a busy machine it may, such a thread is ended in the middle of a C++ destructor, and the process
+    aborts ("terminate called without an active exception"). Lightning closes nccl's connections only.
     """
     if dist.is_initialized():
         dist.barrier()

@@ -10,12 +10,12 @@ from normzoo.norms._ranks import ranks
 def mean_over_ranks(loss: Tensor, samples: int) -> Tensor:
     """A rank's loss, scaled such that what distributed training averages is the mean over the samples of all ranks.
 
-    `loss_r n_r R / sum_r n_r`, for R ranks. DDP and FSDP average gradients over ranks, whatever their batches: with 5 and
-    3 samples, each of the 3 would count as much as 5/3. Where all ranks have equally many samples, or there is one rank,
-    the loss stays what it is, to the bit.
+    `loss_r n_r R / sum_r n_r`, for R ranks. DDP and FSDP average gradients over ranks, whatever their batches: with 5
+    and 3 samples, each of the 3 would count as much as 5/3. Where all ranks have equally many samples, or there is one
+    rank, the loss stays what it is, to the bit.
 
-    Every rank must call it in every training step, also one whose batch is empty: its loss counts as 0, with gradients of
-    0, which the others wait for.
+    Every rank must call it in every training step, also one whose batch is empty: its loss counts as 0, with gradients
+    of 0, which the others wait for.
 
     Args:
         loss: this rank's, the mean over its samples.

@@ -39,7 +39,7 @@ def new_run(root: Path, experiment: str) -> Path:
 
 
 def is_first() -> bool:
-    """Whether this process has global rank 0, as torchrun, SLURM and Lightning's launcher tell it in the environment."""
+    """Whether this process has global rank 0, as torchrun, SLURM or Lightning's launcher tell by the environment."""
     return not any(int(os.environ.get(name) or 0) for name in RANK_VARIABLES)
 
 

@@ -1,4 +1,4 @@
-"""Networks too wide for one device: each rank keeps a share of every parameter, of its gradient and its optimizer's state.
+"""Networks too wide for one device: each rank keeps a share of every parameter, gradient and optimizer state.
 
 "Fully sharded data parallel" (FSDP2): a module gathers its parameters when it is about to compute, and lets go of them
 afterwards. Buffers, such as running statistics, are small, and every rank keeps them whole.
@@ -6,6 +6,7 @@ afterwards. Buffers, such as running statistics, are small, and every rank keeps
 
 from collections.abc import Iterator
 
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -13,6 +14,20 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
+
+
+class FSDP(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, over all ranks there are, with checkpoints that are one file as any other.
+
+    Lightning's own FSDPStrategy is of the first kind, and refuses CPUs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> None:

@@ -190,7 +190,7 @@ class Classifier(LightningModule):
 
     def log_evaluation(self, stage: str) -> None:
         values = {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}  # type: ignore[operator]
-        # All ranks have the same values already. sync_dist averages them, which changes nothing, and tells Lightning so.
+        # All ranks have the same values already: sync_dist, the mean of them, changes nothing and calms Lightning.
         logged = {f"{stage}/{name}": value for name, value in values.items()}
         self.log_dict(logged, prog_bar=stage == "val", sync_dist=True)
         self.losses[stage].reset()  # type: ignore[operator]

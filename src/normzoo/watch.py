@@ -22,8 +22,8 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 from normzoo.errors import InputError
 from normzoo.leave import leave, orderly
 
-# Seconds between two looks, and how long a process may be stopped (by Ctrl-Z, SIGSTOP, a debugger) before the others give
-# up: a few looks of a rank that is not stopped itself.
+# Seconds between two looks, and how long a process may be seen stopped (by SIGSTOP, a debugger) before the others give
+# up. A rank that is stopped itself, as all are by Ctrl-Z, does not look.
 LOOK = 0.5
 STOPPED = 20.0
 # Seconds for a rank's own thread to end by the error that a dead rank causes in it, before the watch ends the process.
@@ -41,8 +41,8 @@ REMEDY = "The run ends. When the cause is mended, --ckpt_path=RUN_FOLDER goes on
 class Watch(Callback):
     """Looks after the ranks of a run that has several; as a callback it learns when they have found each other.
 
-    A rank of this machine is watched by its process number, one of another machine by the connection to it. Who waits for
-    a rank longer than `patience` gives up, and says where that rank stood.
+    A rank of this machine is watched by its process number, one of another machine by the connection to it. Who waits
+    for a rank longer than `patience` gives up, and says where that rank stood.
 
     Args:
         trainer: of this process.
@@ -129,13 +129,14 @@ class Watch(Callback):
         frame = sys._current_frames().get(self.main or 0)
         if frame is None:
             return "nowhere"
-        loop = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        begun = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         stage = self.trainer.state.stage
-        code = frame.f_code
-        return f"{code.co_filename}:{frame.f_lineno}, in {code.co_name} ({stage}, {loop} training batches begun)"
+        code, during = frame.f_code, stage.value if stage else "before"
+        where = f"{code.co_filename}:{frame.f_lineno}, in {code.co_name}"
+        return f"{where} ({during}, {begun} training batches begun)"
 
     def ask(self, question: Callable[[], Any], seconds: float = 2.0) -> Any:
-        """What the common store answers; None where it fails or takes too long, as the rank that keeps it may be gone."""
+        """What the common store answers; None where it fails or takes too long: the rank that keeps it may be gone."""
         if self.store is None or (0 in self.peers and state_of(self.peers[0]) == "gone"):
             return None
         answer: list[Any] = [None]
@@ -176,10 +177,9 @@ class Watch(Callback):
             self.ask(lambda: self.store.set("told", "1"))
             stands = {r: self.ask(lambda r=r: self.store.get(f"stands{r}").decode()) for r in absent}
             where = "; ".join(f"rank {r} stands at {place or 'an unknown place'}" for r, place in stands.items())
-            print(
-                f"normzoo: error: rank {self.rank} has waited {self.patience:g} s for the others: {where}. If they only "
-                f"take long there, give them time with --patience=SECONDS. {REMEDY}",
-                file=sys.stderr,
+            say(
+                f"rank {self.rank} has waited {self.patience:g} s for the others: {where}. If they only take long there, "
+                f"give them time with --patience=SECONDS. {REMEDY}"
             )
             return ""
         return f"rank {self.rank} has lost the connection to another rank, or waited in vain for it ({told[:300]})"
@@ -192,8 +192,7 @@ class Watch(Callback):
         if blamed == "":
             self.end(None, 1)
         if blamed is None and (not isinstance(error, InputError) or os.environ.get("NORMZOO_TRACEBACK")):
-            print(f"normzoo: error on rank {self.rank}:", file=sys.stderr)
-            traceback.print_exception(error)
+            sys.stderr.write(f"normzoo: error on rank {self.rank}:\n{''.join(traceback.format_exception(error))}")
             self.end(None, 130 if isinstance(error, KeyboardInterrupt) else 1)
         self.end(blamed or str(error), 1, own=blamed is None)
 
@@ -207,7 +206,7 @@ class Watch(Callback):
         if message and (own or (self.speaks and not told)):
             if not own:
                 self.ask(lambda: self.store.set("told", "1"))
-            print(f"normzoo: error: {message}{'' if own else f'. {REMEDY}'}", file=sys.stderr)
+            say(message if own else f"{message}. {REMEDY}")
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -228,7 +227,7 @@ PARENT = "NORMZOO_PARENT"
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's, but for its observer, which kills all ranks when one has failed, itself included, and says nothing."""
+    """Lightning's, but for its observer, which kills all ranks when one has failed, itself too, and says nothing."""
 
     watch: Watch
 
@@ -246,6 +245,11 @@ def watched(trainer: Trainer, patience: float) -> Watch | None:
     orderly(trainer.strategy)
     spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
     return None if trainer.world_size == 1 or spawns else Watch(trainer, patience)
+
+
+def say(message: str) -> None:
+    """Writes a message as the command line does."""
+    sys.stderr.write(f"normzoo: error: {message}\n")
 
 
 def ended(code: int) -> str:

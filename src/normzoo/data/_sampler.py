@@ -1,8 +1,8 @@
 """Which rows are in which batch: the same for one process and for many, and a function of (seed, epoch) alone.
 
-The rows of an epoch are cut into steps, and those of a step into `world_size` consecutive parts, whose sizes differ by at
-most one: the batches of the ranks. Hence two ranks with batches of B see, together, exactly the batches of one rank with
-2B.
+The rows of an epoch are cut into steps, and those of a step into `world_size` consecutive parts, whose sizes differ by
+at most one: the batches of the ranks. Hence two ranks with batches of B see, together, exactly the batches of one rank
+with 2B.
 
 The samplers are `DistributedSampler`s so that Lightning takes them as they are, with one process or many.
 """
