@@ -24,6 +24,7 @@ from normzoo.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageDa
 from normzoo.data._files import FileData
 from normzoo.data._sampler import EvalBatches, TrainBatches
 from normzoo.errors import InputError
+from normzoo.leave import DDP
 
 every_data_set = pytest.mark.parametrize("cls", DATA_SETS, ids=lambda cls: cls.__name__)
 every_file_data_set = pytest.mark.parametrize("cls", FILE_DATA_SETS, ids=lambda cls: cls.__name__)
@@ -455,7 +456,7 @@ def test_two_ranks_train_and_evaluate_together_as_one(tmp_path: Path) -> None:
     seen = []
     for ranks in (1, 2):
         data = SeededByRank(batch_size=300 // ranks, eval_batch_size=46 // ranks, val_size=181)
-        strategy = "auto" if ranks == 1 else "ddp_spawn"
+        strategy = "auto" if ranks == 1 else DDP(start_method="spawn")
         run = trainer(devices=ranks, strategy=strategy, num_sanity_val_steps=0)
         run.fit(Ranks(tmp_path), datamodule=data)
         batches = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]

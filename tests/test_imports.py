@@ -22,7 +22,10 @@ LAW: dict[str, set[str]] = {
     "models": {"torch", "normzoo.norms"},
     "data": {"torch", "torchvision", "lightning", "numpy", "sklearn"},
     # A task names what a network is, so that the command line finds our ResNet before torchvision's of the same name.
-    "tasks": {"torch", "lightning", "torchmetrics", "normzoo.norms._base", "normzoo.models._base", "normzoo.schedules"},
+    "tasks": {
+        *("torch", "lightning", "torchmetrics"),
+        *("normzoo.norms._base", "normzoo.models._base", "normzoo.schedules", "normzoo.ranks", "normzoo.shard"),
+    },
     "callbacks": {
         *("torch", "lightning", "tensorboard", "numpy", "PIL"),
         *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
@@ -36,7 +39,11 @@ LAW: dict[str, set[str]] = {
     "resume": {"normzoo.runs", "normzoo.runtime", "normzoo.cli"},  # the last two when all else is known to be right
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
     "lean": {"lightning", "tensorboard", "google_crc32c"},
+    "leave": {"torch", "lightning"},
+    "ranks": {"torch", "normzoo.norms._ranks"},
+    "watch": {"torch", "lightning", "normzoo.leave"},
     "runs": set(),
+    "shard": {"torch", "lightning", "normzoo.norms._base"},
     "runtime": set(),
     "schedules": {"torch"},
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},

@@ -32,6 +32,7 @@ from normzoo.callbacks import (
 from normzoo.callbacks._sampler import Sampler
 from normzoo.callbacks.running_statistics import keeps_statistics
 from normzoo.errors import InputError
+from normzoo.leave import DDP
 from normzoo.models import MLP, ConvNet, ResNet
 from normzoo.norms import BatchNorm
 from normzoo.sync import SyncNorms
@@ -440,7 +441,7 @@ class Shared(pl.LightningModule):
 
 
 def on_ranks(ranks: int, folder: Path, task: Shared, **settings: Any) -> None:
-    two = {"devices": 2, "strategy": "ddp_spawn"} if ranks == 2 else {"devices": 1}
+    two = {"devices": 2, "strategy": DDP(start_method="spawn")} if ranks == 2 else {"devices": 1}
     trainer = pl.Trainer(
         **{**QUIET, "max_epochs": 2, "limit_val_batches": 0, **settings},
         **two,  # type: ignore[arg-type]

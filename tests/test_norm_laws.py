@@ -871,14 +871,20 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
     pool.close()
 
 
-def of_rank(layer: Norm, x: Tensor, dy: Tensor, v: Tensor) -> dict[str, Tensor]:
-    """What one rank sees: outputs, buffers, first and second derivatives for its part of the loss."""
+def of_rank(layer: Norm, x: Tensor, dy: Tensor, v: Tensor, ranks: int = 1) -> dict[str, Tensor]:
+    """What one rank sees: outputs, buffers, first and second derivatives for its part of the loss.
+
+    Distributed training takes the mean of the ranks' losses; so each is as many times its part as there are ranks, and
+    what comes back is divided.
+    """
     x = x.requires_grad_()
     y = layer(x)
+    dy = ranks * dy
     parameters = dict(layer.named_parameters())
     wanted = [x, *parameters.values()]
     first = torch.autograd.grad((y * dy).sum(), wanted, retain_graph=True)
     (slope,) = torch.autograd.grad((y * dy).sum(), x, create_graph=True)
+    slope = slope / ranks
     bend = (slope * v).sum() + slope.pow(2).sum()
     bend = bend + 0 * sum(t.sum() for t in wanted)  # a layer that is linear in all of them has no second derivative
     second = torch.autograd.grad(bend, wanted, allow_unused=True, materialize_grads=True)
@@ -886,7 +892,7 @@ def of_rank(layer: Norm, x: Tensor, dy: Tensor, v: Tensor) -> dict[str, Tensor]:
     return {
         "y": y.detach(),
         **{f"buffer {n}": b for n, b in layer.named_buffers()},
-        **{f"first {n}": d for n, d in zip(names, first, strict=True)},
+        **{f"first {n}": d / ranks for n, d in zip(names, first, strict=True)},
         **{f"second {n}": d for n, d in zip(names, second, strict=True)},
     }
 
@@ -896,7 +902,7 @@ def assert_ranks_equal_one(pool: TwoRanks, layer: Norm, x: Tensor, cut: int, tol
     dy, v = (torch.randn(x.shape, generator=torch.Generator().manual_seed(s), dtype=x.dtype) for s in (6, 7))
     expected = of_rank(copy.deepcopy(layer), x.clone(), dy, v)
     halves = [(t[:cut].clone(), t[cut:].clone()) for t in (x, dy, v)]
-    a, b = pool.run(of_rank, (layer, layer), *halves)
+    a, b = pool.run(of_rank, (layer, layer), *halves, (2, 2))
     for name, value in expected.items():
         kind, _, what = name.partition(" ")
         if kind == "buffer":
@@ -969,7 +975,8 @@ def of_step(layer: Norm, x: Tensor) -> tuple[State, str]:
 
 
 def of_lone_step(layer: Norm, x: Tensor) -> State:
-    layer(x.requires_grad_()).sum().backward()
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    (ranks * layer(x.requires_grad_()).sum()).backward()  # of what distributed training takes the mean
     return buffers_of(layer)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
+import torch.distributed as dist
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -26,14 +27,16 @@ import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo import checkpoints
 from normzoo.atomic import write_atomically
-from normzoo.callbacks import ExactResume, HParams, PredictionsCSV, ProgressBar
+from normzoo.callbacks import ExactResume, HParams, PredictionsCSV, ProgressBar, SharedRun
 from normzoo.errors import InputError
 from normzoo.lean import make_lean
+from normzoo.leave import leave
 from normzoo.messages import explain
 from normzoo.run_config import RunConfig
 from normzoo.runs import FINISHED, hold, is_first, shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.sync import SyncNorms
+from normzoo.watch import Watch, watched
 
 DEFAULTS = {
     "model": {"class_path": "normzoo.tasks.Classifier", "init_args": {"net": {"class_path": "normzoo.models.MLP"}}},
@@ -111,6 +114,8 @@ class CLI(LightningCLI):
         self.command = arguments[0]
         self.run = run
         self.is_new = run is None
+        self.watch: Watch | None = None
+        connected = dist.is_initialized()
         try:
             super().__init__(
                 LightningModule,
@@ -124,8 +129,14 @@ class CLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
-        except BaseException:
+            if self.watch is not None:
+                self.watch.leave()
+            elif not connected:
+                leave()
+        except BaseException as error:
             self.discard_run()
+            if self.watch is not None:
+                self.watch.fail(find_input_error(error) or error)
             raise
         finally:
             if self.lock is not None:
@@ -144,6 +155,12 @@ class CLI(LightningCLI):
             type=bool,
             default=True,
             help="Let freed memory stay with the process: faster steps on a CPU under Linux, the same results.",
+        )
+        parser.add_argument(
+            "--patience",
+            type=float,
+            default=40.0,
+            help="Of several ranks: seconds that one waits for another before all end.",
         )
         if self.command == "fit":
             parser.add_argument(
@@ -190,6 +207,8 @@ class CLI(LightningCLI):
         settings = self.config[self.command]
         if not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
+        if not settings.patience > 0:
+            raise InputError(f"patience={settings.patience}: it is a number of seconds above 0; the default is 40.")
         if self.command == "fit" and settings.get("ckpt_path"):
             file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs))
             checkpoints.saved_model(file)  # raises where it cannot be read
@@ -253,7 +272,7 @@ class CLI(LightningCLI):
                 if not has(callbacks, Checkpoint):
                     callbacks += best(self.model, self.run / checkpoints.FOLDER)
                 callbacks.append(self.last())
-            callbacks.append(HParams(flat(self.settings)))
+            callbacks += [HParams(flat(self.settings)), SharedRun(self.run, lambda run: setattr(self, "run", run))]
         elif config.logger is None:
             config.logger = False
         if self.command == "predict":
@@ -269,6 +288,9 @@ class CLI(LightningCLI):
         config.callbacks = callbacks
         trainer = super().instantiate_trainer(**kwargs)
         write_atomically(trainer)
+        self.watch = watched(trainer, self.settings.patience)
+        if self.watch is not None:
+            trainer.callbacks.append(self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
         return trainer
 
     def last(self) -> ExactResume:
@@ -286,7 +308,7 @@ class CLI(LightningCLI):
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
-        if self.run is not None and self.is_new and not begun and os.environ.get("LOCAL_RANK", "0") == "0":
+        if self.run is not None and self.is_new and not begun and is_first():
             shutil.rmtree(self.run, ignore_errors=True)
 
     def after_fit(self) -> None:
@@ -309,7 +331,8 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
             self.trainer.predict(**{**kwargs, "return_predictions": False})
-        print(f"predictions  {self.predictions}")
+        if self.trainer.is_global_zero:
+            print(f"predictions  {self.predictions}")
 
 
 def best(model: LightningModule, folder: Path) -> list[Callback]:

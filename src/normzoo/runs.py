@@ -11,6 +11,8 @@ from normzoo.errors import InputError
 
 # Set by the first process of a run for the processes of the other ranks on the same machine.
 RUN_VARIABLE = "NORMZOO_RUN"
+# Every one that is there is 0 in the first process of a run.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -46,8 +48,8 @@ def new_run(root: Path, experiment: str) -> Path:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes into the folder, of all that train together, on one machine or many."""
-    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
+    """Whether this process has global rank 0, as torchrun, SLURM or Lightning's launcher tell by the environment."""
+    return not any(int(os.environ.get(name) or 0) for name in RANK_VARIABLES)
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -112,10 +114,14 @@ def hold(run: Path) -> int:
 
 
 def shared_run(root: Path, experiment: str) -> Path:
-    """The folder of this run: made by the first process, and told to those that it starts for other ranks."""
-    if RUN_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    """The folder of this run: made by the first process, and told to those that it starts for other ranks.
+
+    Ranks that something else has started, such as torchrun or SLURM, get a name that stands for it until the first can
+    tell them (`normzoo.callbacks.SharedRun`).
+    """
+    if is_first():
         os.environ[RUN_VARIABLE] = str(new_run(root, experiment))
-    return Path(os.environ[RUN_VARIABLE])
+    return Path(os.environ.get(RUN_VARIABLE, root / experiment / "run-of-rank-0"))
 
 
 def unused(path: Path) -> Path:

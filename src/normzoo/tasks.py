@@ -17,7 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from normzoo.errors import InputError
 from normzoo.models._base import Network
 from normzoo.norms._base import Norm
+from normzoo.ranks import mean_over_ranks
 from normzoo.schedules import WarmupCosine
+from normzoo.shard import shard
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -104,6 +106,15 @@ class Classifier(LightningModule):
         if stage == "fit" and any(isinstance(m, Norm) and m.facts.takes_reference for m in self.net.modules()):
             self.trainer.num_sanity_val_steps = 0  # before training there is no reference batch to validate with
 
+    def configure_model(self) -> None:
+        if self._device_mesh is None:  # which ModelParallelStrategy sets
+            return
+        # Lightning's strategy leaves this out, and a synchronized statistic is the only one that ranks agree on.
+        layer_sync = getattr(self.trainer.strategy, "_layer_sync", None)
+        if layer_sync is not None and self.trainer.training:
+            layer_sync.apply(self)
+        shard(self.net, self._device_mesh)
+
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() == 4 and not self.channels_last:
             images = images.contiguous()
@@ -149,7 +160,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = self.loss(logits, labels)
+        loss = mean_over_ranks(self.loss(logits, labels), len(labels))
         self.step_losses.append(loss.detach())
         self.step_hits.append((logits.detach().argmax(1) == labels).sum())
         self.step_sizes.append(len(labels))
@@ -202,7 +213,9 @@ class Classifier(LightningModule):
 
     def log_evaluation(self, stage: str) -> None:
         values = {"loss": self.losses[stage].compute(), **self.metrics[stage].compute()}  # type: ignore[operator]
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=stage == "val")
+        # All ranks have the same values already: sync_dist, the mean of them, changes nothing and calms Lightning.
+        logged = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict(logged, prog_bar=stage == "val", sync_dist=True)
         self.losses[stage].reset()  # type: ignore[operator]
         self.metrics[stage].reset()  # type: ignore[operator]
 

@@ -12,3 +12,4 @@ from normzoo.callbacks.progress import ProgressBar as ProgressBar
 from normzoo.callbacks.running_statistics import RunningStatistics as RunningStatistics
 from normzoo.callbacks.schedule import Every as Every
 from normzoo.callbacks.schedule import Logarithmic as Logarithmic
+from normzoo.callbacks.shared_run import SharedRun as SharedRun

@@ -76,6 +76,9 @@ class ExactResume(Checkpoint):
 
     # Lightning has no hook between two batches, nor after all that belongs to an epoch: its loops are listened to.
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.file = Path(trainer.strategy.broadcast(str(self.file)))  # where the first rank writes
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.release()
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared

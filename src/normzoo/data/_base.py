@@ -31,6 +31,8 @@ class ImageData(LightningDataModule, ABC):
         batch_size: training samples per process per step.
         eval_batch_size: the most samples per process per step in evaluation, which needs less memory than training;
             None is 4 x `batch_size`.
+        drop_last: leave training images that do not fill a batch for another epoch; false trains on them as a smaller
+            batch, of which with several processes one may get nothing.
         val_size: how many of the training images are held out for validation; None is `default_val_size`.
         split_seed: decides which images are held out.
         shuffle_seed: decides, with the epoch, the order of the training images; None is the seed of the run.
@@ -58,6 +60,7 @@ class ImageData(LightningDataModule, ABC):
         root: str = "data",
         batch_size: int = 64,
         eval_batch_size: int | None = None,
+        drop_last: bool = True,
         val_size: int | None = None,
         split_seed: int = 0,
         shuffle_seed: int | None = None,
@@ -70,6 +73,7 @@ class ImageData(LightningDataModule, ABC):
         self.batch_size = _at_least(1, "batch_size", batch_size)
         eval_batch_size = 4 * batch_size if eval_batch_size is None else eval_batch_size
         self.eval_batch_size = _at_least(1, "eval_batch_size", eval_batch_size)
+        self.drop_last = drop_last
         self.val_size = _at_least(0, "val_size", self.default_val_size if val_size is None else val_size)
         self._require_training_images(self.train_size)
         self.split_seed = split_seed
@@ -113,7 +117,12 @@ class ImageData(LightningDataModule, ABC):
             # Lightning's word for: the same few batches in every epoch.
             return self._eval_loader(train, self._train_rows, self.batch_size)
         batches = TrainBatches(
-            self._train_rows, self.batch_size, seed=self._seed, batches_done=self._batches_done, **self._ranks()
+            self._train_rows,
+            self.batch_size,
+            seed=self._seed,
+            drop_last=self.drop_last,
+            batches_done=self._batches_done,
+            **self._ranks(),
         )
         return batch_loader(train, batches, num_workers=self.num_workers)
 

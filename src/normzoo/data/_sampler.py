@@ -1,8 +1,8 @@
 """Which rows are in which batch: the same for one process and for many, and a function of (seed, epoch) alone.
 
-The rows of an epoch are cut into `steps x world_size` consecutive parts, whose sizes differ by at most one; part
-`step * world_size + rank` is the batch of that rank at that step. Hence two ranks with batches of B see, together,
-exactly the batches of one rank with 2B.
+The rows of an epoch are cut into steps, and those of a step into `world_size` consecutive parts, whose sizes differ by
+at most one: the batches of the ranks. Hence two ranks with batches of B see, together, exactly the batches of one rank
+with 2B.
 
 The samplers are `DistributedSampler`s so that Lightning takes them as they are, with one process or many.
 """
@@ -32,22 +32,18 @@ class _Batches(DistributedSampler[Tensor]):
     def __len__(self) -> int:
         return self.steps
 
-    def _cut(self, rows: Tensor, first_step: int = 0) -> Iterator[Tensor]:
-        parts = self.steps * self.num_replicas
-        for step in range(first_step, self.steps):
-            part = step * self.num_replicas + self.rank
-            yield rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
-
 
 class TrainBatches(_Batches):
-    """Every epoch in a new order; rows that do not fill a last batch wait for another epoch.
+    """Every epoch in a new order; rows that do not fill a last batch wait for another epoch, or make a smaller one.
 
-    Fewer rows than one batch make one batch of all of them.
+    Fewer rows than one batch make one batch of all of them. A smaller batch is shared by the ranks as equally as it can
+    be: of one with fewer rows than there are ranks, some get an empty part.
 
     Args:
         rows: int64 `(N,)`, the rows of the data set to train on.
         batch_size: samples per process per step.
         seed: with the epoch, decides the order.
+        drop_last: leave rows that do not fill a batch for another epoch.
         rank: which of the processes this is.
         world_size: number of processes.
         batches_done: asked when an epoch begins: how many of its batches a resumed run has trained on already.
@@ -59,14 +55,16 @@ class TrainBatches(_Batches):
         batch_size: int,
         *,
         seed: int,
+        drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
         batches_done: Callable[[], int] | None = None,
     ) -> None:
-        batch = batch_size * world_size
-        super().__init__(rows, max(1, len(rows) // batch), rank=rank, world_size=world_size)
+        self.batch = batch_size * world_size
+        full, rest = divmod(len(rows), self.batch)
+        steps = full + (rest > 0 and not (drop_last and full))
+        super().__init__(rows, steps, rank=rank, world_size=world_size)
         self.seed = seed
-        self._kept = min(len(rows), self.steps * batch)
         self._batches_done = batches_done
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -74,7 +72,10 @@ class TrainBatches(_Batches):
         # steps of 2^32 / golden ratio keep the epochs of neighbouring seeds far apart.
         mixed = (self.seed * 0x9E3779B9 + self.epoch) % 2**32
         order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(mixed))
-        yield from self._cut(self.rows[order[: self._kept]], self._batches_done() if self._batches_done else 0)
+        for step in range(self._batches_done() if self._batches_done else 0, self.steps):
+            whole = self.rows[order[step * self.batch : (step + 1) * self.batch]]
+            # As equal as can be; the first ranks get one more, or the only ones.
+            yield whole.tensor_split(self.num_replicas)[self.rank]
 
 
 class EvalBatches(_Batches, SequentialSampler):
@@ -99,4 +100,6 @@ class EvalBatches(_Batches, SequentialSampler):
         self.data_source = rows
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]  # torch's yields single rows
-        return self._cut(self.rows)
+        parts = self.steps * self.num_replicas
+        for part in range(self.rank, parts, self.num_replicas):
+            yield self.rows[len(self.rows) * part // parts : len(self.rows) * (part + 1) // parts]

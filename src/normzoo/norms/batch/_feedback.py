@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from normzoo.norms._ranks import Group
 from normzoo.norms._running import RunningStatistics
 from normzoo.norms._saved import snapshot
 from normzoo.norms._scale import scale_per_channel
@@ -60,6 +62,23 @@ class Feedback(torch.autograd.Function):
         d_mean = ctx.positions * (constant + slope * mean)
         d_var = ctx.positions / 2 * slope.expand(mean.shape)
         return d_mean, d_var, None, None, None, None, None
+
+
+def averaged_over(group: Group, gradient: Gradient) -> Gradient:
+    """The same gradient, where the loss is the mean of the losses of R ranks, as distributed training has it.
+
+    What it then gets is R times a rank's share. Statistics of gradients are collected of the shares: they are those of
+    one rank with the whole batch, and a run may go on with another number of ranks.
+    """
+    if group is None:
+        return gradient
+    size = dist.get_world_size(group)
+
+    def shared(d_scale: Tensor, d_shift: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
+        slope, constant = gradient(d_scale / size, d_shift / size, *tables)
+        return size * slope, size * constant
+
+    return shared
 
 
 def by_plane_apart(x: Tensor, rule: Rule, *, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:

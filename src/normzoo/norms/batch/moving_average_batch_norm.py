@@ -9,7 +9,7 @@ from torch import Tensor
 from normzoo.norms._base import Facts, Paper, require_count, require_number
 from normzoo.norms._ranks import Group, all_reduce, total
 from normzoo.norms._running import in_recomputation, is_captured
-from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, by_plane_apart, replace
+from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, averaged_over, by_plane_apart, replace
 
 
 class MovingAverageBatchNorm(RunningSquare):
@@ -149,7 +149,8 @@ class MovingAverageBatchNorm(RunningSquare):
             return -average(products, product) * (scale / r).square(), torch.zeros_like(scale)
 
         scale = r / std
-        tables = Feedback.apply(mean, var, scale, torch.zeros_like(scale), positions, gradient, once)
+        shift = torch.zeros_like(scale)
+        tables = Feedback.apply(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
         return *tables, batch_square, square
 
 

@@ -12,7 +12,7 @@ from normzoo.norms._base import Facts, Paper, require_number
 from normzoo.norms._ranks import Group, all_reduce, samples_before
 from normzoo.norms._running import RunningStatistics
 from normzoo.norms._tables import standardize
-from normzoo.norms.batch._feedback import Feedback, Pass, by_plane_apart
+from normzoo.norms.batch._feedback import Feedback, Pass, averaged_over, by_plane_apart
 
 
 class OnlineNorm(RunningStatistics):
@@ -100,6 +100,7 @@ class OnlineNorm(RunningStatistics):
             positions=x.shape[2:].numel(),
             gathered=partial(gathered, before=before, samples=samples, group=group),
             own=slice(before, before + len(x)),
+            group=group,
             once=Pass(),
         )
         y, mean, var = by_plane_apart(x, rule, weight=self.weight, bias=self.bias)
@@ -116,6 +117,7 @@ class OnlineNorm(RunningStatistics):
         positions: int,
         gathered: Callable[[Tensor], Tensor],
         own: slice,
+        group: Group,
         once: Pass,
     ) -> tuple[Tensor, ...]:
         a, control = self.forward_decay, 1 - self.backward_decay
@@ -138,7 +140,8 @@ class OnlineNorm(RunningStatistics):
         inputs = (1 - a) * all_vars + a * (1 - a) * (means - mean_before).square()
         var_before, var_after = states(before["running_var"], inputs, a)
         tables = standardize(mean_before[own], var_before[own], self.eps)
-        return *Feedback.apply(mean, var, *tables, positions, gradient, once), mean_after, var_after
+        tables = Feedback.apply(mean, var, *tables, positions, averaged_over(group, gradient), once)
+        return *tables, mean_after, var_after
 
 
 def states(start: Tensor, inputs: Tensor, decay: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ranks import Group, all_reduce, total
-from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, by_plane_apart
+from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, averaged_over, by_plane_apart
 
 
 class PowerNorm(RunningSquare):
@@ -121,4 +121,6 @@ class PowerNorm(RunningSquare):
             return -nu * scale.square(), torch.zeros_like(scale)
 
         scale = square.rsqrt()
-        return *Feedback.apply(mean, var, scale, torch.zeros_like(scale), positions, gradient, once), batch_square
+        shift = torch.zeros_like(scale)
+        tables = Feedback.apply(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
+        return *tables, batch_square

@@ -1,0 +1,32 @@
+"""One folder for all ranks of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+class SharedRun(Callback):
+    """Tells all ranks the folder of the run that the first rank has made, once they can talk.
+
+    Args:
+        run: the folder, as this rank knows it.
+        told: called with the first rank's.
+    """
+
+    def __init__(self, run: Path, told: Callable[[Path], None]) -> None:
+        self.run = run
+        self.told = told
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        run = Path(trainer.strategy.broadcast(str(self.run)))
+        if run == self.run:
+            return
+        if trainer.default_root_dir == str(self.run):
+            trainer._default_root_dir = str(run)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == self.run:
+                logger._version = run.name
+        self.run = run
+        self.told(run)
