@@ -30,8 +30,10 @@ LAW: dict[str, set[str]] = {
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
     # What the command line and the tasks stand on: small, and free of lightning.
-    "checkpoints": {"torch", "yaml"},
-    "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
+    "checkpoints": {"torch", "normzoo.configs"},
+    "configs": {"yaml", "jsonargparse", "normzoo.imports"},
+    "imports": set(),
+    "messages": {"normzoo.data", "normzoo.models", "normzoo.norms", "normzoo.imports"},
     "lean": {"lightning"},
     "runs": set(),
     "runtime": set(),

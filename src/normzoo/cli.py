@@ -9,7 +9,6 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
@@ -24,9 +23,10 @@ import normzoo.data
 import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
-from normzoo import checkpoints
+from normzoo import checkpoints, configs
 from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
 from normzoo.errors import InputError
+from normzoo.imports import check_callables, check_class_paths, refusal, take_flags
 from normzoo.lean import make_lean
 from normzoo.messages import explain
 from normzoo.runs import shared_run, unused
@@ -61,8 +61,10 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser within the parser, whose message is a part of the whole one
             super().error(message, ex)
-        raise find_input_error(ex) or InputError(
-            f"{explain(message, list(options(self)))}\nnormzoo COMMAND --help lists all options."
+        raise (
+            find_input_error(ex)
+            or refusal(message, configs.read)
+            or InputError(f"{explain(message, list(options(self)))}\nnormzoo COMMAND --help lists all options.")
         ) from ex
 
 
@@ -147,10 +149,10 @@ class CLI(LightningCLI):
                 parser.link_arguments(source, f"model.init_args.{target}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        arguments = list(args)
+        arguments = take_flags(args)
+        configs.guard()
         for path in [*given("-c", arguments), *given("--config", arguments)]:
-            if not path or Path(path).is_file():
-                require_settings(Path(path))
+            configs.read_settings(Path(path))
         for target in (target for targets in LINKS.values() for target in targets):
             for name in (f"--model.{target}", f"--model.{target}".replace("init_args.", "")):
                 if values := given(name, arguments):  # the parser would ignore them
@@ -163,8 +165,9 @@ class CLI(LightningCLI):
             arguments = self.with_checkpoint(arguments)
         try:
             self.config = parser.parse_args(spelled_out(arguments))
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"a config file is not readable as YAML text: {error}; check what -c names.") from error
+        except RecursionError as error:
+            raise InputError("the settings are nested too deeply to be read; check what -c names.") from error
+        check_callables(self.config, configs.read)
         settings = self.config[self.command]
         if not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
@@ -185,6 +188,8 @@ class CLI(LightningCLI):
             )
         file = checkpoints.find_checkpoint(paths[-1], root)
         found = {"model": without_links(checkpoints.saved_model(file)), "data": checkpoints.saved_data(file)}
+        check_class_paths(found, str(file))
+        configs.read[str(file)] = json.dumps(found)
         flags = [f"--{key}={json.dumps(value)}" for key, value in found.items() if value]
         return [self.command, *flags, *arguments[1:], f"--ckpt_path={file}"]
 
@@ -335,21 +340,6 @@ def given(name: str, arguments: Sequence[str]) -> list[str]:
         if argument == name or argument.startswith(f"{name}=")
     )
     return [value for value in values if value is not None]
-
-
-def require_settings(config: Path) -> None:
-    """Raises `InputError` unless a file holds settings in YAML."""
-    whole = "normzoo fit --print_config prints a whole one"
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"-c {config}: a config file is text in YAML, and this is not ({reason}); {whole}.") from error
-    if not isinstance(settings, dict):
-        found = "nothing" if settings is None else repr(settings)[:40]
-        raise InputError(
-            f"-c {config}: a config file holds settings, such as 'experiment: mine', not {found}; {whole}."
-        )
 
 
 def options(parser: Any) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """Turns what the argument parser says into one message: what was given, the rule, the remedy."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from importlib import import_module
 
 from normzoo import data, models, norms
+from normzoo.imports import resolve
 from normzoo.norms._base import keyword_defaults
 
 # What can stand under a key, by the key's last part.
@@ -23,6 +24,7 @@ NOISE = re.compile(
     r"|Expected a <class 'NoneType'>"
 )
 KEY = re.compile(r'Parser key "([^"]*)":\s*')
+LONG = re.compile(r"\S{120,}")
 WRAPPING = re.compile(r"Type \S*Callable\S* ?\S* expects a function or a callable class: ")
 
 
@@ -54,6 +56,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         said = f"{said}.{nearest(unaccepted[1], options)}"
     elif said.startswith("Expected a"):
         said = f"expected {expected(message)}; got {value_in(message)}"
+    said = LONG.sub(lambda word: f"{word[0][:60]} ... {word[0][-10:]}", said)
     return f"{path + ': ' if path else ''}{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
 
 
@@ -77,8 +80,8 @@ def arguments_of(message: str) -> tuple[str, list[str]] | None:
     paths = re.findall(r"class_path='([\w.]+)'", message) or re.findall(r"given class_path '([\w.]+)'", message)
     if not paths:
         return None
-    module, name = paths[-1].rsplit(".", 1)
-    return name, list(keyword_defaults(getattr(import_module(module), name)))
+    named = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
+    return (named.__name__, list(keyword_defaults(named))) if inspect.isclass(named) else None
 
 
 def expected(message: str) -> str:

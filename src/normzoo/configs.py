@@ -1,0 +1,252 @@
+"""Config files, read as data: text in YAML of a bounded size, whose every key stands once and is a word."""
+
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from normzoo.errors import InputError
+from normzoo.imports import FLAG, allowed, check_class_paths
+
+# Far above any real config, and far below what costs a second.
+LARGEST = 2**18  # bytes
+DEEPEST = 50  # levels
+MOST = 20_000  # values, those that aliases repeat counted again
+
+WHOLE = "normzoo fit --print_config prints a whole one"
+
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+load_yaml = jsonargparse.get_loader("yaml")
+
+
+# The files that this command has read, and their text.
+read: dict[str, str] = {}
+
+granted: set[str] = set()  # the packages that any command of this process allowed
+
+
+def read_text(file: Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        InputError: it is no regular file, too large, or not text.
+    """
+    try:
+        kind = file.stat().st_mode
+        if not stat.S_ISREG(kind):
+            what = "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
+            raise InputError(f"{file}: a config is a file, and this is not a file but {what}; {WHOLE}.")
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        missing = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason})"
+        raise InputError(f"{file}: this config file {missing}; check what -c names.") from error
+    if len(content) > LARGEST:
+        raise InputError(f"{file}: a config file has at most {LARGEST // 1024} KiB, and this has more; {WHOLE}.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise unfit(file, f"byte {error.start} is not UTF-8: save it in that encoding") from error
+    if found := re.search(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise unfit(file, f"line {line} holds the character {found[0]!r}, which no text does")
+    return text
+
+
+def unfit(file: Path, reason: str) -> InputError:
+    """What to say of a file that is not YAML."""
+    return InputError(f"{file}: a config file is text in YAML, and this is not ({reason}); {WHOLE}.")
+
+
+def read_values(file: Path, shown: str) -> Any:
+    """What stands in a config file.
+
+    Args:
+        file: where it is.
+        shown: how the user calls it.
+
+    Raises:
+        InputError: it could not be read the same way by everybody.
+    """
+    text = read_text(file)
+    try:
+        require_bounds(text)
+        require_clarity(text)
+        values = load_yaml(text)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise unfit(file, told(error)) from error
+    read[shown] = text
+    return values
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in a config file.
+
+    Raises:
+        InputError: it holds no settings, or could not be read the same way by everybody.
+    """
+    settings = read_values(file, str(file))
+    if not isinstance(settings, dict):
+        found = "nothing" if settings is None or settings == "" else brief(settings)
+        raise InputError(f"{file}: a config file holds settings, such as 'experiment: mine', not {found}; {WHOLE}.")
+    require_form(settings, str(file))
+    return settings
+
+
+def require_form(values: Any, shown: str) -> None:
+    """Raises `InputError` where a class and its arguments are not written as such, or a file speaks as the parser does.
+
+    Args:
+        values: what stands in a file.
+        shown: how the user calls it.
+    """
+    if isinstance(values, dict) and "allow" in values:
+        raise InputError(f"{shown}: a file cannot allow what it names itself; give {FLAG} on the command line.")
+    pending: list[tuple[str, Any]] = [("", values)]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, dict):
+            for key, child in value.items():
+                name = f"{place}.{key}" if place else str(key)
+                if key == "class_path" and not isinstance(child, str):
+                    wrong = "the path of one class, as torch.nn.ReLU"
+                elif key in ("init_args", "dict_kwargs") and not isinstance(child, dict | type(None)):
+                    wrong = "a mapping from names of arguments to their values"
+                else:
+                    wrong = "not for files: it is the parser's own" if str(key).startswith("__") else ""
+                if wrong:
+                    raise InputError(f"{shown}: {name}: {brief(child)} stands there; it is {wrong}.")
+                pending.append((name, child))
+        elif isinstance(value, list):
+            pending += [(f"{place}[{index}]", child) for index, child in enumerate(value)]
+
+
+def brief(value: Any) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-10:]}"
+
+
+def told(error: Exception) -> str:
+    """What is wrong and in which line, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark or error.context_mark
+        return f"line {mark.line + 1}: {error.problem}" if mark else str(error.problem)
+    return " ".join(str(error).split())[:200]
+
+
+def load(text: str) -> Any:
+    """What the parser makes of a value or of a file: YAML within bounds."""
+    require_bounds(text)
+    return load_yaml(text)
+
+
+def require_bounds(text: str) -> None:
+    """Raises `YAMLError` where text would grow beyond bounds; builds nothing itself."""
+    sizes: dict[str, int] = {}  # of what has an anchor, with all that aliases in it repeat
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > DEEPEST:
+                raise fault(event, f"it is nested deeper than {DEEPEST} levels")
+            continue
+        if isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise fault(event, f"*{event.anchor} stands before the end of what it repeats")
+            anchor, size = None, sizes[event.anchor]
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        else:
+            continue
+        if anchor:
+            sizes[anchor] = size
+        above, count = open_nodes[-1]
+        if count + size > MOST:
+            raise fault(event, f"it holds more than {MOST} values")
+        open_nodes[-1] = (above, count + size)
+
+
+def require_clarity(text: str) -> None:
+    """Raises `YAMLError` where a file says something twice, or YAML would read another thing than stands there."""
+    for node in nodes(yaml.compose(text, Loader=Loader)):
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.ScalarNode) and tag == "int" and re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            raise fault(node, f"YAML reads {node.value} as {octal(node.value)}; write that, or '{node.value}' for text")
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        keys: set[str] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                raise fault(
+                    key, f"a key is a word, and YAML reads {name!r} as something else; every setting has a name"
+                )
+            if name in keys:
+                raise fault(key, f"{name!r} stands here a second time, and only one of them can count")
+            keys.add(name)
+
+
+def octal(number: str) -> str:
+    """What YAML 1.1 makes of a number that begins with 0, or has colons."""
+    try:
+        return str(yaml.safe_load(number))
+    except ValueError:
+        return "no number"
+
+
+def nodes(root: Any) -> Iterator[Any]:
+    """A node and all below it, each once."""
+    pending, seen = [root], set()
+    while pending:
+        node = pending.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            pending += [part for pair in reversed(node.value) for part in reversed(pair)]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += reversed(node.value)
+
+
+def fault(where: Any, problem: str) -> yaml.MarkedYAMLError:
+    """An error at the place of an event or a node."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
+
+def guard() -> None:
+    """Has the parser read every file, also those that a file or a flag names, and every value within these rules, and
+    import from allowed packages only."""
+    read.clear()
+    jsonargparse.set_loader("yaml", load, (yaml.YAMLError,))
+    jsonargparse.Path.read_text = lambda self: guarded_text(self)  # type: ignore[method-assign]
+    packages = allowed()
+    jsonargparse.set_parsing_settings(
+        config_read_mode_fsspec_enabled=False,  # Lightning's choice: a file could name addresses to fetch
+        instantiate_subclass_spec_in_any=False,
+        import_path_denylist=["*", *sorted(granted - packages)],
+        import_path_allowlist=sorted(packages),
+    )
+    granted.update(packages)
+
+
+def guarded_text(path: Any) -> str:
+    """Reads a file for the parser, which has made a path of its own kind of what a flag or a file names."""
+    if str(path) == "-":
+        raise InputError(f"-: a config is a file; save in one what you would pipe. {WHOLE}.")
+    values = read_values(Path(path.absolute), str(path))
+    require_form(values, str(path))
+    check_class_paths(values, str(path), strings=False)
+    return read[str(path)]
