@@ -28,7 +28,7 @@ from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
 from normzoo.errors import InputError
 from normzoo.imports import check_callables, check_class_paths, refusal, take_flags
 from normzoo.lean import make_lean
-from normzoo.messages import explain
+from normzoo.messages import cause, explain
 from normzoo.runs import shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.sync import SyncNorms
@@ -129,8 +129,10 @@ class CLI(LightningCLI):
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--experiment", default="default", help="The experiment, a folder of numbered runs.")
-        parser.add_argument("--runs", default="lightning_logs", help="The folder of all experiments.")
+        parser.add_argument(
+            "--experiment", type=str, default="default", help="The experiment, a folder of numbered runs."
+        )
+        parser.add_argument("--runs", type=str, default="lightning_logs", help="The folder of all experiments.")
         parser.add_argument(
             "--keep_pages",
             type=bool,
@@ -142,7 +144,9 @@ class CLI(LightningCLI):
                 "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training has ended."
             )
         if self.command == "predict":
-            parser.add_argument("--output", default=None, help="The CSV file to write. (default: in the run's folder)")
+            parser.add_argument(
+                "--output", type=str | None, default=None, help="The CSV file to write. (default: in the run's folder)"
+            )
         parser.set_defaults(DEFAULTS)
         for source, targets in LINKS.items():
             for target in targets:
@@ -169,7 +173,7 @@ class CLI(LightningCLI):
             raise InputError("the settings are nested too deeply to be read; check what -c names.") from error
         check_callables(self.config, configs.read)
         settings = self.config[self.command]
-        if not 0 <= settings.seed_everything < 2**32:
+        if settings.seed_everything is None or not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
         if self.command == "fit" and settings.get("ckpt_path"):
             file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs))
@@ -214,7 +218,7 @@ class CLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise find_input_error(error) or InputError(
-                f"the run cannot be built: {error}\nNORMZOO_TRACEBACK=1 shows where."
+                f"the run cannot be built: {cause(error)}\nNORMZOO_TRACEBACK=1 shows where."
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -3,6 +3,7 @@
 import re
 import stat
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jsonargparse
 import yaml
 
 from normzoo.errors import InputError
-from normzoo.imports import FLAG, allowed, check_class_paths
+from normzoo.imports import CODE, FLAG, allowed, check_class_paths
 
 # Far above any real config, and far below what costs a second.
 LARGEST = 2**18  # bytes
@@ -113,16 +114,21 @@ def require_form(values: Any, shown: str) -> None:
     while pending:
         place, value = pending.pop()
         if isinstance(value, dict):
+            if "init_args" in value and "class_path" not in value:
+                for key in get_close_matches("class_path", [str(key) for key in value], n=1, cutoff=0.8):
+                    raise InputError(f"{shown}: {key!r} in {place or 'it'} is unknown. Did you mean class_path?")
             for key, child in value.items():
                 name = f"{place}.{key}" if place else str(key)
                 if key == "class_path" and not isinstance(child, str):
                     wrong = "the path of one class, as torch.nn.ReLU"
-                elif key in ("init_args", "dict_kwargs") and not isinstance(child, dict | type(None)):
+                elif key in ("init_args", "dict_kwargs") and not isinstance(child, dict):
                     wrong = "a mapping from names of arguments to their values"
                 else:
-                    wrong = "not for files: it is the parser's own" if str(key).startswith("__") else ""
+                    wrong = ""
                 if wrong:
-                    raise InputError(f"{shown}: {name}: {brief(child)} stands there; it is {wrong}.")
+                    raise InputError(f"{shown}: {name} is {wrong}, not {brief(child)}.")
+                if str(key).startswith("__"):
+                    raise InputError(f"{shown}: {name} is no setting but the parser's own word; leave it out.")
                 pending.append((name, child))
         elif isinstance(value, list):
             pending += [(f"{place}[{index}]", child) for index, child in enumerate(value)]
@@ -130,7 +136,7 @@ def require_form(values: Any, shown: str) -> None:
 
 def brief(value: Any) -> str:
     """A value for a message."""
-    text = repr(value)
+    text = "nothing" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:60]} ... {text[-10:]}"
 
 
@@ -160,6 +166,8 @@ def require_bounds(text: str) -> None:
             continue
         if isinstance(event, yaml.ScalarEvent):
             anchor, size = event.anchor, 1
+            if re.fullmatch(r"[-+]?[\d_]{100,}", event.value) and event.implicit[0]:
+                raise fault(event, f"a number of {len(event.value)} digits is more than any setting takes")
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
                 raise fault(event, f"*{event.anchor} stands before the end of what it repeats")
@@ -231,12 +239,12 @@ def guard() -> None:
     import from allowed packages only."""
     read.clear()
     jsonargparse.set_loader("yaml", load, (yaml.YAMLError,))
-    jsonargparse.Path.read_text = lambda self: guarded_text(self)  # type: ignore[method-assign]
+    vars(jsonargparse)["Path"].read_text = guarded_text
     packages = allowed()
     jsonargparse.set_parsing_settings(
         config_read_mode_fsspec_enabled=False,  # Lightning's choice: a file could name addresses to fetch
         instantiate_subclass_spec_in_any=False,
-        import_path_denylist=["*", *sorted(granted - packages)],
+        import_path_denylist=["*", *CODE, *sorted(granted - packages)],
         import_path_allowlist=sorted(packages),
     )
     granted.update(packages)
@@ -245,7 +253,7 @@ def guard() -> None:
 def guarded_text(path: Any) -> str:
     """Reads a file for the parser, which has made a path of its own kind of what a flag or a file names."""
     if str(path) == "-":
-        raise InputError(f"-: a config is a file; save in one what you would pipe. {WHOLE}.")
+        raise InputError(f"'-' names no file: save in one what you would pipe, and name that. {WHOLE}.")
     values = read_values(Path(path.absolute), str(path))
     require_form(values, str(path))
     check_class_paths(values, str(path), strings=False)

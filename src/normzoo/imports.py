@@ -33,7 +33,11 @@ PLACES = {"-c", "--config", "--ckpt_path", "--experiment", "--runs", "--output",
 OF_TENSORS = ("torch.nn.functional", "torch.nn.init", "torch.special")
 
 # What reads or runs code, of the allowed packages themselves.
-CODE = ("torch.hub", "torch.jit", "torch.ops", "torch.classes", "torch.package", "torch.utils.cpp_extension")
+CODE = (
+    *("torch.hub", "torch.jit", "torch.ops", "torch.classes", "torch.package", "torch.utils.cpp_extension"),
+    *("torch.load", "torch.serialization", "torch.export", "torch.distributed.rpc", "torch.distributed.elastic"),
+    *("lightning.pytorch.cli", "lightning.fabric.cli"),
+)
 
 
 def allowed() -> set[str]:
@@ -96,6 +100,11 @@ def typed(arguments: Sequence[str]) -> Iterator[str]:
             yield path.split(".")[0]
 
 
+def reads_code(path: str) -> bool:
+    """Whether a path is of what reads or runs code, though its package is allowed."""
+    return f"{path}.".startswith(tuple(f"{one}." for one in CODE))
+
+
 def is_path(value: Any) -> bool:
     """Whether a value is text that could be the path of a class, such as "my_norms.MaxNorm"."""
     return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
@@ -115,6 +124,8 @@ def require_allowed(path: str, where: str) -> None:
     if parts[0] in allowed():
         if parts[0] in PACKAGES and any(part.startswith("_") for part in parts):
             raise InputError(f"{where} names {path!r}: {rule} that are public, and _ marks what is not; name another.")
+        if reads_code(path):
+            raise InputError(f"{where} names {path!r}: that reads or runs code, which is not for settings to ask.")
         return
     if parts[0] in sys.stdlib_module_names or parts[0] == "jsonargparse":
         raise InputError(f"{where} names {path!r}: {rule}, and none that can run anything; name a class of these.")
@@ -185,7 +196,7 @@ def callables(settings: Any) -> Iterator[tuple[str, Any]]:
             seen.add(id(value))
             children = value if isinstance(value, dict) else vars(value)
             path = children.get("class_path")
-            if is_path(path):
+            if isinstance(path, str) and is_path(path):
                 yield path, resolve(path)
             pending += children.values()
         elif inspect.isroutine(value):
@@ -209,7 +220,7 @@ def acceptable(path: str, found: Any) -> bool:
     package = path.split(".")[0]
     if found is None or package not in PACKAGES:
         return found is None or package in allowed()
-    if f"{path}.".startswith(tuple(f"{one}." for one in CODE)):
+    if reads_code(path):
         return False
     if inspect.isclass(found):
         return (found.__module__ or "").split(".")[0] in allowed()
@@ -253,4 +264,4 @@ def refusal(message: str, sources: dict[str, str]) -> InputError | None:
         require_allowed(denied[1], through)
     except InputError as error:
         return error
-    return InputError(f"{where} names {written!r}, which runs or reads code; settings may not name that.")
+    return InputError(f"{where} names {written!r}, which settings may not name.")

@@ -1,13 +1,13 @@
 """Turns what the argument parser says into one message: what was given, the rule, the remedy."""
 
-import inspect
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from inspect import Parameter, signature
+from typing import Any
 
 from normzoo import data, models, norms
 from normzoo.imports import resolve
-from normzoo.norms._base import keyword_defaults
 
 # What can stand under a key, by the key's last part.
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {
@@ -46,18 +46,31 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         choices = f" Known are {', '.join(known)}." if known else ""
         said = f"there is no {name!r}.{nearest(name, known)}{choices} Your own goes by its path, my_package.{name}"
     elif unknown_option and taken:
-        name = unknown_option[1] or unknown_option[2]
-        said = f"{taken[0]} takes no {name!r}.{nearest(name, taken[1])} It takes {', '.join(taken[1])}"
+        name = (unknown_option[1] or unknown_option[2]).split(".")[0]
+        close = nearest(name, [*taken[1], "class_path", "init_args"])
+        said = f"{taken[0]} takes no {name!r}.{close} It takes {', '.join(taken[1]) or 'nothing'}"
     elif said.startswith("unrecognized arguments"):
         name = said.split()[-1].lstrip("-").split("=")[0]
         rule = "options of the network are under --model.net, of the task under --model"
         said = f"{said}.{nearest(name, options, prefix='--')} {rule[0].upper()}{rule[1:]}"
     elif unaccepted := re.search(r"does not accept option '([^']*)'", said):
-        said = f"{said}.{nearest(unaccepted[1], options)}"
+        said = f"{said}.{nearest_key(unaccepted[1], options)}"
     elif said.startswith("Expected a"):
-        said = f"expected {expected(message)}; got {value_in(message)}"
+        said = f"expected {expected(message) or 'the name of a class'}; got {value_in(message)}"
+    elif missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", said):
+        said = f"there is no '{missing[1]}.{missing[2]}'.{nearest(missing[2], known)}"
+    elif base := re.search(r"^Not a valid subclass of (\w+)", said):
+        said = f"expected the name of a {base[1]}, or class_path and init_args of one"
+    elif base := re.search(r"Expected '([\w.]+)' to be .*?<class '(?:[\w.]+\.)?(\w+)'>", said):
+        said = f"{base[1]!r} is no {base[2]}, and does not build one"
     said = LONG.sub(lambda word: f"{word[0][:60]} ... {word[0][-10:]}", said)
     return f"{path + ': ' if path else ''}{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
+
+
+def cause(error: Exception) -> str:
+    """What went wrong when a class was built, of all that the parser says about it."""
+    found = re.search(r"^ *- (.*)$", str(error), re.MULTILINE) if "Errors:" in str(error) else None
+    return found[1] if found else str(error)
 
 
 def innermost(message: str) -> tuple[list[str], str]:
@@ -80,13 +93,20 @@ def arguments_of(message: str) -> tuple[str, list[str]] | None:
     paths = re.findall(r"class_path='([\w.]+)'", message) or re.findall(r"given class_path '([\w.]+)'", message)
     if not paths:
         return None
-    named = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
-    return (named.__name__, list(keyword_defaults(named))) if inspect.isclass(named) else None
+    named: Any = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
+    if not isinstance(named, type):
+        return None
+    parameters = list(signature(named).parameters.values())
+    if parameters and parameters[0].default is Parameter.empty:  # what a network or a task hands over
+        parameters = parameters[1:]
+    names = [p.name for p in parameters if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)]
+    return paths[-1].rsplit(".", 1)[-1], names
 
 
 def expected(message: str) -> str:
     """All that a message says could stand there."""
-    types = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
+    found = re.findall(r"Expected an? <class '([\w.]+)'>", message)
+    types = dict.fromkeys("list" if name in ("collections.abc.Sequence", "tuple") else name for name in found)
     words = dict.fromkeys(re.findall(r"Expected an? typing.Literal\[(.*?)\]", message))
     kinds = [f"a value of type {name}" for name in types if name != "NoneType"]
     return " or ".join(kinds + [f"one of {', '.join(words)}"] * bool(words))
@@ -104,6 +124,18 @@ def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
     """A question after the names most like the one given."""
     close = get_close_matches(given, list(known), n=3, cutoff=0.4)
     return f" Did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
+
+
+def nearest_key(given: str, options: Iterable[str]) -> str:
+    """The same for a key with dots, of which the first part that nobody knows is the wrong one."""
+    known = [option for option in options if not option.endswith(".help")]
+    above = ""
+    for part in given.split("."):
+        here = {option.removeprefix(above).split(".")[0] for option in known if option.startswith(above)}
+        if part not in here:
+            return nearest(f"{above}{part}", [f"{above}{name}" for name in sorted(here) if name])
+        above += f"{part}."
+    return ""
 
 
 def subclasses(room: object, base: type) -> list[str]:
