@@ -89,6 +89,7 @@ def parser_arguments() -> Iterator[Argument]:
 def class_arguments() -> Iterator[Argument]:
     """All that the classes take which a flag can choose."""
     monitors = [one for one in vars(callbacks).values() if isinstance(one, type) and issubclass(one, Callback)]
+    monitors.remove(callbacks.ProgressBar)  # Lightning has one of that name as well
     rooms: list[tuple[str, list[type], tuple[str, ...]]] = [
         ("model", [Classifier], ()),
         ("model.net", [models.MLP, models.ConvNet, models.ResNet], ()),

@@ -173,7 +173,8 @@ class CLI(LightningCLI):
             raise InputError("the settings are nested too deeply to be read; check what -c names.") from error
         check_callables(self.config, configs.read)
         settings = self.config[self.command]
-        if settings.seed_everything is None or not 0 <= settings.seed_everything < 2**32:
+        configs.require_plausible(settings, Trainer)
+        if not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
         if self.command == "fit" and settings.get("ckpt_path"):
             file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs))
@@ -216,7 +217,7 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, OverflowError, MisconfigurationException) as error:
             raise find_input_error(error) or InputError(
                 f"the run cannot be built: {cause(error)}\nNORMZOO_TRACEBACK=1 shows where."
             ) from error

@@ -1,5 +1,7 @@
 """Config files, read as data: text in YAML of a bounded size, whose every key stands once and is a word."""
 
+import argparse
+import inspect
 import re
 import stat
 from collections.abc import Iterator
@@ -11,11 +13,12 @@ import jsonargparse
 import yaml
 
 from normzoo.errors import InputError
-from normzoo.imports import CODE, FLAG, allowed, check_class_paths
+from normzoo.imports import CODE, FLAG, allowed, check_class_paths, resolve
 
 # Far above any real config, and far below what costs a second.
 LARGEST = 2**18  # bytes
 DEEPEST = 50  # levels
+MOST_DEVICES = 4096  # each costs memory before the first is used
 MOST = 20_000  # values, those that aliases repeat counted again
 
 WHOLE = "normzoo fit --print_config prints a whole one"
@@ -132,6 +135,54 @@ def require_form(values: Any, shown: str) -> None:
                 pending.append((name, child))
         elif isinstance(value, list):
             pending += [(f"{place}[{index}]", child) for index, child in enumerate(value)]
+
+
+def require_plausible(settings: Any, trainer: type) -> None:
+    """Raises `InputError` where the parser let pass what cannot be meant: nothing at all, or too much to hold.
+
+    Args:
+        settings: of a command, as they were parsed.
+        trainer: the class that takes what is under `trainer`.
+    """
+    if not isinstance(settings.trainer, argparse.Namespace):
+        raise InputError(f"trainer={brief(settings.trainer)}: it holds options of the Trainer, as max_epochs: 10.")
+    for name in ("devices", "num_nodes"):
+        number = str(settings.trainer.get(name))
+        if number.isdecimal() and int(number) > MOST_DEVICES:
+            raise InputError(f"trainer.{name}={number}: it is a number of at most {MOST_DEVICES}; try 1.")
+    for name in ("experiment", "runs", "keep_pages", "test_after_fit", "seed_everything"):
+        if name in settings and settings[name] is None:
+            raise InputError(f"{name}: nothing stands there; give a value, or leave it out.")
+    require_values(trainer, settings.trainer, "trainer")
+    require_values(None, argparse.Namespace(model=settings.get("model"), data=settings.get("data")), "")
+
+
+def require_values(builder: Any, arguments: Any, key: str) -> None:
+    """Raises `InputError` where nothing is given to an argument that takes no None, which the parser lets pass.
+
+    Args:
+        builder: the class or function that takes the arguments; None for what is not the argument of any.
+        arguments: a mapping from their names to values, and classes with arguments of their own among these.
+        key: where they stand.
+    """
+    try:
+        parameters = dict(inspect.signature(builder).parameters)
+    except (TypeError, ValueError):
+        parameters = {}
+    for name, value in vars(arguments).items():
+        parameter = parameters.get(name)
+        if value is None and parameter is not None and parameter.default not in (None, parameter.empty):
+            hint = str(parameter.annotation)
+            if parameter.annotation is not parameter.empty and not re.search("None|Optional|Any", hint):
+                raise InputError(
+                    f"{key}.{name}: nothing stands there; the default is {parameter.default!r}, or leave it out."
+                )
+        for index, part in enumerate(value if isinstance(value, list) else [value]):
+            path = getattr(part, "class_path", None)
+            given = getattr(part, "init_args", None)
+            if isinstance(path, str) and given is not None:
+                where = f"{key}.{name}".lstrip(".")
+                require_values(resolve(path), given, where if part is value else f"{where}[{index}]")
 
 
 def brief(value: Any) -> str:

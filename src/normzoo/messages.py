@@ -24,7 +24,8 @@ NOISE = re.compile(
     r"|Expected a <class 'NoneType'>"
 )
 KEY = re.compile(r'Parser key "([^"]*)":\s*')
-LONG = re.compile(r"\S{120,}")
+# What a class is given by the network, the task or the data set, not by the user.
+HANDED_OVER = {"num_features", "input_shape", "num_classes", "params", "optimizer"}
 WRAPPING = re.compile(r"Type \S*Callable\S* ?\S* expects a function or a callable class: ")
 
 
@@ -41,7 +42,9 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     unknown_option = re.search(r"[Oo]ption '([^']*)' is not accepted|Key '([^']*)' is not expected", said)
     known = sorted(CHOICES.get(keys[-1] if keys else "", tuple)())
     taken = arguments_of(message)
-    if unknown_class:
+    if several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", message):
+        said = f"there are several {several[1]}; give the path of one: {several[2]}"
+    elif unknown_class:
         name = unknown_class[1]
         choices = f" Known are {', '.join(known)}." if known else ""
         said = f"there is no {name!r}.{nearest(name, known)}{choices} Your own goes by its path, my_package.{name}"
@@ -63,7 +66,6 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         said = f"expected the name of a {base[1]}, or class_path and init_args of one"
     elif base := re.search(r"Expected '([\w.]+)' to be .*?<class '(?:[\w.]+\.)?(\w+)'>", said):
         said = f"{base[1]!r} is no {base[2]}, and does not build one"
-    said = LONG.sub(lambda word: f"{word[0][:60]} ... {word[0][-10:]}", said)
     return f"{path + ': ' if path else ''}{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
 
 
@@ -90,16 +92,21 @@ def innermost(message: str) -> tuple[list[str], str]:
 
 def arguments_of(message: str) -> tuple[str, list[str]] | None:
     """The name and the arguments of the innermost class that a message speaks of."""
-    paths = re.findall(r"class_path='([\w.]+)'", message) or re.findall(r"given class_path '([\w.]+)'", message)
+    unknown = r"(?:[Oo]ption '[^']*' is not accepted|Key '[^']*' is not expected)"
+    paths = re.findall(unknown + r"[^\n]*?class_path='([\w.]+)'", message) or re.findall(
+        r"given class_path '([\w.]+)'", re.split(unknown, message)[0]
+    )
     if not paths:
         return None
     named: Any = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
     if not isinstance(named, type):
         return None
-    parameters = list(signature(named).parameters.values())
-    if parameters and parameters[0].default is Parameter.empty:  # what a network or a task hands over
-        parameters = parameters[1:]
-    names = [p.name for p in parameters if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)]
+    names = [
+        name
+        for name, parameter in signature(named).parameters.items()
+        if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+        and not (name in HANDED_OVER and parameter.default is Parameter.empty)
+    ]
     return paths[-1].rsplit(".", 1)[-1], names
 
 
