@@ -33,11 +33,13 @@ LAW: dict[str, set[str]] = {
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
     # What the command line and the tasks stand on: small, and free of lightning.
-    "checkpoints": {"torch", "yaml"},
+    "checkpoints": {"torch", "normzoo.configs"},
+    "configs": {"yaml", "jsonargparse", "normzoo.imports"},
+    "imports": set(),
     "atomic": {"torch", "lightning"},
     "run_config": {"lightning", "yaml", "normzoo.atomic", "normzoo.runs"},
     "resume": {"normzoo.runs", "normzoo.runtime", "normzoo.cli"},  # the last two when all else is known to be right
-    "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
+    "messages": {"normzoo.data", "normzoo.models", "normzoo.norms", "normzoo.imports"},
     "lean": {"lightning", "tensorboard", "google_crc32c"},
     "leave": {"torch", "lightning"},
     "ranks": {"torch", "normzoo.norms._ranks"},

@@ -1,6 +1,7 @@
 """The command `normzoo`: finds out what is asked for before it imports what that needs."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -26,6 +27,9 @@ commands:
 
   normzoo COMMAND --help lists a command's options; normzoo fit --model.net.help=MLP those of a class.
 
+  --allow=my_package  lets a config file or a checkpoint name classes of a package of yours; several with commas.
+                      So does NORMZOO_ALLOW=my_package. A class that you type as the value of a flag needs neither.
+
 examples:
   normzoo fit                                            # an MLP with BatchNorm on scikit-learn's digits
   normzoo fit -c configs/digits_mlp.yaml --model.net.norm=LayerNorm
@@ -35,6 +39,11 @@ examples:
   normzoo norms GroupNorm
   tensorboard --logdir=lightning_logs
 """.format(commands="\n".join(f"  {name:10}{does}" for name, does in COMMANDS.items()))
+
+
+def shortened(message: str) -> str:
+    """A message without the middle of words of hundreds of letters, such as a value that is a whole file."""
+    return re.sub(r"\S{300,}", lambda word: f"{word[0][:100]} ... {word[0][-20:]}", message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         if os.environ.get("NORMZOO_TRACEBACK"):
             raise
-        print(f"normzoo: error: {error}", file=sys.stderr)
+        print(f"normzoo: error: {shortened(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("normzoo: interrupted", file=sys.stderr)

@@ -9,8 +9,8 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-import yaml
 
+from normzoo.configs import read_settings
 from normzoo.errors import InputError
 
 FOLDER = "checkpoints"
@@ -78,10 +78,7 @@ def saved_data(file: Path) -> dict[str, Any] | None:
     config = file.parent.parent / "config.yaml"
     if not config.is_file():
         return None
-    try:
-        return (yaml.safe_load(config.read_text()) or {}).get("data")
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"{config} cannot be read ({error}); repair it, or name the data set with --data.") from error
+    return read_settings(config).get("data")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from pydoc import locate
 from typing import Any, NoReturn
 
 import torch.distributed as dist
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
@@ -25,13 +24,14 @@ import normzoo.data
 import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
-from normzoo import checkpoints
+from normzoo import checkpoints, configs
 from normzoo.atomic import write_atomically
 from normzoo.callbacks import ExactResume, HParams, PredictionsCSV, ProgressBar, SharedRun
 from normzoo.errors import InputError
+from normzoo.imports import check_callables, check_class_paths, refusal, take_flags
 from normzoo.lean import make_lean
 from normzoo.leave import leave
-from normzoo.messages import explain
+from normzoo.messages import cause, explain
 from normzoo.run_config import RunConfig
 from normzoo.runs import FINISHED, hold, is_first, shared_run, unused
 from normzoo.runtime import keep_pages
@@ -66,8 +66,10 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser within the parser, whose message is a part of the whole one
             super().error(message, ex)
-        raise find_input_error(ex) or InputError(
-            f"{explain(message, list(options(self)))}\nnormzoo COMMAND --help lists all options."
+        raise (
+            find_input_error(ex)
+            or refusal(message, configs.read)
+            or InputError(f"{explain(message, list(options(self)))}\nnormzoo COMMAND --help lists all options.")
         ) from ex
 
 
@@ -148,8 +150,10 @@ class CLI(LightningCLI):
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--experiment", default="default", help="The experiment, a folder of numbered runs.")
-        parser.add_argument("--runs", default="lightning_logs", help="The folder of all experiments.")
+        parser.add_argument(
+            "--experiment", type=str, default="default", help="The experiment, a folder of numbered runs."
+        )
+        parser.add_argument("--runs", type=str, default="lightning_logs", help="The folder of all experiments.")
         parser.add_argument(
             "--keep_pages",
             type=bool,
@@ -179,17 +183,19 @@ class CLI(LightningCLI):
                 help="Optimizer steps between checkpoints within an epoch; null for none by steps.",
             )
         if self.command == "predict":
-            parser.add_argument("--output", default=None, help="The CSV file to write. (default: in the run's folder)")
+            parser.add_argument(
+                "--output", type=str | None, default=None, help="The CSV file to write. (default: in the run's folder)"
+            )
         parser.set_defaults(DEFAULTS)
         for source, targets in LINKS.items():
             for target in targets:
                 parser.link_arguments(source, f"model.init_args.{target}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        arguments = list(args)
+        arguments = take_flags(args)
+        configs.guard()
         for path in [*given("-c", arguments), *given("--config", arguments)]:
-            if not path or Path(path).is_file():
-                require_settings(Path(path))
+            configs.read_settings(Path(path))
         for target in (target for targets in LINKS.values() for target in targets):
             for name in (f"--model.{target}", f"--model.{target}".replace("init_args.", "")):
                 if values := given(name, arguments):  # the parser would ignore them
@@ -202,9 +208,11 @@ class CLI(LightningCLI):
             arguments = self.with_checkpoint(arguments)
         try:
             self.config = parser.parse_args(spelled_out(arguments))
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"a config file is not readable as YAML text: {error}; check what -c names.") from error
+        except RecursionError as error:
+            raise InputError("the settings are nested too deeply to be read; check what -c names.") from error
+        check_callables(self.config, configs.read)
         settings = self.config[self.command]
+        configs.require_plausible(settings, Trainer)
         if not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
         if not settings.patience > 0:
@@ -226,6 +234,8 @@ class CLI(LightningCLI):
             )
         file = checkpoints.find_checkpoint(paths[-1], root)
         found = {"model": without_links(checkpoints.saved_model(file)), "data": checkpoints.saved_data(file)}
+        check_class_paths(found, str(file))
+        configs.read[str(file)] = json.dumps(found)
         flags = [f"--{key}={json.dumps(value)}" for key, value in found.items() if value]
         return [self.command, *flags, *arguments[1:], f"--ckpt_path={file}"]
 
@@ -248,9 +258,9 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, OverflowError, MisconfigurationException) as error:
             raise find_input_error(error) or InputError(
-                f"the run cannot be built: {error}\nNORMZOO_TRACEBACK=1 shows where."
+                f"the run cannot be built: {cause(error)}\nNORMZOO_TRACEBACK=1 shows where."
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -391,21 +401,6 @@ def given(name: str, arguments: Sequence[str]) -> list[str]:
         if argument == name or argument.startswith(f"{name}=")
     )
     return [value for value in values if value is not None]
-
-
-def require_settings(config: Path) -> None:
-    """Raises `InputError` unless a file holds settings in YAML."""
-    whole = "normzoo fit --print_config prints a whole one"
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"-c {config}: a config file is text in YAML, and this is not ({reason}); {whole}.") from error
-    if not isinstance(settings, dict):
-        found = "nothing" if settings is None else repr(settings)[:40]
-        raise InputError(
-            f"-c {config}: a config file holds settings, such as 'experiment: mine', not {found}; {whole}."
-        )
 
 
 def options(parser: Any) -> Iterator[str]:

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from importlib import import_module
+from inspect import Parameter, signature
+from typing import Any
 
 from normzoo import data, models, norms
-from normzoo.norms._base import keyword_defaults
+from normzoo.imports import resolve
 
 # What can stand under a key, by the key's last part.
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {
@@ -23,6 +24,8 @@ NOISE = re.compile(
     r"|Expected a <class 'NoneType'>"
 )
 KEY = re.compile(r'Parser key "([^"]*)":\s*')
+# What a class is given by the network, the task or the data set, not by the user.
+HANDED_OVER = {"num_features", "input_shape", "num_classes", "params", "optimizer"}
 WRAPPING = re.compile(r"Type \S*Callable\S* ?\S* expects a function or a callable class: ")
 
 
@@ -39,22 +42,37 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     unknown_option = re.search(r"[Oo]ption '([^']*)' is not accepted|Key '([^']*)' is not expected", said)
     known = sorted(CHOICES.get(keys[-1] if keys else "", tuple)())
     taken = arguments_of(message)
-    if unknown_class:
+    if several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", message):
+        said = f"there are several {several[1]}; give the path of one: {several[2]}"
+    elif unknown_class:
         name = unknown_class[1]
         choices = f" Known are {', '.join(known)}." if known else ""
         said = f"there is no {name!r}.{nearest(name, known)}{choices} Your own goes by its path, my_package.{name}"
     elif unknown_option and taken:
-        name = unknown_option[1] or unknown_option[2]
-        said = f"{taken[0]} takes no {name!r}.{nearest(name, taken[1])} It takes {', '.join(taken[1])}"
+        name = (unknown_option[1] or unknown_option[2]).split(".")[0]
+        close = nearest(name, [*taken[1], "class_path", "init_args"])
+        said = f"{taken[0]} takes no {name!r}.{close} It takes {', '.join(taken[1]) or 'nothing'}"
     elif said.startswith("unrecognized arguments"):
         name = said.split()[-1].lstrip("-").split("=")[0]
         rule = "options of the network are under --model.net, of the task under --model"
         said = f"{said}.{nearest(name, options, prefix='--')} {rule[0].upper()}{rule[1:]}"
     elif unaccepted := re.search(r"does not accept option '([^']*)'", said):
-        said = f"{said}.{nearest(unaccepted[1], options)}"
+        said = f"{said}.{nearest_key(unaccepted[1], options)}"
     elif said.startswith("Expected a"):
-        said = f"expected {expected(message)}; got {value_in(message)}"
+        said = f"expected {expected(message) or 'the name of a class'}; got {value_in(message)}"
+    elif missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", said):
+        said = f"there is no '{missing[1]}.{missing[2]}'.{nearest(missing[2], known)}"
+    elif base := re.search(r"^Not a valid subclass of (\w+)", said):
+        said = f"expected the name of a {base[1]}, or class_path and init_args of one"
+    elif base := re.search(r"Expected '([\w.]+)' to be .*?<class '(?:[\w.]+\.)?(\w+)'>", said):
+        said = f"{base[1]!r} is no {base[2]}, and does not build one"
     return f"{path + ': ' if path else ''}{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
+
+
+def cause(error: Exception) -> str:
+    """What went wrong when a class was built, of all that the parser says about it."""
+    found = re.search(r"^ *- (.*)$", str(error), re.MULTILINE) if "Errors:" in str(error) else None
+    return found[1] if found else str(error)
 
 
 def innermost(message: str) -> tuple[list[str], str]:
@@ -74,16 +92,28 @@ def innermost(message: str) -> tuple[list[str], str]:
 
 def arguments_of(message: str) -> tuple[str, list[str]] | None:
     """The name and the arguments of the innermost class that a message speaks of."""
-    paths = re.findall(r"class_path='([\w.]+)'", message) or re.findall(r"given class_path '([\w.]+)'", message)
+    unknown = r"(?:[Oo]ption '[^']*' is not accepted|Key '[^']*' is not expected)"
+    paths = re.findall(unknown + r"[^\n]*?class_path='([\w.]+)'", message) or re.findall(
+        r"given class_path '([\w.]+)'", re.split(unknown, message)[0]
+    )
     if not paths:
         return None
-    module, name = paths[-1].rsplit(".", 1)
-    return name, list(keyword_defaults(getattr(import_module(module), name)))
+    named: Any = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
+    if not isinstance(named, type):
+        return None
+    names = [
+        name
+        for name, parameter in signature(named).parameters.items()
+        if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+        and not (name in HANDED_OVER and parameter.default is Parameter.empty)
+    ]
+    return paths[-1].rsplit(".", 1)[-1], names
 
 
 def expected(message: str) -> str:
     """All that a message says could stand there."""
-    types = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
+    found = re.findall(r"Expected an? <class '([\w.]+)'>", message)
+    types = dict.fromkeys("list" if name in ("collections.abc.Sequence", "tuple") else name for name in found)
     words = dict.fromkeys(re.findall(r"Expected an? typing.Literal\[(.*?)\]", message))
     kinds = [f"a value of type {name}" for name in types if name != "NoneType"]
     return " or ".join(kinds + [f"one of {', '.join(words)}"] * bool(words))
@@ -101,6 +131,18 @@ def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
     """A question after the names most like the one given."""
     close = get_close_matches(given, list(known), n=3, cutoff=0.4)
     return f" Did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
+
+
+def nearest_key(given: str, options: Iterable[str]) -> str:
+    """The same for a key with dots, of which the first part that nobody knows is the wrong one."""
+    known = [option for option in options if not option.endswith(".help")]
+    above = ""
+    for part in given.split("."):
+        here = {option.removeprefix(above).split(".")[0] for option in known if option.startswith(above)}
+        if part not in here:
+            return nearest(f"{above}{part}", [f"{above}{name}" for name in sorted(here) if name])
+        above += f"{part}."
+    return ""
 
 
 def subclasses(room: object, base: type) -> list[str]:

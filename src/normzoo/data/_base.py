@@ -76,8 +76,8 @@ class ImageData(LightningDataModule, ABC):
         self.drop_last = drop_last
         self.val_size = _at_least(0, "val_size", self.default_val_size if val_size is None else val_size)
         self._require_training_images(self.train_size)
-        self.split_seed = split_seed
-        self.shuffle_seed = shuffle_seed
+        self.split_seed = _a_seed("split_seed", split_seed)
+        self.shuffle_seed = None if shuffle_seed is None else _a_seed("shuffle_seed", shuffle_seed)
         self.augment = list(augment or ())
         for transform in self.augment:
             if not callable(transform):
@@ -260,4 +260,10 @@ def _is_uint8(images: Any) -> bool:
 def _at_least(least: int, name: str, value: int) -> int:
     if value < least:
         raise InputError(f"{name}={value} is too small; it is a number of {least} or more")
+    return value
+
+
+def _a_seed(name: str, value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise InputError(f"{name}={value}: a seed lies in [0, 2^63); try 0.")
     return value

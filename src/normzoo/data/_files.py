@@ -1,6 +1,7 @@
 """Data sets that are files under `root`, fetched where they are missing by torchvision."""
 
 import os
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
@@ -58,9 +59,9 @@ class FileData(ImageData):
 
     def _fetch(self) -> None:
         """Download beside the goal, then move: what is broken off halfway must not look complete to the next run."""
-        goal = self._folders()[0]
+        goal, root = self._folders()[0], Path(self.root)
+        is_new = not root.exists()
         try:
-            root = Path(self.root)
             root.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=root, prefix=".download-") as temporary:
                 self.source(temporary, download=True)
@@ -68,6 +69,9 @@ class FileData(ImageData):
                 for name in self.names:
                     os.replace(Path(temporary, self.folder, name), goal / name)
         except DOWNLOAD_ERRORS as error:
+            if is_new:
+                with suppress(OSError):  # what is in it stays
+                    root.rmdir()
             reason = " ".join(str(error).split())  # torchvision's runs over several lines
             raise self._missing(f"The download failed ({reason}): try again with a network") from error
 
