@@ -29,6 +29,7 @@ LAW: dict[str, set[str]] = {
     },
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
+    "replay": {"torch", "lightning", "normzoo.callbacks", "normzoo.cli", "normzoo.lean"},
     # What the command line and the tasks stand on: small, and free of lightning.
     "checkpoints": {"torch", "yaml"},
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},

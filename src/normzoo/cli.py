@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc import locate
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -25,7 +25,7 @@ import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo import checkpoints
-from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
+from normzoo.callbacks import FiniteLoss, HParams, PredictionsCSV, ProgressBar
 from normzoo.errors import InputError
 from normzoo.lean import make_lean
 from normzoo.messages import explain
@@ -139,6 +139,13 @@ class CLI(LightningCLI):
             parser.add_argument(
                 "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training has ended."
             )
+            parser.add_argument(
+                "--on_bad_loss",
+                type=Literal["stop", "skip", "ignore"],
+                default="stop",
+                help="What happens when the loss or a gradient is NaN or infinite: stop the run before the weights are "
+                "spoiled, skip the step, or ignore it.",
+            )
         if self.command == "predict":
             parser.add_argument("--output", default=None, help="The CSV file to write. (default: in the run's folder)")
         parser.set_defaults(DEFAULTS)
@@ -228,6 +235,8 @@ class CLI(LightningCLI):
             if config.enable_checkpointing is not False and not has(callbacks, Checkpoint):
                 callbacks += best_and_last(self.model, self.run / checkpoints.FOLDER)
             callbacks.append(HParams(flat(self.settings)))
+            if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
+                callbacks.append(FiniteLoss(self.settings.on_bad_loss, folder=self.run / FiniteLoss.FOLDER))
         elif config.logger is None:
             config.logger = False
         if self.command == "predict":
@@ -252,6 +261,7 @@ class CLI(LightningCLI):
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
+        begun = begun or (self.run is not None and (self.run / FiniteLoss.FOLDER).exists())  # a bad first step
         if self.run is not None and not begun and os.environ.get("LOCAL_RANK", "0") == "0":
             shutil.rmtree(self.run, ignore_errors=True)
 
