@@ -22,8 +22,8 @@ from normzoo.lean import make_lean
 TOLERANCE = 1e-4
 
 
-class Replayed(Exception):  # noqa: N818 - no error: it ends the training that was begun for one step
-    """The step has been run."""
+class Replayed(Exception):
+    """The step has been run: no error, but what ends the training that was begun for it."""
 
 
 class Replay(Callback):
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs `normzoo replay` and returns the exit status: 0 where the step was reproduced."""
     parser = argparse.ArgumentParser(
         prog="normzoo replay",
-        description="Run a training step again whose loss or gradients were not finite, from the weights, the batch and "
-        "the random numbers that were saved of it, and show what every layer made of them.",
+        description="Run a training step again whose loss or gradients were not finite, from the weights, the batch "
+        "and the random numbers that were saved of it, and show what every layer made of them.",
         epilog="Exit status: 0 if loss and first layer are those of the training, else 1. Other options are those of "
         "normzoo fit, as --data.root=FOLDER.",
     )

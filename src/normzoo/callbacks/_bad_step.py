@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from operator import is_
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,18 +30,20 @@ class Buffers:
             for name in owner._buffers
         ]
         self.values: list[Tensor | None] = []
+        self.met: list[Tensor | None] = []
         self.keep()
 
-    @torch.no_grad()
     def keep(self) -> None:
         """Copies what they hold now, into memory that is there already."""
         now = [owner.get(name) for _, owner, name in self.places]
-        if len(now) == len(self.values) and all(map(alike, now, self.values)):
-            there = [new for new in now if new is not None]
-            if there:
-                torch._foreach_copy_([old for old in self.values if old is not None], there)
-        else:
-            self.values = [None if new is None else new.detach().clone() for new in now]
+        if len(now) != len(self.met) or not all(map(is_, now, self.met)):  # at first, and where a step puts in new ones
+            if not (len(now) == len(self.values) and all(map(alike, now, self.values))):
+                self.values = [None if new is None else new.detach().clone() for new in now]
+            self.met = now
+            self.sources = [new.detach() for new in now if new is not None]
+            self.copies = [old for old in self.values if old is not None]
+        if self.sources:
+            torch._foreach_copy_(self.copies, self.sources)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -84,7 +87,9 @@ class RandomNumbers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seen = 0
+        self.is_cuda = device.type == "cuda"
+        self.left = self.FIRST
+        """Steps that are still looked at for who draws."""
         self.python_draws = self.numpy_draws = False
         self.torch: Tensor = torch.get_rng_state()
         self.cuda: Tensor | None = None
@@ -94,20 +99,18 @@ class RandomNumbers:
     def keep(self) -> None:
         """Notes where they stand."""
         self.torch = torch.get_rng_state()
-        if self.device.type == "cuda":
+        if self.is_cuda:
             self.cuda = torch.cuda.get_rng_state(self.device)
-        first = self.seen < self.FIRST
-        if first or self.python_draws:
+        if self.left or self.python_draws:
             self.python = random.getstate()
-        if first or self.numpy_draws:
+        if self.left or self.numpy_draws:
             self.numpy = np.random.get_state()  # noqa: NPY002 - what users' own steps may draw from
 
     def after_forward(self) -> None:
-        """Finds out whether a step draws from Python's or numpy's generator."""
-        if self.seen < self.FIRST:
-            self.seen += 1
-            self.python_draws |= random.getstate() != self.python
-            self.numpy_draws |= plain_numpy(np.random.get_state()) != plain_numpy(self.numpy)  # noqa: NPY002
+        """Of one of the first steps: finds out whether it drew from Python's or numpy's generator."""
+        self.left -= 1
+        self.python_draws |= random.getstate() != self.python
+        self.numpy_draws |= plain_numpy(np.random.get_state()) != plain_numpy(self.numpy)  # noqa: NPY002
 
     def plain(self) -> dict[str, Any]:
         """As tensors and plain data."""

@@ -21,7 +21,7 @@ from normzoo.callbacks._layer_table import Findings, Numbers, look
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica, same_random_numbers
 from normzoo.errors import InputError
-from normzoo.probes import is_compiled, tensors
+from normzoo.probes import is_compiled
 
 OnBad = Literal["stop", "skip"]
 Groups = list[tuple[torch.device, list[Tensor]]]
@@ -36,7 +36,6 @@ class Suspect:
 
     batch: Any
     batch_idx: int
-    overwritten: bool
     buffers: Buffers
     random: dict[str, Any]
     loss: float | None
@@ -86,7 +85,7 @@ class FiniteLoss(Callback):
         self.losses: list[Tensor] = []
         self.poison: list[Any] = []
         self.found: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.groups_of: dict[Optimizer, tuple[int, Groups]] = {}
+        self.groups_of: dict[Optimizer, Groups] = {}
         self.ranks: Ranks | None = None
         self.buffers: Buffers | None = None
         self.saving = False
@@ -103,10 +102,11 @@ class FiniteLoss(Callback):
         # Where gradients are averaged over ranks, one that is not finite is so on all of them.
         self.alone = self.ranks.many and not isinstance(trainer.strategy, DDPStrategy)
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.random = RandomNumbers(trainer.strategy.root_device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.buffers = Buffers(pl_module)
-        self.random = RandomNumbers(pl_module.device)
+        self.buffers = Buffers(pl_module)  # layers may have come and gone, or been unfrozen
+        self.groups_of.clear()
         self.is_cpu = pl_module.device.type == "cpu"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,16 +130,17 @@ class FiniteLoss(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self.buffers is not None
         self.batch, self.batch_idx = batch, batch_idx
-        self.versions = [x._version for x in tensors(batch) if not x.is_inference()]
         self.buffers.keep()
         self.random.keep()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self.random.after_forward()
+        if self.random.left:
+            self.random.after_forward()
         if not self.is_cpu:
             if loss.requires_grad:
-                loss.register_hook(lambda gradient, seen=loss.detach(): gradient + (seen - seen))
-            self.losses.append(loss.detach())
+                seen = loss.detach()
+                loss.register_hook(lambda gradient: gradient + (seen - seen))
+                self.losses.append(seen)
         elif not math.isfinite(value := loss.item()):
             self.suspect = self.suspect or self.now(value)
             # All ranks hear of it, as their gradients are averaged.
@@ -154,10 +155,11 @@ class FiniteLoss(Callback):
             self.suspect = self.now(self.bad_loss())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        count = sum([len(group["params"]) for group in optimizer.param_groups])
-        if self.groups_of.get(optimizer, (0,))[0] != count:  # the first time, or layers were unfrozen
-            self.groups_of[optimizer] = (count, grouped(p for g in optimizer.param_groups for p in g["params"]))
-        bad = self.is_broken(self.groups_of[optimizer][1])
+        groups = self.groups_of.get(optimizer)
+        if groups is None:
+            groups = grouped(p for group in optimizer.param_groups for p in group["params"])
+            self.groups_of[optimizer] = groups
+        bad = self.is_broken(groups)
         if self.poison:
             self.release()
         bad |= self.suspect is not None
@@ -173,9 +175,7 @@ class FiniteLoss(Callback):
     def now(self, loss: float | None) -> Suspect:
         """The batch of the present step and the state from before it."""
         assert self.buffers is not None
-        versions = [x._version for x in tensors(self.batch) if not x.is_inference()]
-        overwritten = versions != self.versions
-        return Suspect(self.batch, self.batch_idx, overwritten, self.buffers.kept(), self.random.plain(), loss)
+        return Suspect(self.batch, self.batch_idx, self.buffers.kept(), self.random.plain(), loss)
 
     def bad_loss(self) -> float | None:
         """The first loss since the last update that is not finite, where losses are read late."""
@@ -187,7 +187,7 @@ class FiniteLoss(Callback):
         """Whether the gradient of one of these parameters is not finite."""
         bad = False
         for device, parameters in groups:
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
             if not gradients:
                 continue
             if device not in self.found:
@@ -337,8 +337,11 @@ class FiniteLoss(Callback):
         rank, says = next(((r, s) for r, (offender, s) in enumerate(seen) if offender), (0, seen[0][1]))
         of_layer = f"On rank {rank}: {says}" if len(seen) > 1 else says
         lines = [where, of_layer]
-        if mine.overwritten:
-            lines.append("training_step wrote over its batch: what is saved is what it left.")
+        if findings.loss is not None and mine.loss is not None and not alike(findings.loss, mine.loss):
+            lines.append(
+                f"Run once more on a copy, its loss is {findings.loss:.6g}: training_step writes over its batch, or "
+                f"goes by something that is neither a weight, a buffer nor a random number of torch, numpy or Python."
+            )
         if spoiled:
             kept = kept_checkpoint(trainer)
             lines.append(
@@ -403,6 +406,11 @@ def grouped(parameters: Iterable[Tensor]) -> Groups:
 def broken(gradient: Tensor) -> Tensor:
     """In the place of the gradients of a loss that is not finite: masks in a network may have hidden it."""
     return gradient * torch.nan
+
+
+def alike(one: float, other: float) -> bool:
+    """Whether two losses are the same, but for rounding."""
+    return math.isclose(one, other, rel_tol=1e-3) or (math.isnan(one) and math.isnan(other))
 
 
 def plain(x: Tensor) -> Tensor:
