@@ -37,6 +37,7 @@ LAW: dict[str, set[str]] = {
     "runs": set(),
     "runtime": set(),
     "schedules": {"torch"},
+    "storage": set(),
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},
 }
 # These two dispatch: inside a function they may import anything, since nothing is paid before it is called.

@@ -25,12 +25,13 @@ import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo import checkpoints
-from normzoo.callbacks import FiniteLoss, HParams, PredictionsCSV, ProgressBar
+from normzoo.callbacks import FiniteLoss, HParams, LiveWriters, PredictionsCSV, ProgressBar
 from normzoo.errors import InputError
 from normzoo.lean import make_lean
 from normzoo.messages import explain
 from normzoo.runs import shared_run, unused
 from normzoo.runtime import keep_pages
+from normzoo.storage import quiet_writers, unwritten
 from normzoo.sync import SyncNorms
 
 DEFAULTS = {
@@ -105,6 +106,7 @@ class CLI(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         self.command = arguments[0]
         self.run: Path | None = None
+        self.files: list[Path] = []
         try:
             super().__init__(
                 LightningModule,
@@ -117,8 +119,11 @@ class CLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
-        except BaseException:
+        except BaseException as error:
             self.discard_run()
+            told = unwritten(error, self.run, self.files)
+            if told is not None:
+                raise told from error
             raise
 
     # The parser.
@@ -234,7 +239,7 @@ class CLI(LightningCLI):
                 )
             if config.enable_checkpointing is not False and not has(callbacks, Checkpoint):
                 callbacks += best_and_last(self.model, self.run / checkpoints.FOLDER)
-            callbacks.append(HParams(flat(self.settings)))
+            callbacks += [HParams(flat(self.settings)), LiveWriters()]
             if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
                 callbacks.append(FiniteLoss(self.settings.on_bad_loss, folder=self.run / FiniteLoss.FOLDER))
         elif config.logger is None:
@@ -247,6 +252,7 @@ class CLI(LightningCLI):
                     f"output={str(self.predictions)!r}: it is a file in a folder that exists; make the folder."
                 )
             callbacks.append(PredictionsCSV(self.predictions))
+            self.files.append(self.predictions)
         if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
             callbacks.append(ProgressBar())
         config.callbacks = callbacks
@@ -415,6 +421,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 def main(arguments: Sequence[str]) -> None:
     """Runs `normzoo fit`, `validate`, `test` or `predict`."""
     try:
-        CLI(arguments)
+        with quiet_writers():
+            CLI(arguments)
     except MisconfigurationException as error:  # Lightning's own word for wrong input
         raise InputError(f"the run cannot be made: {error}\nNORMZOO_TRACEBACK=1 shows where.") from error

@@ -6,6 +6,7 @@ from normzoo.callbacks.finite_loss import FiniteLoss as FiniteLoss
 from normzoo.callbacks.gradient_flow import GradientFlow as GradientFlow
 from normzoo.callbacks.hparams import HParams as HParams
 from normzoo.callbacks.internal_covariate_shift import InternalCovariateShift as InternalCovariateShift
+from normzoo.callbacks.live_writers import LiveWriters as LiveWriters
 from normzoo.callbacks.loss_landscape import LossLandscape as LossLandscape
 from normzoo.callbacks.predictions import PredictionsCSV as PredictionsCSV
 from normzoo.callbacks.progress import ProgressBar as ProgressBar
