@@ -87,7 +87,7 @@ class ReplayCLI(CLI):
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)
         with contextlib.suppress(Replayed):
-            self.trainer.fit(**kwargs, weights_only=True)  # the folder may be a stranger's
+            self.trainer.fit(**{**kwargs, "weights_only": True})  # the folder may be a stranger's
 
     def after_fit(self) -> None:
         """Nothing was trained."""

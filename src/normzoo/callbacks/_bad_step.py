@@ -1,8 +1,8 @@
 """What it takes to run one training step again, in a file, and the state of a module from before a step."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import is_
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +19,8 @@ VERSION = 1
 class Buffers:
     """The buffers of a module as they were at the start of the step: running statistics, counters, random seeds.
 
+    Copying them costs a few calls per step. On a CPU numpy makes these: several times cheaper for what is small.
+
     Args:
         module: whose.
     """
@@ -30,20 +32,30 @@ class Buffers:
             for name in owner._buffers
         ]
         self.values: list[Tensor | None] = []
-        self.met: list[Tensor | None] = []
+        self.where: list[int] = [-1]
         self.keep()
 
     def keep(self) -> None:
         """Copies what they hold now, into memory that is there already."""
-        now = [owner.get(name) for _, owner, name in self.places]
-        if len(now) != len(self.met) or not all(map(is_, now, self.met)):  # at first, and where a step puts in new ones
-            if not (len(now) == len(self.values) and all(map(alike, now, self.values))):
-                self.values = [None if new is None else new.detach().clone() for new in now]
-            self.met = now
-            self.sources = [new.detach() for new in now if new is not None]
-            self.copies = [old for old in self.values if old is not None]
-        if self.sources:
-            torch._foreach_copy_(self.copies, self.sources)
+        now = [owner[name] for _, owner, name in self.places]
+        where = [0 if new is None else new.data_ptr() for new in now]
+        if where != self.where:  # at first, and where a step puts new ones in their place
+            self.prepare(now)
+            self.where = where
+        for copy, source in self.arrays:
+            copy[...] = source
+        if self.tensors[0]:
+            torch._foreach_copy_(*self.tensors)
+
+    def prepare(self, now: list[Tensor | None]) -> None:
+        """Makes room for the copies, and finds out how each is copied."""
+        if not (len(now) == len(self.values) and all(map(alike, now, self.values))):
+            self.values = [None if new is None else new.detach().clone() for new in now]
+        pairs = [(v, n.detach()) for v, n in zip(self.values, now, strict=True) if v is not None and n is not None]
+        plain = [v.device.type == "cpu" and v.is_contiguous() and n.is_contiguous() for v, n in pairs]
+        self.arrays = [(as_bytes(v), as_bytes(n)) for (v, n), is_plain in zip(pairs, plain, strict=True) if is_plain]
+        others = [pair for pair, is_plain in zip(pairs, plain, strict=True) if not is_plain]
+        self.tensors = [v for v, _ in others], [n for _, n in others]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -66,6 +78,11 @@ class Buffers:
         return {name: value for (name, _, _), value in zip(self.places, self.values, strict=True)}
 
 
+def as_bytes(x: Tensor) -> Any:
+    """The memory of a contiguous tensor on the CPU, of whatever type, as a numpy array."""
+    return x.reshape(-1).view(torch.uint8).numpy()
+
+
 def alike(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether one can be copied into the other."""
     if one is None or other is None:
@@ -74,10 +91,10 @@ def alike(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 class RandomNumbers:
-    """Where the generators of torch, Python and numpy stand.
+    """Where the generators of torch, Python and numpy stood at the start of the step.
 
-    Those of Python and numpy take as long to read as a layer to run, and few training steps draw from them: they are
-    read at the first steps, and at the others only if one of these drew.
+    Reading them takes as long as a layer to run. They are read at the first steps, and at the others only if one of
+    these drew from them.
 
     Args:
         device: that the training runs on.
@@ -87,45 +104,52 @@ class RandomNumbers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.is_cuda = device.type == "cuda"
         self.left = self.FIRST
         """Steps that are still looked at for who draws."""
-        self.python_draws = self.numpy_draws = False
-        self.torch: Tensor = torch.get_rng_state()
-        self.cuda: Tensor | None = None
-        self.python: Any = None
-        self.numpy: Any = None
+        self.drawn: set[str] = set()
+        self.read: tuple[tuple[str, Callable[[], Any]], ...] = tuple(self.readers().items())
+        self.states: dict[str, Any] = {}
 
-    def keep(self) -> None:
-        """Notes where they stand."""
-        self.torch = torch.get_rng_state()
-        if self.is_cuda:
-            self.cuda = torch.cuda.get_rng_state(self.device)
-        if self.left or self.python_draws:
-            self.python = random.getstate()
-        if self.left or self.numpy_draws:
-            self.numpy = np.random.get_state()  # noqa: NPY002 - what users' own steps may draw from
-
-    def after_forward(self) -> None:
-        """Of one of the first steps: finds out whether it drew from Python's or numpy's generator."""
-        self.left -= 1
-        self.python_draws |= random.getstate() != self.python
-        self.numpy_draws |= plain_numpy(np.random.get_state()) != plain_numpy(self.numpy)  # noqa: NPY002
-
-    def plain(self) -> dict[str, Any]:
-        """As tensors and plain data."""
-        version, state, gauss = self.python
+    def readers(self) -> dict[str, Callable[[], Any]]:
+        """Generator -> what reads it, as tensors and plain data."""
+        is_cuda = self.device.type == "cuda"
         return {
-            "torch": self.torch,
-            "cuda": self.cuda,
-            "python": [version, list(state), gauss],
-            "numpy": plain_numpy(self.numpy),
+            "torch": torch.get_rng_state,
+            "cuda": (lambda: torch.cuda.get_rng_state(self.device)) if is_cuda else lambda: None,
+            "python": plain_python,
+            "numpy": plain_numpy,
         }
 
+    def keep(self) -> None:
+        """Notes where those stand that are drawn from."""
+        for name, read in self.read:
+            self.states[name] = read()
 
-def plain_numpy(state: Any) -> list[Any]:
-    """A state of numpy's generator as plain data."""
-    name, key, *rest = state
+    def after_forward(self) -> None:
+        """Of one of the first steps: finds out from which it drew."""
+        self.left -= 1
+        for name, read in self.read:
+            before, now = self.states[name], read()
+            if not torch.equal(before, now) if isinstance(now, Tensor) else before != now:
+                self.drawn.add(name)
+        if not self.left:
+            self.read = tuple((name, read) for name, read in self.readers().items() if name in self.drawn)
+            self.states = {name: self.states[name] for name in self.drawn}
+
+    def plain(self) -> dict[str, Any]:
+        """As tensors and plain data; those that no step draws from stand where they stood."""
+        return {name: self.states[name] if name in self.states else read() for name, read in self.readers().items()}
+
+
+def plain_python() -> list[Any]:
+    """The state of Python's generator."""
+    version, words, gauss = random.getstate()
+    return [version, list(words), gauss]
+
+
+def plain_numpy() -> list[Any]:
+    """The state of numpy's generator, which users' own steps may draw from."""
+    name, key, *rest = np.random.get_state()  # noqa: NPY002
     return [str(name), [int(word) for word in key], *rest]
 
 

@@ -182,7 +182,6 @@ class FiniteLoss(Callback):
         values = [loss.item() for loss in self.losses]
         return next((value for value in values if not math.isfinite(value)), None)
 
-    @torch.no_grad()
     def is_broken(self, groups: Groups) -> bool:
         """Whether the gradient of one of these parameters is not finite."""
         bad = False
