@@ -39,6 +39,8 @@ class Replay(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = self.step
+        if trainer.fit_loop.restarted_mid_epoch:  # of which Lightning does not tell the module that it begins
+            pl_module.on_train_epoch_start()
         places = dict(pl_module.named_modules())
         for name, value in step.buffers.items():
             prefix, _, last = name.rpartition(".")

@@ -100,7 +100,7 @@ class Findings:
     def table(self) -> str:
         """The layers, a line for each, in the order of execution."""
         head = ("layer", "", "input", "output", "gradient of the output")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for row in self.rows:
             if row.is_leaf or row.name == self.offender:
                 seen = [CLEAN if n is None else n.brief() for n in (row.input, row.output, row.gradient)]

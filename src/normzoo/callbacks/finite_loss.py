@@ -104,10 +104,13 @@ class FiniteLoss(Callback):
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.random = RandomNumbers(trainer.strategy.root_device)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.is_cpu = pl_module.device.type == "cpu"
+        self.on_train_epoch_start(trainer, pl_module)  # not told of an epoch that a resumed run is in the middle of
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.buffers = Buffers(pl_module)  # layers may have come and gone, or been unfrozen
         self.groups_of.clear()
-        self.is_cpu = pl_module.device.type == "cpu"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.require_finite_weights(trainer, pl_module)
@@ -141,7 +144,7 @@ class FiniteLoss(Callback):
                 seen = loss.detach()
                 loss.register_hook(lambda gradient: gradient + (seen - seen))
                 self.losses.append(seen)
-        elif not math.isfinite(value := loss.item()):
+        elif not math.isfinite(value := loss.item()) and self.is_bad(value):
             self.suspect = self.suspect or self.now(value)
             # All ranks hear of it, as their gradients are averaged.
             self.poison = [p.register_hook(broken) for p in pl_module.parameters() if p.requires_grad]
@@ -180,7 +183,12 @@ class FiniteLoss(Callback):
     def bad_loss(self) -> float | None:
         """The first loss since the last update that is not finite, where losses are read late."""
         values = [loss.item() for loss in self.losses]
-        return next((value for value in values if not math.isfinite(value)), None)
+        return next((value for value in values if not math.isfinite(value) and self.is_bad(value)), None)
+
+    def is_bad(self, loss: float) -> bool:
+        """Whether a loss that is not finite was so before it was scaled; of an infinite one only the scaler finds out,
+        when it scales no more."""
+        return self.scaler is None or math.isnan(loss) or self.scaler.get_scale() <= 1
 
     def is_broken(self, groups: Groups) -> bool:
         """Whether the gradient of one of these parameters is not finite."""
