@@ -32,6 +32,7 @@ LAW: dict[str, set[str]] = {
     },
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
+    "replay": {"torch", "lightning", "normzoo.callbacks", "normzoo.cli", "normzoo.lean"},
     # What the command line and the tasks stand on: small, and free of lightning.
     "checkpoints": {"torch", "normzoo.configs"},
     "configs": {"yaml", "jsonargparse", "normzoo.imports"},
@@ -48,6 +49,7 @@ LAW: dict[str, set[str]] = {
     "shard": {"torch", "lightning", "normzoo.norms._base"},
     "runtime": set(),
     "schedules": {"torch"},
+    "storage": set(),
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},
 }
 # These two dispatch: inside a function they may import anything, since nothing is paid before it is called.

@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",
+    "replay": "run a step again whose loss was NaN or infinite, and show every layer",
     "norms": "list the normalization layers, or show one layer's card",
 }
 
@@ -73,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from normzoo.runtime import share_cores
 
             share_cores()
+            if command == "replay":
+                from normzoo import replay
+
+                return replay.main(rest)
             from normzoo import cli  # and with it torch
 
             cli.main(arguments)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc import locate
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,7 +26,15 @@ import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo import checkpoints, configs
 from normzoo.atomic import write_atomically
-from normzoo.callbacks import ExactResume, HParams, PredictionsCSV, ProgressBar, SharedRun
+from normzoo.callbacks import (
+    ExactResume,
+    FiniteLoss,
+    HParams,
+    LiveWriters,
+    PredictionsCSV,
+    ProgressBar,
+    SharedRun,
+)
 from normzoo.errors import InputError
 from normzoo.imports import check_callables, check_class_paths, refusal, take_flags
 from normzoo.lean import make_lean
@@ -35,6 +43,7 @@ from normzoo.messages import cause, explain
 from normzoo.run_config import RunConfig
 from normzoo.runs import FINISHED, hold, is_first, shared_run, unused
 from normzoo.runtime import keep_pages
+from normzoo.storage import quiet_writers, unwritten
 from normzoo.sync import SyncNorms
 from normzoo.watch import Watch, watched
 
@@ -118,6 +127,7 @@ class CLI(LightningCLI):
         self.is_new = run is None
         self.watch: Watch | None = None
         connected = dist.is_initialized()
+        self.files: list[Path] = []
         try:
             super().__init__(
                 LightningModule,
@@ -137,8 +147,11 @@ class CLI(LightningCLI):
                 leave()
         except BaseException as error:
             self.discard_run()
+            told = unwritten(error, self.run, self.files)
             if self.watch is not None:
-                self.watch.fail(find_input_error(error) or error)
+                self.watch.fail(told or find_input_error(error) or error)
+            if told is not None:
+                raise told from error
             raise
         finally:
             if self.lock is not None:
@@ -181,6 +194,13 @@ class CLI(LightningCLI):
                 type=int | None,
                 default=None,
                 help="Optimizer steps between checkpoints within an epoch; null for none by steps.",
+            )
+            parser.add_argument(
+                "--on_bad_loss",
+                type=Literal["stop", "skip", "ignore"],
+                default="stop",
+                help="What happens when the loss or a gradient is NaN or infinite: stop the run before the weights are "
+                "spoiled, skip the step, or ignore it.",
             )
         if self.command == "predict":
             parser.add_argument(
@@ -282,7 +302,10 @@ class CLI(LightningCLI):
                 if not has(callbacks, Checkpoint):
                     callbacks += best(self.model, self.run / checkpoints.FOLDER)
                 callbacks.append(self.last())
-            callbacks += [HParams(flat(self.settings)), SharedRun(self.run, lambda run: setattr(self, "run", run))]
+            callbacks += [HParams(flat(self.settings)), LiveWriters()]
+            if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
+                callbacks.append(FiniteLoss(self.settings.on_bad_loss, folder=self.run / FiniteLoss.FOLDER))
+            callbacks.append(SharedRun(self.run, lambda run: setattr(self, "run", run)))
         elif config.logger is None:
             config.logger = False
         if self.command == "predict":
@@ -293,6 +316,7 @@ class CLI(LightningCLI):
                     f"output={str(self.predictions)!r}: it is a file in a folder that exists; make the folder."
                 )
             callbacks.append(PredictionsCSV(self.predictions))
+            self.files.append(self.predictions)
         if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
             callbacks.append(ProgressBar())
         config.callbacks = callbacks
@@ -318,6 +342,7 @@ class CLI(LightningCLI):
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
+        begun = begun or (self.run is not None and (self.run / FiniteLoss.FOLDER).exists())  # a bad first step
         if self.run is not None and self.is_new and not begun and is_first():
             shutil.rmtree(self.run, ignore_errors=True)
 
@@ -456,6 +481,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 def main(arguments: Sequence[str], run: Path | None = None) -> None:
     """Runs `normzoo fit`, `validate`, `test` or `predict`; given its folder, `fit` goes on with a run."""
     try:
-        CLI(arguments, run)
+        with quiet_writers():
+            CLI(arguments, run)
     except MisconfigurationException as error:  # Lightning's own word for wrong input
         raise InputError(f"the run cannot be made: {error}\nNORMZOO_TRACEBACK=1 shows where.") from error

@@ -3,9 +3,11 @@
 from normzoo.callbacks.activation_percentiles import ActivationPercentiles as ActivationPercentiles
 from normzoo.callbacks.covariate_shift import CovariateShift as CovariateShift
 from normzoo.callbacks.exact_resume import ExactResume as ExactResume
+from normzoo.callbacks.finite_loss import FiniteLoss as FiniteLoss
 from normzoo.callbacks.gradient_flow import GradientFlow as GradientFlow
 from normzoo.callbacks.hparams import HParams as HParams
 from normzoo.callbacks.internal_covariate_shift import InternalCovariateShift as InternalCovariateShift
+from normzoo.callbacks.live_writers import LiveWriters as LiveWriters
 from normzoo.callbacks.loss_landscape import LossLandscape as LossLandscape
 from normzoo.callbacks.predictions import PredictionsCSV as PredictionsCSV
 from normzoo.callbacks.progress import ProgressBar as ProgressBar
