@@ -22,7 +22,10 @@ LAW: dict[str, set[str]] = {
     "models": {"torch", "normzoo.norms"},
     "data": {"torch", "torchvision", "lightning", "numpy", "sklearn"},
     # A task names what a network is, so that the command line finds our ResNet before torchvision's of the same name.
-    "tasks": {"torch", "lightning", "torchmetrics", "normzoo.norms._base", "normzoo.models._base", "normzoo.schedules"},
+    "tasks": {
+        *("torch", "lightning", "torchmetrics", "normzoo.norms._base", "normzoo.models._base", "normzoo.schedules"),
+        *("normzoo.archive", "normzoo.checkpoint_classes"),
+    },
     "callbacks": {
         *("torch", "lightning", "tensorboard", "numpy", "PIL"),
         *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
@@ -30,7 +33,13 @@ LAW: dict[str, set[str]] = {
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
     # What the command line and the tasks stand on: small, and free of lightning.
-    "checkpoints": {"torch", "yaml"},
+    "archive": {"torch", "normzoo.seal"},
+    "checkpoint_classes": set(),
+    "checkpoint_io": {"lightning", "normzoo.archive", "normzoo.seal"},
+    "checkpoints": {"yaml", "normzoo.archive", "normzoo.checkpoint_classes"},
+    "contradictions": set(),
+    "seal": {"torch"},
+    "show": {"rich", "normzoo.checkpoints", "normzoo.archive"},
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms"},
     "lean": {"lightning"},
     "runs": set(),

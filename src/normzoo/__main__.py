@@ -13,6 +13,7 @@ COMMANDS = {
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",
+    "checkpoint": "show what a checkpoint holds, without running anything in it",
     "norms": "list the normalization layers, or show one layer's card",
 }
 
@@ -30,9 +31,10 @@ examples:
   normzoo fit -c configs/digits_mlp.yaml --model.net.norm=LayerNorm
   normzoo fit --data=FashionMNIST --model.net=ResNet --model.net.norm=GroupNorm --model.net.norm.num_groups=4
   normzoo test --ckpt_path=lightning_logs/digits_mlp/000
+  normzoo checkpoint lightning_logs/digits_mlp/000
   normzoo norms GroupNorm
   tensorboard --logdir=lightning_logs
-""".format(commands="\n".join(f"  {name:10}{does}" for name, does in COMMANDS.items()))
+""".format(commands="\n".join(f"  {name:12}{does}" for name, does in COMMANDS.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from normzoo import catalogue
 
             catalogue.main(rest)
+        elif command == "checkpoint":
+            from normzoo import show
+
+            show.main(rest)
         else:
             from normzoo.runtime import share_cores
 
