@@ -106,6 +106,8 @@ class Forks:
         assert self.server.stdin is not None
         self.server.stdin.close()
         self.server.wait(30)
+        assert self.server.stdout is not None
+        self.server.stdout.close()
 
 
 def child(request: dict[str, Any]) -> None:

@@ -1,35 +1,17 @@
 """Checkpoints: which one is meant, what it says, what it may change, and that none is believed which is not whole."""
 
-import io
 import json
-import os
-import pickle
-import random
 import re
-import struct
-import sys
-import types
-import warnings
-import zipfile
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
-from commands import QUIET, SHORT, fit, normzoo, scalars
-from normzoo.archive import NAMES, load_checkpoint
-from normzoo.checkpoint_classes import is_trusted, require_trusted
-from normzoo.checkpoint_io import SafeCheckpointIO
+from commands import QUIET, fit, normzoo, scalars
 from normzoo.checkpoints import find_checkpoint
-from normzoo.contradictions import differences
-from normzoo.data import Digits
 from normzoo.errors import InputError
-from normzoo.models import MLP
 from normzoo.seal import digest, seal
 from normzoo.tasks import Classifier
 
@@ -199,7 +181,10 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "StepLR": ("--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=1", "--model.lr_scheduler.gamma=0.5"),
     "WarmupCosine": ("--model.lr_scheduler=WarmupCosine", "--model.lr_scheduler.total_steps=90"),
     "CosineAnnealingLR": ("--model.lr_scheduler=CosineAnnealingLR", "--model.lr_scheduler.T_max=4"),
-    "ReduceLROnPlateau": ("--model.lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau", "--model.lr_scheduler.patience=0"),
+    "ReduceLROnPlateau": (
+        "--model.lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "--model.lr_scheduler.patience=0",
+    ),
 }
 
 
@@ -357,7 +342,12 @@ WORDS: list[tuple[list[str], str, str, str]] = [
     (["e/000/checkpoints/best.ckpt", "e/001/checkpoints/last.ckpt"], "best", "e", "e/000/checkpoints/best.ckpt"),
     (["e/000/hpc_ckpt_9.ckpt", "e/000/hpc_ckpt_10.ckpt"], "hpc", "e", "e/000/hpc_ckpt_10.ckpt"),
     (["default/000/checkpoints/last.ckpt"], "last", "default", "default/000/checkpoints/last.ckpt"),
-    (["f/000/checkpoints/last.ckpt"], "last", "e", "'last': there is no checkpoint runs/e/.*last.ckpt.*--experiment.*f/000"),
+    (
+        ["f/000/checkpoints/last.ckpt"],
+        "last",
+        "e",
+        "'last': there is no checkpoint runs/e/.*last.ckpt.*--experiment.*f/000",
+    ),
     ([], "last", "e", "'last': there is no checkpoint runs/e/.*last.ckpt.*No run under runs.*normzoo fit"),
     (["e/000/checkpoints/last.ckpt"], "best", "e", "'best': there is no checkpoint runs/e/.*best.ckpt"),
     (["e/000/checkpoints/last.ckpt"], "hpc", "e", "'hpc': there is no checkpoint runs/e/.*hpc_ckpt_"),
@@ -429,7 +419,13 @@ def test_a_checkpoint_says_what_it_holds(run: Path) -> None:
 def test_a_checkpoint_is_shown_of_a_file_or_a_run_or_an_experiment(place: str, run: Path) -> None:
     result = normzoo("checkpoint", str(run / place))
     assert result.status == 0
-    for line in ("checkpoint .*best.ckpt", "network .*MLP.hidden=.20.", "norm .*BatchNorm", "rate +0.1", "safe .*sealed"):
+    for line in (
+        "checkpoint .*best.ckpt",
+        "network .*MLP.hidden=.20.",
+        "norm .*BatchNorm",
+        "rate +0.1",
+        "safe .*sealed",
+    ):
         assert re.search(f"^{line}", result.out, re.MULTILINE), line
     assert all(len(line.split(maxsplit=1)) == 2 for line in result.out.splitlines())
 
