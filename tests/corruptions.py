@@ -330,12 +330,16 @@ def edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "less than nothing in a loop": (at(*progress, to=-3), "current.ready is -3"),
         "a list of loops": (at("loops", to=[1]), "loops is a list"),
         "a text for a loop": (at("loops", "fit_loop", to="x"), "loops.fit_loop is 'x'"),
-        "no loop for fitting": (at("loops", to={}), "lacks loops.fit_loop"),
+        "no loop for fitting": (at("loops", to={}), "lacks loops.fit_loop.epoch_progress"),
         "a list of callbacks": (at("callbacks", to=[1]), "callbacks is a list"),
         "a number for a callback": (at("callbacks", "x", to=3), "callbacks.x is 3"),
         "a number for optimizers": (at("optimizer_states", to=3), "optimizer_states is 3"),
         "a text for an optimizer": (at("optimizer_states", 0, to="x"), "optimizer_states.0 is 'x'"),
         "groups of numbers": (at("optimizer_states", 0, "param_groups", to=[1]), "param_groups.0 is 1"),
+        "NaN for a rate": (
+            at("optimizer_states", 0, "param_groups", 1, "lr", to=nan),
+            "param_groups.1.lr is not a num",
+        ),
         "a list for a schedule": (at("lr_schedulers", to=[[1]]), "lr_schedulers.0 is a list"),
         "a list of hyperparameters": (at("hyper_parameters", to=[1]), "hyper_parameters is a list"),
         "a number for a class": (at("hyper_parameters", "_class_path", to=3), "_class_path is 3"),
@@ -344,7 +348,7 @@ def edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "another weight": (at("state_dict", "net.head.bias", to=torch.zeros(10)), "not those that were written"),
         "a setting of another kind": (at("hyper_parameters", "net", "init_args", "hidden", to="x"), "hidden"),
         "fewer groups": (at("optimizer_states", 0, "param_groups", to=[]), "cannot be taken up"),
-        "another loop": (at("loops", "fit_loop", to={"x": {}}), "cannot be taken up"),
+        "another loop": (at("loops", "fit_loop", to={"x": {}}), "lacks loops.fit_loop.epoch_progress"),
     }
 
 

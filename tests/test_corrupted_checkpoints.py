@@ -287,6 +287,13 @@ def test_which_classes_a_checkpoint_may_name(path: str, trusted: bool) -> None:
     assert is_trusted(path) is trusted
 
 
+def test_a_package_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMZOO_ALLOW", "evil,os")
+    assert is_trusted("evil.Norm")
+    assert not is_trusted("os.system")
+    assert "evil" not in sys.modules
+
+
 class Own(MLP):
     """Somebody's network."""
 

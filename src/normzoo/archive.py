@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import IO, Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -263,6 +263,9 @@ def require_contents(checkpoint: Any, largest: int) -> None:
     for key, value in walk(checkpoint.get("loops"), "loops"):
         if isinstance(value, int | float) and not (isfinite(value) and value >= 0):
             raise ValueError(f"{key} is {value}, and not a number of 0 or more")
+    for key, value in found(checkpoint, "optimizer_states.*.param_groups.*.*".split(".")):
+        if isinstance(value, float) and isnan(value):
+            raise ValueError(f"{key} is not a number")
     sealed = (checkpoint.get("normzoo") or {}).get("digest")
     if sealed is not None and sealed != digest(checkpoint):
         raise ValueError("its tensors are not those that were written into it")

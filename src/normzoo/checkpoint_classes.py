@@ -1,5 +1,6 @@
 """Which classes a checkpoint may name: what stands in it is imported and called when its network is built anew."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from normzoo.errors import InputError
 
 # Packages whose classes anybody's checkpoint may name.
 TRUSTED = ("normzoo", "torch", "torchvision", "torchmetrics", "lightning", "pytorch_lightning")
+# The user's own packages that may be named too, with commas between.
+VARIABLE = "NORMZOO_ALLOW"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -25,8 +28,8 @@ def require_trusted(hyper_parameters: Mapping[str, Any], file: object) -> None:
         if not is_trusted(path):
             raise InputError(
                 f"ckpt_path={str(file)!r} names {key}={path!r}, which is neither of {', '.join(TRUSTED[:5])} nor of a "
-                f"module that this program has imported: to build it could run any code. If it is yours, import its "
-                f"module first; if not, do not use this checkpoint."
+                f"module that this program has imported: to build it could run any code. If you trust it, allow its "
+                f"package: {VARIABLE}={path.partition('.')[0]} in the environment; if not, do not use this checkpoint."
             )
 
 
@@ -55,11 +58,13 @@ def importable(module: str) -> bool:
 def is_trusted(path: str) -> bool:
     """Whether the path of a class or function leads into a trusted package, or into a module of the program's own.
 
-    A trusted package imports others: `torch.os.system` is the system's, and not torch's.
+    So are those that the user allows by `NORMZOO_ALLOW`. A trusted package imports others: `torch.os.system` is the system's, and not torch's.
     """
     if not DOTTED.fullmatch(path):
         return False
     top, module, name = path.partition(".")[0], *path.rpartition(".")[::2]
+    if top in os.environ.get(VARIABLE, "").split(",") and top not in sys.stdlib_module_names:
+        return True
     target = locate(path) if top in TRUSTED else getattr(sys.modules.get(module), name, None)
     home = str(getattr(target, "__module__", None) or "").partition(".")[0]
     if top in TRUSTED:

@@ -20,6 +20,7 @@ WORDS = {"last": f"{FOLDER}/last.ckpt", "best": f"{FOLDER}/best.ckpt", "hpc": "h
 
 # What a run needs to go on, beside weights.
 TO_RESUME = ("epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers")
+PROGRESS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict")
 
 
 def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
@@ -112,8 +113,9 @@ def saved_config(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
     """Raises `InputError` if a checkpoint holds less than a run needs to go on."""
     missing = [part for part in TO_RESUME if part not in checkpoint]
-    if not missing and "fit_loop" not in checkpoint["loops"]:
-        missing = ["loops.fit_loop"]
+    if not missing:
+        fit_loop = checkpoint["loops"].get("fit_loop", {})
+        missing = [f"loops.fit_loop.{part}" for part in PROGRESS if not isinstance(fit_loop.get(part), dict)]
     if missing:
         raise InputError(
             f"ckpt_path={str(file)!r} lacks {', '.join(missing)}: it can be tested, but a run cannot go on from it; "
@@ -123,9 +125,15 @@ def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
 
 def is_within_epoch(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint was written between the first and the last batch of an epoch."""
-    progress = checkpoint["loops"]["fit_loop"].get("epoch_loop.batch_progress") or {}
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     begun = (progress.get("current") or {}).get("ready", 0) > 0
     return begun and not progress.get("is_last_batch", False)
+
+
+def batches_before(checkpoint: Mapping[str, Any]) -> int:
+    """How many batches the run that wrote a checkpoint had trained on."""
+    total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].get("total") or {}
+    return int(total.get("completed", 0))
 
 
 @contextmanager

@@ -112,6 +112,7 @@ class CLI(LightningCLI):
         self.command = arguments[0]
         self.run: Path | None = None
         self.differences: contradictions.Differences = {}
+        self.batches_before = 0
         try:
             super().__init__(
                 LightningModule,
@@ -197,6 +198,7 @@ class CLI(LightningCLI):
         tell_which(settings.ckpt_path, file)
         checkpoint = checkpoints.load_checkpoint(file, mmap=True)
         checkpoints.require_resumable(checkpoint, file)
+        self.batches_before = checkpoints.batches_before(checkpoint)
         saved = checkpoints.saved_config(checkpoint, file)
         if model := checkpoints.saved_model(checkpoint, file):
             saved["model"] = model
@@ -304,7 +306,7 @@ class CLI(LightningCLI):
     def discard_run(self) -> None:
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
-        begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
+        begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > self.batches_before
         if self.run is not None and not begun and os.environ.get("LOCAL_RANK", "0") == "0":
             shutil.rmtree(self.run, ignore_errors=True)
 
