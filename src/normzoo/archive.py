@@ -263,7 +263,7 @@ def require_contents(checkpoint: Any, largest: int) -> None:
     for key, value in walk(checkpoint.get("loops"), "loops"):
         if isinstance(value, int | float) and not (isfinite(value) and value >= 0):
             raise ValueError(f"{key} is {value}, and not a number of 0 or more")
-    for key, value in found(checkpoint, "optimizer_states.*.param_groups.*.*".split(".")):
+    for key, value in found(checkpoint, ["optimizer_states", "*", "param_groups", "*", "*"]):
         if isinstance(value, float) and isnan(value):
             raise ValueError(f"{key} is not a number")
     sealed = (checkpoint.get("normzoo") or {}).get("digest")

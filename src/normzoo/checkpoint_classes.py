@@ -58,7 +58,8 @@ def importable(module: str) -> bool:
 def is_trusted(path: str) -> bool:
     """Whether the path of a class or function leads into a trusted package, or into a module of the program's own.
 
-    So are those that the user allows by `NORMZOO_ALLOW`. A trusted package imports others: `torch.os.system` is the system's, and not torch's.
+    So are those that the user allows by `NORMZOO_ALLOW`. A trusted package imports others: `torch.os.system` is the
+    system's, and not torch's.
     """
     if not DOTTED.fullmatch(path):
         return False
