@@ -38,7 +38,7 @@ from normzoo.checkpoint_io import SafeCheckpointIO
 from normzoo.data import Digits
 from normzoo.errors import InputError
 from normzoo.models import MLP
-from normzoo.seal import SEALED, digest
+from normzoo.seal import SEALED, digest, seal
 from normzoo.tasks import Classifier
 
 MONITORS = Path(__file__).parents[1] / "configs" / "monitors.yaml"
@@ -359,6 +359,21 @@ def test_what_our_plugin_writes_is_sealed(folder: Path) -> None:
     assert saved_one["normzoo"]["digest"] == digest(saved_one)
     again = Classifier.load_from_checkpoint(folder / "it.ckpt", net=task().net)
     assert all(torch.equal(value, saved_one["state_dict"][name]) for name, value in again.state_dict().items())
+
+
+DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.bool, torch.int8]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_of_any_kind_are_sealed_and_read(dtype: torch.dtype, folder: Path) -> None:
+    values = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).to(dtype)
+    weights = {"a": values, "turned": values.T, "part": values[1:, 1], "none": values[:0], "one": values[0, 1]}
+    checkpoint: dict[str, Any] = {"state_dict": weights, "pytorch-lightning_version": "2.6.6"}
+    seal(checkpoint)
+    torch.save(checkpoint, folder / "it.ckpt")
+    assert all(torch.equal(v, weights[name]) for name, v in load_checkpoint("it.ckpt")["state_dict"].items())
+    checkpoint["state_dict"] = weights | {"part": torch.full((1,), 7.0)}
+    assert digest(checkpoint) != checkpoint["normzoo"]["digest"]
 
 
 # Real processes

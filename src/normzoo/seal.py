@@ -35,6 +35,11 @@ def add(sha: Any, key: str, value: Any) -> None:
     elif isinstance(value, Tensor):
         sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
         if value.layout == torch.strided and not value.is_quantized and value.numel() and value.device.type != "meta":
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            value = value.detach().resolve_conj().resolve_neg()
+            real = torch.view_as_real(value) if value.is_complex() else value
+            flat = real.cpu().reshape(-1)
+            # A single element counts as contiguous whatever its stride, but cannot be seen as bytes then.
+            flat = flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)
+            sha.update(flat.view(torch.uint8).numpy())
     elif isinstance(value, bool | int | float | complex | str | bytes) or value is None:
         sha.update(repr(value).encode())
