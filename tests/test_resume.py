@@ -32,7 +32,8 @@ from commands import QUIET, fit, normzoo, scalars
 from forks import Fork, Forks
 from kills import POINTS
 from normzoo import norms
-from normzoo.atomic import AtomicCheckpointIO, write_atomically, written_whole
+from normzoo.atomic import written_whole
+from normzoo.checkpoint_io import SafeCheckpointIO, write_safely
 from normzoo.callbacks import ExactResume
 from normzoo.data import Digits
 from normzoo.models import ConvNet
@@ -534,7 +535,7 @@ class Shuffled(LightningModule):
 def train(folder: Path, task: LightningModule, data: Any = None, minutes: float = 0, **settings: Any) -> None:
     exact = ExactResume(folder / "0", settings.pop("every_steps", None), every_minutes=minutes)
     trainer = Trainer(
-        callbacks=[exact], plugins=[AtomicCheckpointIO()], logger=TensorBoardLogger(folder, "", "0"), accelerator="cpu",
+        callbacks=[exact], plugins=[SafeCheckpointIO()], logger=TensorBoardLogger(folder, "", "0"), accelerator="cpu",
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **settings
     )  # fmt: skip
     trainer.fit(task, data, ckpt_path=exact.file if exact.file.is_file() else None, weights_only=True)
@@ -597,10 +598,10 @@ class Mine(TorchCheckpointIO):
 
 
 def test_a_plugin_of_the_users_stays_and_one_that_only_decides_when_writes_whole_files() -> None:
-    for given, written_by in ((None, AtomicCheckpointIO), (Mine(), Mine), (AsyncCheckpointIO(Mine()), Mine),
-                              (AsyncCheckpointIO(), AtomicCheckpointIO)):  # fmt: skip
+    for given, written_by in ((None, SafeCheckpointIO), (Mine(), Mine), (AsyncCheckpointIO(Mine()), Mine),
+                              (AsyncCheckpointIO(), SafeCheckpointIO)):  # fmt: skip
         trainer = Trainer(accelerator="cpu", logger=False, plugins=[] if given is None else [given])
-        write_atomically(trainer)
+        write_safely(trainer)
         chosen = trainer.strategy.checkpoint_io
         assert type(getattr(chosen, "checkpoint_io", chosen)) is written_by
         assert isinstance(chosen, AsyncCheckpointIO) is isinstance(given, AsyncCheckpointIO)

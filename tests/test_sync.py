@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process
 from normzoo import norms, sync
-from normzoo.atomic import AtomicCheckpointIO
+from normzoo.checkpoint_io import SafeCheckpointIO
 from normzoo.errors import InputError
 from normzoo.leave import DDP
 from normzoo.norms._base import Facts, Norm
@@ -300,12 +300,12 @@ FLAG = "--trainer.sync_batchnorm=true"
 @pytest.mark.parametrize(
     "flags,syncs,saves",
     [
-        ([], type(None), AtomicCheckpointIO),
-        ([FLAG], SyncNorms, AtomicCheckpointIO),
+        ([], type(None), SafeCheckpointIO),
+        ([FLAG], SyncNorms, SafeCheckpointIO),
         ([FLAG, "--trainer.plugins=AsyncCheckpointIO"], SyncNorms, AsyncCheckpointIO),
         ([FLAG, "--trainer.plugins+=AsyncCheckpointIO"], SyncNorms, AsyncCheckpointIO),
-        (["--trainer.plugins=SyncNorms"], SyncNorms, AtomicCheckpointIO),
-        ([FLAG, "--trainer.plugins=TorchSyncBatchNorm"], TorchSyncBatchNorm, AtomicCheckpointIO),
+        (["--trainer.plugins=SyncNorms"], SyncNorms, SafeCheckpointIO),
+        ([FLAG, "--trainer.plugins=TorchSyncBatchNorm"], TorchSyncBatchNorm, SafeCheckpointIO),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ COMMANDS = {
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",
     "replay": "run a step again whose loss was NaN or infinite, and show every layer",
+    "checkpoint": "show what a checkpoint holds, without running anything in it",
     "norms": "list the normalization layers, or show one layer's card",
 }
 
@@ -37,9 +38,10 @@ examples:
   normzoo fit --data=FashionMNIST --model.net=ResNet --model.net.norm=GroupNorm --model.net.norm.num_groups=4
   normzoo resume lightning_logs/digits_mlp/000           # after a kill
   normzoo test --ckpt_path=lightning_logs/digits_mlp/000
+  normzoo checkpoint lightning_logs/digits_mlp/000
   normzoo norms GroupNorm
   tensorboard --logdir=lightning_logs
-""".format(commands="\n".join(f"  {name:10}{does}" for name, does in COMMANDS.items()))
+""".format(commands="\n".join(f"  {name:12}{does}" for name, does in COMMANDS.items()))
 
 
 def shortened(message: str) -> str:
@@ -70,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from normzoo import resume
 
             resume.main(rest)
+        elif command == "checkpoint":
+            from normzoo import show
+
+            show.main(rest)
         else:
             from normzoo.runtime import share_cores
 

@@ -4,41 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from typing import IO
 
 PART = ".part"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints so that a kill at any moment leaves the one before whole: `plugins=[AtomicCheckpointIO()]`.
-
-    Reading is Lightning's own; so is writing to a path that is not local, such as `s3://`.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        if storage_options is not None or not _is_local_file_protocol(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        with written_whole(Path(path)) as file:
-            torch.save(checkpoint, file)
-
-
-def write_atomically(trainer: Trainer) -> None:
-    """Has a Trainer write by `AtomicCheckpointIO` where Lightning would by its own; a plugin of the user's stays.
-
-    A plugin that only decides when to write, such as `AsyncCheckpointIO`, writes by it too.
-    """
-    chosen = trainer.strategy.checkpoint_io
-    if type(chosen) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    elif isinstance(chosen, _WrappingCheckpointIO) and type(chosen.checkpoint_io) is TorchCheckpointIO:
-        chosen._checkpoint_io = AtomicCheckpointIO()
 
 
 @contextmanager

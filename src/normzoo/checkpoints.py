@@ -1,40 +1,67 @@
 """Which checkpoint is meant, and what it says of the run that wrote it."""
 
 import re
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, ZipFile, is_zipfile
 
-import torch
-
+from normzoo.archive import load_checkpoint as load_checkpoint
+from normzoo.checkpoint_classes import require_trusted
 from normzoo.configs import read_settings
 from normzoo.errors import InputError
 
 FOLDER = "checkpoints"
 
+# Lightning's words for a checkpoint of a run -> the files of a run that are meant, the newest last.
+WORDS = {"last": f"{FOLDER}/last.ckpt", "best": f"{FOLDER}/best.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
 
-def find_checkpoint(path: str, root: Path) -> Path:
-    """The checkpoint file that is meant by a file, the folder of a run, or the folder of an experiment's runs.
+# What a run needs to go on, beside weights.
+TO_RESUME = ("epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers")
+PROGRESS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict")
 
-    Of a run the best checkpoint counts, else the last; of an experiment the newest run that has one.
+
+def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
+    """The checkpoint file that is meant by a file, the folder of a run or of an experiment, or a word.
+
+    Of a run the best checkpoint counts, else the last; of an experiment the newest run that has one. The words `last`,
+    `best` and `hpc` mean that checkpoint of the newest run of the experiment that has one.
+
+    Args:
+        path: the file, folder or word.
+        root: the folder of all experiments.
+        experiment: the experiment that a word is about.
 
     Raises:
         InputError: there is none.
     """
     given = Path(path)
+    if path in WORDS:
+        for run in runs_of(root / experiment):
+            if files := sorted(run.glob(WORDS[path]), key=lambda file: int("0" + re.sub(r"\D", "", file.stem))):
+                return files[-1]
+        raise InputError(
+            f"ckpt_path={path!r}: there is no checkpoint {root / experiment}/*/{WORDS[path]}; --experiment=NAME looks "
+            f"at the runs of another experiment. {advice(root)}"
+        )
+    if path.startswith("registry"):
+        raise InputError(f"ckpt_path={path!r}: checkpoints come from files here, not from a registry; download it.")
     if given.is_file():
         return given
     if given.is_dir():
-        runs = sorted((p for p in given.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name), reverse=True)
-        for run in (given, *runs):
+        for run in (given, *runs_of(given)):
             for name in ("best.ckpt", "last.ckpt"):
                 for file in (run / FOLDER / name, run / name):
                     if file.is_file():
                         return file
     raise InputError(f"ckpt_path={path!r}: there is no checkpoint. {advice(root)}")
+
+
+def runs_of(experiment: Path) -> list[Path]:
+    """The folders of an experiment's runs, the newest first."""
+    found = (path for path in experiment.glob("*") if path.name.isdecimal())
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def advice(root: Path) -> str:
@@ -45,55 +72,96 @@ def advice(root: Path) -> str:
     return f"The newest run's: --ckpt_path={found[-1].parent.parent}"
 
 
-def saved_model(file: Path) -> dict[str, Any] | None:
+def saved_model(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
     """The class and the arguments of the LightningModule in a checkpoint, None where it does not say.
 
     Raises:
-        InputError: the file is no checkpoint, or holds more than tensors and plain data.
+        InputError: a class in it could be anything.
     """
-    try:
-        if not is_zipfile(file):
-            raise ValueError("not an archive as torch.save writes it")
-        with ZipFile(file) as archive:
-            if damaged := archive.testzip():  # torch writes checksums and does not look at them
-                raise ValueError(f"{damaged} in it is damaged")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
-            raise ValueError("no state_dict, or not by Lightning")
-        saved = dict(checkpoint.get("hyper_parameters", {}))
-    except (UnpicklingError, BadZipFile, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        objects = "objects whose reading could run code"  # torch's own advice is to read them all the same
-        reason = objects if isinstance(error, UnpicklingError) else str(error).strip().split(". ")[0]
-        raise InputError(
-            f"ckpt_path={str(file)!r} is not a checkpoint that can be read safely ({reason}); give one that "
-            f"'normzoo fit' wrote: tensors and plain data only."
-        ) from error
+    saved = dict(checkpoint.get("hyper_parameters") or {})
+    require_trusted(saved, file)
     saved.pop("_instantiator", None)
     path = saved.pop("_class_path", None)
     return {"class_path": path, "init_args": saved} if path else None
 
 
-def saved_data(file: Path) -> dict[str, Any] | None:
-    """The class and the arguments of the data set in the config of a checkpoint's run, None where there is none."""
-    config = file.parent.parent / "config.yaml"
-    if not config.is_file():
-        return None
-    return read_settings(config).get("data")
+def saved_data(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
+    """The class and the arguments of the data set of a checkpoint's run, None where nothing says."""
+    data = saved_config(checkpoint, file).get("data")
+    if isinstance(data, dict) and checkpoint.get("normzoo"):
+        require_trusted(data, file)
+    return data
+
+
+def saved_config(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint's run: what the checkpoint says, else the `config.yaml` of its run."""
+    if config := (checkpoint.get("normzoo") or {}).get("config"):
+        return dict(config)
+    written = file.parent.parent / "config.yaml"
+    if file.parent.name != FOLDER or not written.is_file():
+        return {}
+    return read_settings(written)
+
+
+def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
+    """Raises `InputError` if a checkpoint holds less than a run needs to go on."""
+    missing = [part for part in TO_RESUME if part not in checkpoint]
+    if not missing:
+        fit_loop = checkpoint["loops"].get("fit_loop", {})
+        missing = [f"loops.fit_loop.{part}" for part in PROGRESS if not isinstance(fit_loop.get(part), dict)]
+    if missing:
+        raise InputError(
+            f"ckpt_path={str(file)!r} lacks {', '.join(missing)}: it can be tested, but a run cannot go on from it; "
+            f"give a checkpoint that 'normzoo fit' wrote."
+        )
+
+
+def is_within_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written between the first and the last batch of an epoch."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    begun = (progress.get("current") or {}).get("ready", 0) > 0
+    return begun and not progress.get("is_last_batch", False)
+
+
+def batches_before(checkpoint: Mapping[str, Any]) -> int:
+    """How many batches the run that wrote a checkpoint had trained on."""
+    total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].get("total") or {}
+    return int(total.get("completed", 0))
 
 
 @contextmanager
-def told_of_mismatch(file: str | None) -> Iterator[None]:
-    """Raises an `InputError` that lists the differences when a checkpoint does not fit the network."""
+def told_of_mismatch(file: str | None, differences: str = "") -> Iterator[None]:
+    """Raises an `InputError` that lists the differences when a checkpoint does not fit what is configured.
+
+    Args:
+        file: the checkpoint.
+        differences: the settings that are not those of the checkpoint, one on each line.
+    """
+    settings = f"\n{differences}" if differences else ""
     try:
         yield
-    except RuntimeError as error:
+    except InputError:
+        raise
+    except Exception as error:
         if "loading state_dict" not in str(error):
-            raise
+            if not is_restoring(error):
+                raise
+            said = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"ckpt_path={file!r} cannot be taken up ({type(error).__name__}: {said}).{settings}\n"
+                f"Give a checkpoint of a run with these settings: those of its config.yaml."
+            ) from error
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         shown = "\n  ".join(re.sub(r"copying a param with shape |from checkpoint, ", "", line) for line in lines[:8])
         more = f"\n  and {len(lines) - 8} more differences" if len(lines) > 8 else ""
         raise InputError(
-            f"ckpt_path={file!r} holds another architecture than the one configured:\n  {shown}{more}\n"
-            f"Leave out the --model flags (test, validate and predict read the network from the checkpoint), or give "
-            f"those of the run that wrote it: its config.yaml."
+            f"ckpt_path={file!r} holds another architecture than the one configured:{settings}\n  {shown}"
+            f"{more}\nLeave out the --model flags (test, validate and predict read the network from the checkpoint), "
+            f"or give those of the run that wrote it: its config.yaml."
         ) from error
+
+
+def is_restoring(error: Exception) -> bool:
+    """Whether an error came up while a Trainer took up the state in a checkpoint."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return bool(names & {"_restore_modules_and_callbacks", "restore_training_state"})

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal, NoReturn
 
 import torch.distributed as dist
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
@@ -24,17 +27,19 @@ import normzoo.data
 import normzoo.models
 import normzoo.schedules
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
-from normzoo import checkpoints, configs
-from normzoo.atomic import write_atomically
+from normzoo import checkpoints, configs, contradictions
 from normzoo.callbacks import (
+    Change,
     ExactResume,
     FiniteLoss,
     HParams,
     LiveWriters,
     PredictionsCSV,
     ProgressBar,
+    Record,
     SharedRun,
 )
+from normzoo.checkpoint_io import write_safely
 from normzoo.errors import InputError
 from normzoo.imports import check_callables, check_class_paths, refusal, take_flags
 from normzoo.lean import make_lean
@@ -57,6 +62,9 @@ LINKS = {
     "data.input_shape": ("net.init_args.input_shape",),
     "data.num_classes": ("net.init_args.num_classes", "num_classes"),
 }
+
+# What a checkpoint says of the settings of its run.
+RECORDED = ("seed_everything", "model", "data", "trainer")
 
 NOISE = (
     "The number of training batches",  # the task chooses a shorter interval itself
@@ -120,14 +128,16 @@ class CLI(LightningCLI):
     """
 
     lock: int | None = None
+    watch: Watch | None = None
 
     def __init__(self, arguments: Sequence[str], run: Path | None = None) -> None:
         self.command = arguments[0]
         self.run = run
         self.is_new = run is None
-        self.watch: Watch | None = None
         connected = dist.is_initialized()
         self.files: list[Path] = []
+        self.differences: contradictions.Differences = {}
+        self.batches_before = 0
         try:
             super().__init__(
                 LightningModule,
@@ -202,6 +212,13 @@ class CLI(LightningCLI):
                 help="What happens when the loss or a gradient is NaN or infinite: stop the run before the weights are "
                 "spoiled, skip the step, or ignore it.",
             )
+            parser.add_argument(
+                "--change",
+                type=str,
+                default="",
+                help="With --ckpt_path: the settings that are to be other than the checkpoint's from here on, with "
+                "commas between, such as model.optimizer.lr.",
+            )
         if self.command == "predict":
             parser.add_argument(
                 "--output", type=str | None, default=None, help="The CSV file to write. (default: in the run's folder)"
@@ -223,9 +240,10 @@ class CLI(LightningCLI):
                         f"{name}={values[-1]}: the data set tells this; leave it out, or give the LightningDataModule "
                         f"the attribute {target.split('.')[-1]}."
                     )
+        model = None
         if self.command != "fit":
             self.save_config_callback = None
-            arguments = self.with_checkpoint(arguments)
+            arguments, model = self.with_checkpoint(arguments)
         try:
             self.config = parser.parse_args(spelled_out(arguments))
         except RecursionError as error:
@@ -237,27 +255,61 @@ class CLI(LightningCLI):
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
         if not settings.patience > 0:
             raise InputError(f"patience={settings.patience}: it is a number of seconds above 0; the default is 40.")
+        if settings.weights_only is False:
+            raise InputError("weights_only=False: reading objects could run code; a checkpoint is read without them.")
+        settings.weights_only = True
         if self.command == "fit" and settings.get("ckpt_path"):
-            file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs))
-            checkpoints.saved_model(file)  # raises where it cannot be read
-            settings.ckpt_path = str(file)
+            self.go_on(settings)
+        elif model:
+            self.differences = contradictions.differences({"model": model}, self.plain_config(), ["model"])
 
-    def with_checkpoint(self, arguments: list[str]) -> list[str]:
+    def go_on(self, settings: Any) -> None:
+        """Holds what is asked for against the checkpoint that a run goes on from."""
+        file = checkpoints.find_checkpoint(settings.ckpt_path, Path(settings.runs), settings.experiment)
+        tell_which(settings.ckpt_path, file)
+        checkpoint = checkpoints.load_checkpoint(file, mmap=True)
+        checkpoints.require_resumable(checkpoint, file)
+        self.batches_before = checkpoints.batches_before(checkpoint)
+        saved = checkpoints.saved_config(checkpoint, file)
+        if model := checkpoints.saved_model(checkpoint, file):
+            saved["model"] = model
+        asked = self.plain_config()
+        parts = ("seed_everything", "model", "data")
+        known = [key for part in parts for key, _ in contradictions.leaves(asked[part], part)]
+        changes = [change for change in settings.change.split(",") if change]
+        found = contradictions.differences(saved, asked, parts)
+        self.differences = contradictions.granted(
+            found, changes, known, str(file), checkpoints.is_within_epoch(checkpoint)
+        )
+        settings.ckpt_path = str(file)
+
+    def plain_config(self) -> dict[str, Any]:
+        """The configuration as plain data, all defaults included."""
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        return yaml.safe_load(text)[self.command]
+
+    def with_checkpoint(self, arguments: list[str]) -> tuple[list[str], dict[str, Any] | None]:
         """Puts the network and the data set of the checkpoint before the user's own flags, which therefore win."""
         if {"-h", "--help"} & set(arguments) or any(a.startswith("--print_config") for a in arguments):
-            return arguments
-        root = Path([*given("--runs", arguments), "lightning_logs"][0])
+            return arguments, None
+        root, experiment = (
+            Path(setting("runs", arguments, "lightning_logs")),
+            setting("experiment", arguments, "default"),
+        )
         paths = given("--ckpt_path", arguments)
         if not paths:
             raise InputError(
                 f"{self.command} needs trained weights: --ckpt_path=FILE_OR_RUN. {checkpoints.advice(root)}"
             )
-        file = checkpoints.find_checkpoint(paths[-1], root)
-        found = {"model": without_links(checkpoints.saved_model(file)), "data": checkpoints.saved_data(file)}
+        file = checkpoints.find_checkpoint(paths[-1], root, experiment)
+        tell_which(paths[-1], file)
+        checkpoint = checkpoints.load_checkpoint(file, mmap=True)
+        model = without_links(checkpoints.saved_model(checkpoint, file))
+        found = {"model": model, "data": checkpoints.saved_data(checkpoint, file)}
         check_class_paths(found, str(file))
         configs.read[str(file)] = json.dumps(found)
         flags = [f"--{key}={json.dumps(value)}" for key, value in found.items() if value]
-        return [self.command, *flags, *arguments[1:], f"--ckpt_path={file}"]
+        return [self.command, *flags, *arguments[1:], f"--ckpt_path={file}"], model
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters win over the user's flags, without a word."""
@@ -305,6 +357,9 @@ class CLI(LightningCLI):
             callbacks += [HParams(flat(self.settings)), LiveWriters()]
             if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
                 callbacks.append(FiniteLoss(self.settings.on_bad_loss, folder=self.run / FiniteLoss.FOLDER))
+            callbacks.append(Record({key: self.config_dump.get(key) for key in RECORDED}))
+            if self.differences:
+                callbacks.append(Change(self.differences))
             callbacks.append(SharedRun(self.run, lambda run: setattr(self, "run", run)))
         elif config.logger is None:
             config.logger = False
@@ -321,7 +376,7 @@ class CLI(LightningCLI):
             callbacks.append(ProgressBar())
         config.callbacks = callbacks
         trainer = super().instantiate_trainer(**kwargs)
-        write_atomically(trainer)
+        write_safely(trainer)
         self.watch = watched(trainer, self.settings.patience)
         if self.watch is not None:
             trainer.callbacks.append(self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
@@ -335,13 +390,13 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)
-        with checkpoints.told_of_mismatch(kwargs.get("ckpt_path")):
+        with checkpoints.told_of_mismatch(kwargs.get("ckpt_path"), contradictions.listed(self.differences)):
             self.trainer.fit(**kwargs)
 
     def discard_run(self) -> None:
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
-        begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
+        begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > self.batches_before
         begun = begun or (self.run is not None and (self.run / FiniteLoss.FOLDER).exists())  # a bad first step
         if self.run is not None and self.is_new and not begun and is_first():
             shutil.rmtree(self.run, ignore_errors=True)
@@ -356,18 +411,27 @@ class CLI(LightningCLI):
             print(f"\nrun          {self.run}\ntensorboard  tensorboard --logdir={self.settings.runs}")
 
     def validate(self, **kwargs: Any) -> None:
-        with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
+        with self.told_of_differences(kwargs["ckpt_path"]):
             self.trainer.validate(**kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
+        with self.told_of_differences(kwargs["ckpt_path"]):
             self.trainer.test(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        with checkpoints.told_of_mismatch(kwargs["ckpt_path"]):
+        with self.told_of_differences(kwargs["ckpt_path"]):
             self.trainer.predict(**{**kwargs, "return_predictions": False})
         if self.trainer.is_global_zero:
             print(f"predictions  {self.predictions}")
+
+    @contextmanager
+    def told_of_differences(self, file: str) -> Iterator[None]:
+        """Says, when a checkpoint has been scored, which of its network's settings were not its own."""
+        lines = contradictions.listed(self.differences)
+        with checkpoints.told_of_mismatch(file, lines):
+            yield
+        if lines and self.trainer.is_global_zero:
+            print(f"normzoo: note: as the flags ask, and not as the checkpoint was trained:\n{lines}", file=sys.stderr)
 
 
 def best(model: LightningModule, folder: Path) -> list[Callback]:
@@ -426,6 +490,25 @@ def given(name: str, arguments: Sequence[str]) -> list[str]:
         if argument == name or argument.startswith(f"{name}=")
     )
     return [value for value in values if value is not None]
+
+
+def setting(name: str, arguments: Sequence[str], default: str) -> str:
+    """What flags and config files say of a setting at the top, before they are parsed; the last one counts."""
+    for place, argument in enumerate(arguments):
+        flag = argument.partition("=")[0]
+        if flag in (f"--{name}", "-c", "--config"):
+            for value in given(flag, arguments[place : place + 2])[:1]:
+                if flag == f"--{name}":
+                    default = value
+                elif Path(value).is_file():
+                    default = configs.read_settings(Path(value)).get(name, default)
+    return str(default)
+
+
+def tell_which(path: str, file: Path) -> None:
+    """Says which file a run, an experiment or a word stands for."""
+    if Path(path) != file and is_first():
+        print(f"checkpoint   {file}")
 
 
 def options(parser: Any) -> Iterator[str]:

@@ -1,12 +1,14 @@
 """The LightningModules: network + loss + metrics + optimizer."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from normzoo.archive import load_checkpoint
+from normzoo.checkpoint_classes import require_trusted
 from normzoo.errors import InputError
 from normzoo.models._base import Network
 from normzoo.norms._base import Norm
@@ -97,6 +101,40 @@ class Classifier(LightningModule):
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.curve: dict[str, float] = {}
         self.saved_steps: dict[str, Tensor] = {}
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The task in a checkpoint, its network built anew, once the file is found whole and free of code.
+
+        Args:
+            checkpoint_path: a file.
+            map_location: the device for the weights.
+            hparams_file: as in Lightning.
+            strict: whether the weights must fit the network to the last.
+            weights_only: False reads objects too, by running what the file says, as Lightning does.
+            **kwargs: arguments of the task that are to be others than those saved.
+
+        Raises:
+            InputError: the file is damaged, holds what could run code, or names a class that could be anything.
+        """
+        load = super().load_from_checkpoint
+        if weights_only is False or not isinstance(checkpoint_path, str | Path) or "://" in str(checkpoint_path):
+            return load(checkpoint_path, map_location, hparams_file, strict, weights_only is not False, **kwargs)
+        if not Path(checkpoint_path).is_file():
+            raise InputError(f"checkpoint_path={str(checkpoint_path)!r}: there is no such file; give a .ckpt file.")
+        with Path(checkpoint_path).open("rb") as stream:
+            saved = load_checkpoint(stream).get("hyper_parameters") or {}
+            require_trusted(saved, checkpoint_path)
+            stream.seek(0)
+            return load(stream, map_location, hparams_file, strict, True, **kwargs)
 
     def setup(self, stage: str) -> None:
         if self.channels_last:

@@ -78,7 +78,7 @@ class Watch(Callback):
             return
         # Only now, as some ranks may take minutes until they are here.
         dist.distributed_c10d.set_timeout(timedelta(seconds=self.patience))
-        self.store = dist.PrefixStore("watch", dist.distributed_c10d._get_default_store())
+        self.store = dist.distributed_c10d.PrefixStore("watch", dist.distributed_c10d._get_default_store())
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (socket.gethostname(), boot(), os.getpid()))
         here = everyone[self.rank][:2]

@@ -215,7 +215,7 @@ def look(replica: Replica, batch: Any, batch_idx: int, factor: float = 1.0) -> F
     """
     replica.refresh()
     watch = Watch(replica.module)
-    original = replica.original[0]
+    original = replica.original
     weights = {name: p.detach().clone().requires_grad_() for name, p in original.named_parameters() if p.requires_grad}
     gradients: dict[str, Numbers] = {}
     with watch:

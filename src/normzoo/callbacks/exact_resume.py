@@ -25,11 +25,11 @@ class ExactResume(Checkpoint):
 
     The command line adds it to every run. In Python, with the plugin that makes writing survive a kill:
 
-        from normzoo.atomic import AtomicCheckpointIO
+        from normzoo.checkpoint_io import SafeCheckpointIO
 
         exact = ExactResume("runs/mine/0")
         logger = TensorBoardLogger("runs", "mine", "0")  # the same folder each time
-        trainer = Trainer(callbacks=[exact], plugins=[AtomicCheckpointIO()], logger=logger, max_epochs=100)
+        trainer = Trainer(callbacks=[exact], plugins=[SafeCheckpointIO()], logger=logger, max_epochs=100)
         seed_everything(0)
         trainer.fit(model, data, ckpt_path=exact.file if exact.file.is_file() else None, weights_only=True)
 
