@@ -121,14 +121,13 @@ class CLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
-            if self.watch is not None:
-                self.watch.leave()
-            elif not connected:
-                leave()
+            end = getattr(self.watch, "leave", None if connected else leave)
+            if end is not None:
+                end()
         except BaseException as error:
             self.discard_run()
-            if self.watch is not None:
-                self.watch.fail(find_input_error(error) or error)
+            if fail := getattr(self.watch, "fail", None):
+                fail(find_input_error(error) or error)
             raise
 
     # The parser.
