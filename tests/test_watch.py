@@ -193,7 +193,7 @@ def test_ranks_predict_into_one_file_as_one_rank_does(forks: Forks, tmp_path: Pa
         assert [one.wait(60) for one in ranks] == [0] * len(ranks), ranks[0].err
         assert "predictions" in ranks[0].out
         assert all("predictions" not in one.out for one in ranks[1:])
-        tables.append(list(csv.DictReader((tmp_path / f"{number}.csv").open())))
+        tables.append(list(csv.DictReader((tmp_path / f"{number}.csv").read_text().splitlines())))
     assert len(tables[0]) == 360
     assert len(list(tmp_path.glob("*.csv"))) == 2
     assert not list(run.glob("*.csv"))

@@ -261,7 +261,7 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         self.watch = watched(trainer, self.settings.patience)
         if self.watch is not None:
-            trainer.callbacks.append(self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
+            trainer.callbacks.insert(0, self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
         return trainer
 
     def fit(self, **kwargs: Any) -> None:
