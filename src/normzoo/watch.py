@@ -80,7 +80,7 @@ class Watch(Callback):
             return
         # Only now, as some ranks may take minutes until they are here.
         c10d.set_timeout(timedelta(seconds=self.patience))
-        self.store = c10d.PrefixStore("watch", c10d._get_default_store())  # type: ignore[attr-defined]
+        self.store = c10d.PrefixStore("watch", c10d._get_default_store())
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (socket.gethostname(), boot(), os.getpid()))
         here = everyone[self.rank][:2]
