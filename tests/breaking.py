@@ -17,16 +17,12 @@ def arrange(rank: int, where: str, how: str) -> None:
 
     def broken(self: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if self.trainer.global_rank == rank and calls == (3 if where == "train" else 1) and not sanity(self):
+        calls += not self.trainer.sanity_checking
+        if self.trainer.global_rank == rank and calls == (3 if where == "train" else 1):
             act(how)
         return honest(self, *arguments, **named)
 
     setattr(Classifier, PLACES[where], broken)
-
-
-def sanity(task: Any) -> bool:
-    return bool(task.trainer.sanity_checking)
 
 
 def act(how: str) -> None:

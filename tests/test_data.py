@@ -209,6 +209,23 @@ def test_evaluation_sees_every_row_once_and_training_drops_what_fills_no_batch(n
     assert [len(batch) for batch in batches] == (full or [number])
 
 
+@pytest.mark.parametrize("number,batch_size", SIZES)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_without_drop_last_every_row_is_trained_on_once(number: int, batch_size: int, world_size: int) -> None:
+    """In batches that many ranks see together as one sees them; of the last, smaller one the first ranks get more."""
+    rows = torch.arange(1000, 1000 + number)
+    one = order(TrainBatches(rows, batch_size * world_size, seed=3, drop_last=False), 2)
+    settings: dict[str, Any] = {"seed": 3, "drop_last": False, "world_size": world_size}
+    many = [order(TrainBatches(rows, batch_size, rank=rank, **settings), 2) for rank in range(world_size)]
+    assert [flat(list(parts)) for parts in zip(*many, strict=True)] == one
+    assert sorted(flat(one)) == rows.tolist()
+    assert {len(batch) for batch in one[:-1]} <= {batch_size * world_size}
+    for parts in zip(*many, strict=True):
+        sizes = [len(part) for part in parts]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] - sizes[-1] <= 1
+
+
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     def at(seed: int, epoch: int) -> tuple[int, ...]:
         return tuple(flat(order(TrainBatches(torch.arange(64), 8, seed=seed), epoch)))

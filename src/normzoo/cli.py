@@ -151,15 +151,14 @@ class CLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
-            if self.watch is not None:
-                self.watch.leave()
-            elif not connected:
-                leave()
+            end = getattr(self.watch, "leave", None if connected else leave)
+            if end is not None:
+                end()
         except BaseException as error:
             self.discard_run()
             told = unwritten(error, self.run, self.files)
-            if self.watch is not None:
-                self.watch.fail(told or find_input_error(error) or error)
+            if fail := getattr(self.watch, "fail", None):
+                fail(told or find_input_error(error) or error)
             if told is not None:
                 raise told from error
             raise
@@ -379,7 +378,7 @@ class CLI(LightningCLI):
         write_safely(trainer)
         self.watch = watched(trainer, self.settings.patience)
         if self.watch is not None:
-            trainer.callbacks.append(self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
+            trainer.callbacks.insert(0, self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
         return trainer
 
     def last(self) -> ExactResume:

@@ -5,9 +5,12 @@ afterwards. Buffers, such as running statistics, are small, and every rank keeps
 """
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils.parametrize import ParametrizationList
@@ -51,8 +54,21 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
             f"tensor_parallel_size={ways}: parameters are sharded over the ranks, layers are not; set "
             f"data_parallel_size to the number of ranks, and tensor_parallel_size to 1."
         )
+    ranks = mesh["data_parallel"]
+    scalars = {p for p in net.parameters() if p.ndim == 0}  # cannot be split
     for unit in [*units(net), net]:
-        fully_shard(unit, mesh=mesh["data_parallel"])
+        for parameter in unit.parameters():
+            parameter.data = parameter.data.contiguous()
+        fully_shard(unit, mesh=ranks, ignored_params=scalars)
+    for scalar in scalars:
+        scalar.register_post_accumulate_grad_hook(partial(average, ranks.get_group()))
+
+
+def average(group: Any, parameter: Tensor) -> None:
+    """Makes a gradient the mean over the ranks, as FSDP does with those of the parameters that it splits."""
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad, group=group)
+    parameter.grad /= dist.get_world_size(group)
 
 
 def units(module: nn.Module) -> Iterator[nn.Module]:

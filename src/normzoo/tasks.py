@@ -11,6 +11,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -137,7 +138,7 @@ class Classifier(LightningModule):
             return load(stream, map_location, hparams_file, strict, True, **kwargs)
 
     def setup(self, stage: str) -> None:
-        if self.channels_last:
+        if self.channels_last and self._device_mesh is None:  # FSDP wants the usual format
             self.net.to(memory_format=torch.channels_last)
         if self.compile_net and stage == "fit":
             self.net.compile()
@@ -303,4 +304,10 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             (spared if parameter.ndim < 2 or id(parameter) in of_norms else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [part for group in groups for part in apart(group) if part["params"]]
+
+
+def apart(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group of parameters as one of sharded and one of whole ones, which an optimizer does not take together."""
+    kinds = [[p for p in group["params"] if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
+    return [{**group, "params": kind} for kind in kinds]

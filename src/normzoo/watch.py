@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
@@ -58,6 +59,7 @@ class Watch(Callback):
         self.parent = os.getppid() if os.environ.get(PARENT) == str(os.getppid()) else None
         self.torchrun = os.getppid() if dist.is_torchelastic_launched() else None
         self.peers: dict[int, int] = {}  # rank -> process, of this machine
+        self.lost: set[int] = set()  # processes of this machine that no longer come, and end with this one
         self.stopped: dict[int, float] = {}  # process -> seconds for which it was seen stopped
         self.trouble: str | None = None
         self.leaving = threading.Event()
@@ -77,8 +79,8 @@ class Watch(Callback):
         if self.peers or not dist.is_initialized():
             return
         # Only now, as some ranks may take minutes until they are here.
-        dist.distributed_c10d.set_timeout(timedelta(seconds=self.patience))
-        self.store = dist.distributed_c10d.PrefixStore("watch", dist.distributed_c10d._get_default_store())
+        c10d.set_timeout(timedelta(seconds=self.patience))
+        self.store = c10d.PrefixStore("watch", c10d._get_default_store())
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (socket.gethostname(), boot(), os.getpid()))
         here = everyone[self.rank][:2]
@@ -117,7 +119,7 @@ class Watch(Callback):
                 return f"rank {rank} (process {pid}) has ended before the run did; if it could say why, it stands above"
             self.stopped[pid] = self.stopped.get(pid, 0) + LOOK if state == "stopped" else 0
             if self.stopped[pid] >= STOPPED:
-                os.kill(pid, signal.SIGKILL)  # or it would stay forever
+                self.lost.add(pid)
                 return f"rank {rank} (process {pid}) stood still for {STOPPED:.0f} s, stopped by a signal"
         return None
 
@@ -150,6 +152,21 @@ class Watch(Callback):
         thread.join(seconds)
         return answer[0]
 
+    def tell(self, what: str) -> None:
+        """Leaves a mark that all ranks can see."""
+        self.ask(lambda: self.store.set(what, "1"))
+
+    def is_told(self, what: str) -> bool:
+        """Whether some rank has left a mark."""
+        return bool(self.ask(lambda: self.store.check([what])))
+
+    def place_of(self, rank: int) -> str:
+        """Where another rank's main thread stood when it was last seen."""
+        if rank in self.peers and state_of(self.peers[rank]) == "stopped":
+            return "was stopped by a signal"
+        place = self.ask(lambda: self.store.get(f"stands{rank}").decode())
+        return f"stands at {place}" if place else "has not said where it stands"
+
     # The end.
 
     @property
@@ -164,19 +181,19 @@ class Watch(Callback):
             return None
         late = LATE.search(told)
         if late:
-            self.ask(lambda: self.store.set(f"waited{self.rank}", "1"))
+            self.tell(f"waited{self.rank}")
         for _ in range(round(GRACE / 0.1)):
             if self.trouble:
                 return self.trouble
             time.sleep(0.1)
         ranks = [r for r in range(self.trainer.world_size) if r != self.rank]
-        absent = [r for r in ranks if not self.ask(lambda r=r: self.store.check([f"waited{r}"]))]
+        absent = [r for r in ranks if not self.is_told(f"waited{r}")]
         if late and absent:
             if min({*ranks, self.rank} - {*absent}) < self.rank:
                 return ""
-            self.ask(lambda: self.store.set("told", "1"))
-            stands = {r: self.ask(lambda r=r: self.store.get(f"stands{r}").decode()) for r in absent}
-            where = "; ".join(f"rank {r} stands at {place or 'an unknown place'}" for r, place in stands.items())
+            self.tell("told")
+            self.lost |= {self.peers[r] for r in absent if r in self.peers}
+            where = "; ".join(f"rank {r} {self.place_of(r)}" for r in absent)
             say(
                 f"rank {self.rank} has waited {self.patience:g} s for the others: {where}. If they only take long "
                 f"there, give them time with --patience=SECONDS. {REMEDY}"
@@ -202,17 +219,17 @@ class Watch(Callback):
         An exit in order would wait in what is broken: threads of torch hang in it, or abort.
         """
         self.over.set()
-        told = not own and self.ask(lambda: self.store.check(["told"]))
+        told = not own and self.is_told("told")
         if message and (own or (self.speaks and not told)):
             if not own:
-                self.ask(lambda: self.store.set("told", "1"))
+                self.tell("told")
             say(message if own else f"{message}. {REMEDY}")
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        for child in self.children:
+        for pid in {*self.lost, *(child.pid for child in self.children if child.poll() is None)}:
             with contextlib.suppress(OSError):
-                child.kill()
+                os.kill(pid, signal.SIGKILL)
         os._exit(status)
 
     def leave(self) -> None:

@@ -12,6 +12,15 @@ from torch import Tensor
 PATIENCE = timedelta(minutes=5)
 
 
+def patience() -> timedelta:
+    """How long to wait for another rank: no longer than the training does."""
+    try:
+        own: timedelta = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout  # type: ignore[union-attr]
+    except (RuntimeError, AttributeError):  # the training has no group for CPUs
+        return PATIENCE
+    return min(own, PATIENCE)
+
+
 class Ranks:
     """The processes that train together; one process is a special case that costs nothing.
 
@@ -21,7 +30,7 @@ class Ranks:
     def __init__(self) -> None:
         self.many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.size = dist.get_world_size() if self.many else 1
-        self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.many else None
+        self.group: Any = dist.new_group(backend="gloo", timeout=patience()) if self.many else None
 
     def close(self) -> None:
         """Leaves the group."""

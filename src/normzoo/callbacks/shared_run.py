@@ -24,7 +24,7 @@ class SharedRun(Callback):
         if run == self.run:
             return
         if trainer.default_root_dir == str(self.run):
-            trainer._default_root_dir = str(run)  # type: ignore[attr-defined] # set by Lightning, undeclared
+            trainer._default_root_dir = str(run)  # type: ignore[attr-defined]  # set by Lightning, undeclared
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == self.run:
                 logger._version = run.name
