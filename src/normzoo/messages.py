@@ -124,7 +124,9 @@ def value_in(message: str) -> str:
     value = re.search(
         r"(?:Got|Given) value: (?!Namespace|NestedArg)([^\n]*?)(?:\. Got value: .*)?$", message, re.MULTILINE
     )
-    return repr(value[1]) if value else "another value"
+    if not value:
+        return "another value"
+    return repr(value[1] if len(value[1]) <= 200 else f"{value[1][:100]} ... {value[1][-20:]}")
 
 
 def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
