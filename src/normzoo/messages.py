@@ -101,9 +101,13 @@ def arguments_of(message: str) -> tuple[str, list[str]] | None:
     named: Any = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
     if not isinstance(named, type):
         return None
+    try:
+        parameters = signature(named).parameters
+    except ValueError:  # a class that is not written in Python
+        return None
     names = [
         name
-        for name, parameter in signature(named).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
         and not (name in HANDED_OVER and parameter.default is Parameter.empty)
     ]
