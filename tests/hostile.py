@@ -124,7 +124,7 @@ VALUES: dict[str, set[Any]] = {
     "nonsense": {str},
     "1.5": {float, str},
     "[nonsense, words]": {str, dict},
-    "{nonsense: 1}": {dict},
+    "{nonsense: 1}": {str, dict},
     "2024-13-45": {str},
     "[[1], {}]": {str},
     "!!": {str},
@@ -391,7 +391,7 @@ class Maker:
         if key in ("trainer", "init_args"):
             wrong = [other for other in wrong if other != {} and other != []] + [5]
         place[key] = self.random.choice(wrong)
-        return self.file("misshapen", yaml.safe_dump(settings, sort_keys=False), key)
+        return self.file("misshapen", yaml.safe_dump(settings, sort_keys=False), key, "takes no 'a'")
 
     def odd(self) -> Case:
         """What YAML allows and settings do not."""
@@ -463,7 +463,7 @@ class Maker:
                 "model: {class_path: Classifier, init_args: {net: {class_path: MLP, init_args: {hidden: [.nan]}}}}\n",
             ]
         )
-        return self.file("not YAML's core", text, *re.findall(r"\w{3,}", text), "'-'")
+        return self.file("not YAML's core", text, *re.findall(r"\w{3,}", text), "'-'", "too long")
 
 
 def keys_of(settings: Any) -> Iterator[tuple[dict[str, Any], str]]:

@@ -329,7 +329,9 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, OverflowError, MisconfigurationException) as error:
+        except (ValueError, OverflowError, TypeError, MisconfigurationException) as error:
+            if isinstance(error, TypeError) and "`devices`" not in str(error):
+                raise  # a bug in somebody's class
             raise find_input_error(error) or InputError(
                 f"the run cannot be built: {cause(error)}\nNORMZOO_TRACEBACK=1 shows where."
             ) from error

@@ -117,9 +117,10 @@ def require_form(values: Any, shown: str) -> None:
     while pending:
         place, value = pending.pop()
         if isinstance(value, dict):
-            if "init_args" in value and "class_path" not in value:
-                for key in get_close_matches("class_path", [str(key) for key in value], n=1, cutoff=0.8):
-                    raise InputError(f"{shown}: {key!r} in {place or 'it'} is unknown. Did you mean class_path?")
+            for one, other in (("class_path", "init_args"), ("init_args", "class_path")):
+                if other in value and one not in value:
+                    for key in get_close_matches(one, [str(key) for key in value if key != other], n=1, cutoff=0.8):
+                        raise InputError(f"{shown}: {key!r} in {place or 'it'} is unknown. Did you mean {one}?")
             for key, child in value.items():
                 name = f"{place}.{key}" if place else str(key)
                 if key == "class_path" and not isinstance(child, str):

@@ -101,9 +101,13 @@ def arguments_of(message: str) -> tuple[str, list[str]] | None:
     named: Any = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
     if not isinstance(named, type):
         return None
+    try:
+        parameters = signature(named).parameters
+    except ValueError:  # a class that is not written in Python
+        return None
     names = [
         name
-        for name, parameter in signature(named).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
         and not (name in HANDED_OVER and parameter.default is Parameter.empty)
     ]
@@ -124,7 +128,9 @@ def value_in(message: str) -> str:
     value = re.search(
         r"(?:Got|Given) value: (?!Namespace|NestedArg)([^\n]*?)(?:\. Got value: .*)?$", message, re.MULTILINE
     )
-    return repr(value[1]) if value else "another value"
+    if not value:
+        return "another value"
+    return repr(value[1] if len(value[1]) <= 200 else f"{value[1][:100]} ... {value[1][-20:]}")
 
 
 def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
