@@ -104,8 +104,10 @@ class Forks:
     def close(self) -> None:
         """Ends the server, and with it whatever still runs."""
         assert self.server.stdin is not None
+        assert self.server.stdout is not None
         self.server.stdin.close()
         self.server.wait(30)
+        self.server.stdout.close()
 
 
 def child(request: dict[str, Any]) -> None:
