@@ -521,6 +521,7 @@ def test_ranks_decide_together(what: str, synchronized: bool, ranks: str, own: P
     assert "rank1" in again.out
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of what it does itself
 def test_a_compiled_network_is_looked_at_eagerly(tmp_path: Path) -> None:
     task = Task(net(BadOutput()))
     task.network.compile(backend="eager")
