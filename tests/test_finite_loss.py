@@ -1,10 +1,11 @@
 """What happens when numbers stop being finite: nothing that was learned is lost, and the culprit is named."""
 
 import math
+import os
 import random
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from normzoo.models import MLP
 
 AT = 3
 """The batch that is bad."""
-HERE = Path(__file__).parent
 
 
 class Counting(nn.Module):
@@ -490,42 +490,41 @@ def test_a_flag_skips(own: Path) -> None:
     assert (run / "bad" / "000003" / "layers.txt").read_text().startswith("The first is net.3 (Bad)")
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["stop", "skip"])
-def test_ranks_decide_together(what: str, own: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "synchronized", "ranks"), [("stop", True, "0, 1"), ("stop", False, "1"), ("skip", False, "1")]
+)
+def test_ranks_decide_together(what: str, synchronized: bool, ranks: str, own: Path, forks: Forks) -> None:
     """One of two ranks has a bad batch; a process of its own replays it."""
-    forks = Forks(tmp_path)
     path = f"import sys; sys.path.insert(0, {str(own)!r})"
-    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1", "--trainer.sync_batchnorm=true")
-    try:
-        flags = (*commands.QUIET, *two, "--data=my_bad_task.OnlyRankOne", f"--on_bad_loss={what}")
-        result = forks.run("fit", *flags, cwd=own, before=path, PYTHONPATH=python_path(own))
-        assert (result.poll() == 0) is (what == "skip"), result.err
-        assert "step 3: the loss is nan on rank 1 (epoch 0" in result.err
-        assert "On rank 1: The batch itself" in result.err
-        [run] = (own / "lightning_logs" / "default").iterdir()
-        assert {file.name for file in (run / "bad" / "000003").glob("rank*.pt")} == {"rank0.pt", "rank1.pt"}
-        if what == "skip":
-            saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-            assert all(math.isfinite(value.double().sum()) for value in saved["state_dict"].values())
-        again = forks.run("replay", folder_in(result.err), cwd=own, before=path)
-        assert again.poll() == 0, again.out + again.err
-        assert "rank1" in again.out
-    finally:
-        forks.close()
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", f"--trainer.sync_batchnorm={str(synchronized).lower()}")
+    flags = (*commands.QUIET, *two, "--trainer.max_epochs=1", "--data=my_bad_task.OnlyRankOne", f"--on_bad_loss={what}")
+    python_path = os.pathsep.join([str(own), os.environ.get("PYTHONPATH", "")])  # of the second rank
+    result = forks.run("fit", *flags, cwd=own, before=path, PYTHONPATH=python_path)
+    assert (result.poll() == 0) is (what == "skip"), result.err
+    assert f"step 3: the loss is nan on rank {ranks} (epoch 0" in result.err
+    assert "On rank 1: The batch itself" in result.err
+    [run] = (own / "lightning_logs" / "default").iterdir()
+    assert {file.name for file in (run / "bad" / "000003").glob("rank*.pt")} == {"rank0.pt", "rank1.pt"}
+    if what == "skip":
+        saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        assert all(math.isfinite(value.double().sum()) for value in saved["state_dict"].values())
+    again = forks.run("replay", folder_in(result.err), cwd=own, before=path)
+    assert again.poll() == 0, again.out + again.err
+    assert "rank1" in again.out
 
 
-def python_path(folder: Path) -> str:
-    import os
-
-    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-
-
-@pytest.mark.slow
-def test_a_compiled_network_is_looked_at_eagerly(own: Path) -> None:
-    flags = ("--model.compile=true", *FITS["classifier"], "--trainer.max_epochs=1")
-    result = commands.normzoo("fit", *commands.QUIET, *flags)
-    assert "The " in result.err
-    assert result.status == 1
-    again = commands.normzoo("replay", folder_in(result.err))
-    assert again.status == 0, again.out + again.err
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of what it does itself
+def test_a_compiled_network_is_looked_at_eagerly(tmp_path: Path) -> None:
+    task = Task(net(BadOutput()))
+    task.network.compile(backend="eager")
+    with pytest.raises(InputError, match="step 3: the loss is nan[^~]*The first is network.3"):
+        train(task, FiniteLoss(folder=tmp_path))
+    assert BadStep.load(tmp_path / "000003" / "rank0.pt").compiled

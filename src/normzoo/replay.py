@@ -134,7 +134,9 @@ def main(arguments: Sequence[str]) -> int:
             f"In Python: normzoo.callbacks._bad_step.BadStep.load({str(wanted[0])!r}) has the batch."
         )
     steps = [(file, BadStep.load(file)) for file in wanted]
-    file, step = next(((f, s) for f, s in steps if s.findings["offender"]), steps[0])
+    offenders = [step.findings["offender"] for _, step in steps]
+    first = min(range(len(steps)), key=lambda i: (offenders[i] != "batch", not offenders[i]))
+    file, step = steps[first]
     cli = ReplayCLI(folder, step, others)
     seen = cli.replay.findings
     if seen is None:

@@ -341,7 +341,9 @@ class FiniteLoss(Callback):
         )
         assert self.ranks is not None
         seen = self.ranks.gather((findings.offender, findings.says))
-        rank, says = next(((r, s) for r, (offender, s) in enumerate(seen) if offender), (0, seen[0][1]))
+        # Layers that synchronize carry one rank's bad batch to all of them.
+        rank = min(range(len(seen)), key=lambda r: (seen[r][0] != "batch", not seen[r][0]))
+        says = seen[rank][1]
         of_layer = f"On rank {rank}: {says}" if len(seen) > 1 else says
         lines = [where, of_layer]
         if findings.loss is not None and mine.loss is not None and not alike(findings.loss, mine.loss):
