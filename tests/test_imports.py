@@ -179,12 +179,15 @@ def test_the_zoo_serves_people_who_only_want_a_layer() -> None:
     assert modules & (HEAVY - {"torch", "numpy"}) == set()  # torch itself imports numpy
 
 
-@pytest.mark.parametrize("command", [("--help",), ("norms", "--help"), ("resume", "--help")], ids=" ".join)
+LIGHT = [("--help",), *((name, "--help") for name in ("norms", "resume", "checkpoint"))]
+
+
+@pytest.mark.parametrize("command", LIGHT, ids=" ".join)
 def test_help_answers_without_the_heavy_imports(command: tuple[str, ...]) -> None:
     assert modules_of("-m", "normzoo", *command) & HEAVY == set()
 
 
-@pytest.mark.parametrize("command", [("--help",), ("norms", "--help"), ("resume", "--help")], ids=" ".join)
+@pytest.mark.parametrize("command", LIGHT, ids=" ".join)
 def test_help_answers_at_once(command: tuple[str, ...]) -> None:
     """The processor's time, best of three: half a second of it, however busy the machine is."""
     times = []

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from normzoo.checkpoints import find_checkpoint, load_checkpoint, saved_config
 from normzoo.errors import InputError
 
 USAGE = "normzoo checkpoint FILE_OR_RUN [--json] [--runs=FOLDER] [--experiment=NAME]"
@@ -30,17 +29,25 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", default="lightning_logs", help="the folder of all experiments")
     parser.add_argument("--experiment", default="default", help="the experiment that the words last and best are about")
     given = parser.parse_args(arguments)
+    from normzoo.checkpoints import find_checkpoint, load_checkpoint, saved_config  # and with it torch
+
     file = find_checkpoint(given.path, Path(given.runs), given.experiment)
-    holds = contents(load_checkpoint(file, mmap=True), file)
+    checkpoint = load_checkpoint(file, mmap=True)
+    holds = contents(checkpoint, saved_config(checkpoint, file), file)
     if given.json:
         print(json.dumps(holds, indent=2))
     else:
         print("\n".join(lines(holds)))
 
 
-def contents(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """What a checkpoint holds, as plain data; None where it does not say."""
-    config = saved_config(checkpoint, file)
+def contents(checkpoint: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """What a checkpoint holds, as plain data; None where it does not say.
+
+    Args:
+        checkpoint: as read.
+        config: of the run that wrote it, empty where it is not known.
+        file: where it was read from.
+    """
     model = checkpoint.get("hyper_parameters") or {}
     weights = checkpoint["state_dict"]
     said = checkpoint.get("normzoo") or {}
