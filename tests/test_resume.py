@@ -315,11 +315,6 @@ KINDS = {
     "images": "encoded_image_string",
     "tensors": "tensor_proto",
 }
-    "scalars": "value",
-    "histograms": "histogram_value",
-    "images": "encoded_image_string",
-    "tensors": "tensor_proto",
-}
 
 
 def read(run: Path) -> dict[tuple[str, str], list[tuple[int, Any]]]:
