@@ -230,8 +230,8 @@ class Trials:
                 self.whole[setting] = cwd / "lightning_logs/default/000", counts
             return self.whole[setting]
 
-    def killed(self, setting: str, kills: list[str], cwd: Path) -> Path:
-        """A run that is killed as often as it is said, and resumed each time; returns its folder."""
+    def killed(self, setting: str, kills: list[str], cwd: Path) -> Path | None:
+        """A run that is killed as often as it is said, and resumed each time; its folder, None if it ended before."""
         flags = {**SETTINGS, **RANKS}[setting]
         cwd.mkdir(parents=True)
         number, begun = 0, False
@@ -239,15 +239,13 @@ class Trials:
             run = cwd / f"lightning_logs/default/{number:03d}"
             command = ("resume", str(run)) if begun else ("fit", *COMMON, *flags)
             status = self.normzoo(setting, *command, cwd=cwd, before=kill, run=run.name)
-            if i == 0:
-                assert status == -9, f"{kill} did not kill the run"
             if status == 0:
-                break
+                return run if i else None
             begun = (run / "config.yaml").is_file()
             if not begun:  # it was killed before it began, and is refused
                 assert self.normzoo(setting, "resume", str(run), cwd=cwd, run=run.name) == 1
                 number += 1
-        return run
+        raise AssertionError(f"{kills}: the last of the runs has not ended well")
 
     def random(self, seed: int) -> list[str]:
         """How a run that is killed at random, once or twice, differs from one that is left alone."""
@@ -265,8 +263,10 @@ class Trials:
             number = draw.randint(1, max(1, int(share * counts["passed"].get(point, 1))))
             return f"kills.kill({point!r}, {number}, {draw.random() < 0.5})"
 
-        kills = [f"import kills; {kill(again)}" for again in (False, True)[: 1 + (draw.random() < 0.3)]]
-        run = self.killed(setting, kills, self.folder / setting / str(seed))
+        run = None
+        while run is None:  # clocks are no measure: a run may be faster than the one that was timed
+            kills = [f"import kills; {kill(again)}" for again in (False, True)[: 1 + (draw.random() < 0.3)]]
+            run = self.killed(setting, kills, self.folder / setting / f"{seed}-{draw.random()}")
         found = differences(left(whole), left(run))
         if not found:
             shutil.rmtree(run.parents[2])
@@ -303,6 +303,7 @@ def test_tensorboard_reads_the_curves_of_a_killed_run_as_of_one_that_was_left_al
     whole, _ = trials.uninterrupted("monitors")
     kills = [f"import kills; kills.kill({point!r}, {number}, False)" for point, number in (("step", 23), ("step", 6))]
     run = trials.killed("monitors", kills, trials.folder / "monitors" / "read")
+    assert run is not None
     assert len(list(run.glob("*tfevents*"))) > len(list(whole.glob("*tfevents*")))
     one, two = read(whole), read(run)
     assert one == two
@@ -311,11 +312,6 @@ def test_tensorboard_reads_the_curves_of_a_killed_run_as_of_one_that_was_left_al
 
 
 KINDS = {
-    "scalars": "value",
-    "histograms": "histogram_value",
-    "images": "encoded_image_string",
-    "tensors": "tensor_proto",
-}
     "scalars": "value",
     "histograms": "histogram_value",
     "images": "encoded_image_string",
