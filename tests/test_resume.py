@@ -33,8 +33,8 @@ from forks import Fork, Forks
 from kills import POINTS
 from normzoo import norms
 from normzoo.atomic import written_whole
-from normzoo.checkpoint_io import SafeCheckpointIO, write_safely
 from normzoo.callbacks import ExactResume
+from normzoo.checkpoint_io import SafeCheckpointIO, write_safely
 from normzoo.data import Digits
 from normzoo.models import ConvNet
 from normzoo.tasks import Classifier
