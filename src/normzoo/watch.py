@@ -73,6 +73,9 @@ class Watch(Callback):
             trainer.strategy._launcher = own
         threading.Thread(target=self.run, daemon=True, name="watch").start()
 
+    def __deepcopy__(self, memo: Any) -> "Watch":
+        return self  # there is one of a process, whatever copies a module and so its Trainer
+
     # The ranks find each other.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
