@@ -32,7 +32,12 @@ from normzoo.callbacks import (
 
 STEPS = 20_000
 ROWS = 10
-FLAGS = ("--model.net.hidden=[16,16]", "--data.batch_size=12", "--trainer.enable_model_summary=false")
+FLAGS = (
+    "--model.net.hidden=[16,16]",
+    "--data.batch_size=6",
+    "--data.eval_batch_size=240",
+    "--trainer.enable_model_summary=false",
+)
 
 
 def suite() -> list[Callback]:
