@@ -461,7 +461,8 @@ REFUSED = {
     "resume RUN --runs=elsewhere": "--runs.*own folder",
     "resume RUN --experiment=other": "--experiment.*own folder",
     "resume RUN --trainer.max_epoch=3": "max_epochs",
-    "resume RUN --model.net.hidden=[9]": "another architecture",
+    "resume RUN --model.net.hidden=[9]": r"model.net.hidden: .* asked for \[9\].*--change=model.net.hidden",
+    "resume RUN --model.net.hidden=[9] --change=model.net.hidden": "another architecture",
     "resume RUN --checkpoint_steps=0": "every_steps=0",
     "resume RUN --checkpoint_minutes=-1": "every_minutes=-1",
 }
