@@ -231,6 +231,8 @@ class CLI(LightningCLI):
         arguments = take_flags(args)
         configs.guard()
         for path in [*given("-c", arguments), *given("--config", arguments)]:
+            if not path:
+                raise InputError("-c='': it names a config file, such as configs/digits_mlp.yaml, or is left out.")
             configs.read_settings(Path(path))
         for target in (target for targets in LINKS.values() for target in targets):
             for name in (f"--model.{target}", f"--model.{target}".replace("init_args.", "")):

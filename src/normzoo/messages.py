@@ -42,16 +42,16 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     unknown_option = re.search(r"[Oo]ption '([^']*)' is not accepted|Key '([^']*)' is not expected", said)
     known = sorted(CHOICES.get(keys[-1] if keys else "", tuple)())
     taken = arguments_of(message)
-    if several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", message):
+    if unknown_option and taken:
+        name = (unknown_option[1] or unknown_option[2]).split(".")[0]
+        close = nearest(name, [*taken[1], "class_path", "init_args"])
+        said = f"{taken[0]} takes no {name!r}.{close} It takes {', '.join(taken[1]) or 'nothing'}"
+    elif several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", message):
         said = f"there are several {several[1]}; give the path of one: {several[2]}"
     elif unknown_class:
         name = unknown_class[1]
         choices = f" Known are {', '.join(known)}." if known else ""
         said = f"there is no {name!r}.{nearest(name, known)}{choices} Your own goes by its path, my_package.{name}"
-    elif unknown_option and taken:
-        name = (unknown_option[1] or unknown_option[2]).split(".")[0]
-        close = nearest(name, [*taken[1], "class_path", "init_args"])
-        said = f"{taken[0]} takes no {name!r}.{close} It takes {', '.join(taken[1]) or 'nothing'}"
     elif said.startswith("unrecognized arguments"):
         name = said.split()[-1].lstrip("-").split("=")[0]
         rule = "options of the network are under --model.net, of the task under --model"
