@@ -137,6 +137,13 @@ EXPLOITS = {
     "{repo_or_dir: HERE, model: net, source: local}}}}",
     "hub as a norm": "model: {class_path: Classifier, init_args: {net: {class_path: MLP, init_args: {norm: "
     "{class_path: torch.hub.load, init_args: {repo_or_dir: HERE, model: net, source: local}}}}}}",
+    "a graph of text": "model: {class_path: Classifier, init_args: {optimizer: {class_path: "
+    "torch.fx.graph_module.reduce_graph_module, init_args: {body: {code: forward = 1}, import_block: "
+    "'import os; os.system(\"touch MARK\")'}}}}".replace("MARK", MARKER),
+    "launcher": "model: {class_path: Classifier, init_args: {optimizer: {class_path: "
+    "torch.distributed.launcher.api.elastic_launch, init_args: {config: {class_path: "
+    "torch.distributed.launcher.api.LaunchConfig, init_args: {min_nodes: 1, max_nodes: 1, nproc_per_node: 1}}, "
+    "entrypoint: touch}}}}",
     "compiler": "model: {class_path: Classifier, init_args: {optimizer: {class_path: torch.utils.cpp_extension.load, "
     "init_args: {name: x, sources: [x.cpp]}}}}",
     "pickle": "model: {class_path: normzoo.tasks.Classifier.load_from_checkpoint, init_args: "

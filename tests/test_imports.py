@@ -46,7 +46,7 @@ LAW: dict[str, set[str]] = {
     "ranks": {"torch", "normzoo.norms._ranks"},
     "watch": {"torch", "lightning", "normzoo.leave"},
     "archive": {"torch", "normzoo.seal"},
-    "checkpoint_classes": {"normzoo.imports"},
+    "checkpoint_classes": {"yaml", "normzoo.configs", "normzoo.imports"},
     "checkpoint_io": {"torch", "lightning", "normzoo.archive", "normzoo.atomic", "normzoo.seal"},
     "checkpoints": {"normzoo.archive", "normzoo.checkpoint_classes", "normzoo.configs"},
     "contradictions": set(),
