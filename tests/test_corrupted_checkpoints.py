@@ -220,6 +220,18 @@ def test_weights_that_are_not_finite_are_named(wholes: dict[str, bytes], folder:
         load_checkpoint("it.ckpt")
 
 
+def test_what_no_run_writes_is_shown_all_the_same(wholes: dict[str, bytes], folder: Path) -> None:
+    def edit(checkpoint: dict[str, Any]) -> None:
+        checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = [0.1]
+        checkpoint["optimizer_states"].append({"state": {}})
+
+    (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], edit, sealed=True))
+    for flags in ((), ("--json",)):
+        result = normzoo("checkpoint", "it.ckpt", *flags)
+        assert result.status == 0, result.err
+        assert "0.1" in result.out
+
+
 # Classes that a checkpoint names
 
 

@@ -109,6 +109,10 @@ def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
     if not missing:
         fit_loop = checkpoint["loops"].get("fit_loop", {})
         missing = [f"loops.fit_loop.{part}" for part in PROGRESS if not isinstance(fit_loop.get(part), dict)]
+        batches = fit_loop.get("epoch_loop.batch_progress")
+        for key, name in (("total", "completed"), ("current", "ready")) if isinstance(batches, dict) else ():
+            if not isinstance(batches.get(key), dict) or not isinstance(batches[key].get(name), int):
+                missing.append(f"loops.fit_loop.epoch_loop.batch_progress.{key}.{name}")
     if missing:
         raise InputError(
             f"ckpt_path={str(file)!r} lacks {', '.join(missing)}: it can be tested, but a run cannot go on from it; "
