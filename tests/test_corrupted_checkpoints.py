@@ -224,12 +224,14 @@ def test_what_no_run_writes_is_shown_all_the_same(wholes: dict[str, bytes], fold
     def edit(checkpoint: dict[str, Any]) -> None:
         checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = [0.1]
         checkpoint["optimizer_states"].append({"state": {}})
+        checkpoint["normzoo"]["versions"]["other"] = "\x1b]0;evil\x07\x9b2J"
 
     (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], edit, sealed=True))
     for flags in ((), ("--json",)):
         result = normzoo("checkpoint", "it.ckpt", *flags)
         assert result.status == 0, result.err
         assert "0.1" in result.out
+        assert not {"\x1b", "\x07", "\x9b"} & set(result.out)
 
 
 # Classes that a checkpoint names

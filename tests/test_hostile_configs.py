@@ -17,7 +17,7 @@ from forks import Forks
 from hostile import FORBIDDEN, MARKER, ROOT, Case, Maker
 from normzoo.configs import DEEPEST, LARGEST, MOST
 from normzoo.errors import InputError
-from normzoo.imports import check_class_paths, require_allowed
+from normzoo.imports import check_class_paths, require_allowed, typed
 
 NUMBER = int(os.environ.get("HOSTILE_CASES", "300"))
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
@@ -281,6 +281,11 @@ def test_what_settings_may_name(settings: Any, strings: bool, refused: str, plac
     with pytest.raises(InputError, match=f"a.ckpt: {refused} names "):
         check_class_paths(settings, "a.ckpt", strings=strings)
     assert "forbidden" not in sys.modules
+
+
+def test_which_flags_are_words_of_ones_own() -> None:
+    flags = ("--change=model.optimizer.lr", "--change", "data.root", "--ckpt_path=a.ckpt", "-c", "b.yaml", "--x=os.c")
+    assert [*typed([*flags, "--model.net.norm=mine.Norm"])] == ["mine"]
 
 
 def test_settings_that_hold_themselves_are_walked_once() -> None:

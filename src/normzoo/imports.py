@@ -27,7 +27,7 @@ FLAG = "--allow"
 VARIABLE = "NORMZOO_ALLOW"  # what the flag says as well, so that the processes of other ranks know it
 
 # Flags whose values are places and names, never classes.
-PLACES = {"-c", "--config", "--ckpt_path", "--experiment", "--runs", "--output", "--data.root"}
+PLACES = {"-c", "--config", "--ckpt_path", "--change", "--experiment", "--runs", "--output", "--data.root"}
 
 # Whose functions map tensors to tensors, or fill them.
 OF_TENSORS = ("torch.nn.functional", "torch.nn.init", "torch.special")
@@ -40,7 +40,7 @@ CODE = (
     *("torch.hub", "torch.jit", "torch.ops", "torch.classes", "torch.package", "torch.utils.cpp_extension"),
     *("torch.load", "torch.serialization", "torch.export", "torch.distributed.rpc", "torch.distributed.elastic"),
     *("torch.fx", "torch.distributed.launcher", "torch.distributed.nn", "torch.utils.benchmark", "torch.testing"),
-    *("lightning.pytorch.cli", "lightning.fabric.cli"),
+    *("lightning.pytorch.cli", "lightning.fabric.cli", "torchvision.datasets.lsun"),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from normzoo.errors import InputError
+from normzoo.errors import InputError, printable
 
 USAGE = "normzoo checkpoint FILE_OR_RUN [--json] [--runs=FOLDER] [--experiment=NAME]"
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     if given.json:
         print(json.dumps(holds, indent=2))
     else:
-        print("\n".join(lines(holds)))
+        print("\n".join(map(printable, lines(holds))))
 
 
 def contents(checkpoint: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> dict[str, Any]:
