@@ -445,6 +445,7 @@ def test_replay_reproduces(case: str, own: Path) -> None:
     assert f">{step.findings['offender']}" in again.out or step.findings["offender"] == "loss"
     assert step.findings["says"] in again.out
     if case == "own":
+        assert f"normzoo replay {folder_in(result.err)} --allow=my_bad_task\n" in result.err
         assert step.epoch == 1
         assert "net.3 (Bad)" in result.err
     assert sorted(own.rglob("*")) == before  # it leaves no trace

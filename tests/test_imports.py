@@ -30,6 +30,7 @@ LAW: dict[str, set[str]] = {
     "callbacks": {
         *("torch", "lightning", "tensorboard", "numpy", "PIL"),
         *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
+        "normzoo.imports",
     },
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
@@ -56,7 +57,7 @@ LAW: dict[str, set[str]] = {
     "shard": {"torch", "lightning", "normzoo.norms._base"},
     "runtime": set(),
     "schedules": {"torch"},
-    "storage": set(),
+    "storage": {"normzoo.imports"},
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},
 }
 # These two dispatch: inside a function they may import anything, since nothing is paid before it is called.

@@ -92,6 +92,12 @@ def take_flags(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
+def again() -> str:
+    """What a command that is proposed to the user needs beside, for the classes of his own that this one may name."""
+    names = split(os.environ.get(VARIABLE, ""))
+    return f" {FLAG}={','.join(names)}" if names else ""
+
+
 def typed(arguments: Sequence[str]) -> Iterator[str]:
     """The packages of the classes that are named by flags themselves."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
