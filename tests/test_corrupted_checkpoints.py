@@ -234,6 +234,31 @@ def test_what_no_run_writes_is_shown_all_the_same(wholes: dict[str, bytes], fold
         assert not {"\x1b", "\x07", "\x9b"} & set(result.out)
 
 
+def test_plain_values_of_all_kinds_are_read(wholes: dict[str, bytes], folder: Path) -> None:
+    values = {"a": {1, 2}, "b": 1j, "c": b"x", "d": (1, None, True), "e": {3: [4.5]}, "f": "ü", "g": 2**70}
+    (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], lambda c: c["callbacks"].update(mine=values), sealed=True))
+    assert load_checkpoint("it.ckpt")["callbacks"]["mine"] == values
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), {1, 2}, 1j, b"x"], ids=lambda v: type(v).__name__)
+def test_a_setting_that_no_flag_could_give_is_told(value: Any, wholes: dict[str, bytes], folder: Path) -> None:
+    for place in (("hyper_parameters", "label_smoothing"), ("normzoo", "config", "data")):
+
+        def edit(checkpoint: dict[str, Any], place: tuple[str, ...] = place) -> None:
+            for key in place[:-1]:
+                checkpoint = checkpoint[key]
+            checkpoint[place[-1]] = value
+
+        (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], edit, sealed=True))
+        for command, more in (("test", ()), ("fit", (*SHORT, *RUNS["mlp"], "--trainer.max_epochs=3"))):
+            result = normzoo(command, *QUIET, *more, "--ckpt_path=it.ckpt")
+            assert result.status == 1, (place, command, result.out)
+            assert f"{type(value).__name__} for {'.'.join(place)}, which is no setting" in result.err
+            assert result.err.count("error:") == 1
+            assert "Traceback" not in result.err
+    assert files(folder) == {"it.ckpt", "evil.py"}
+
+
 # Classes that a checkpoint names
 
 
