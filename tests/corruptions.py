@@ -331,6 +331,14 @@ def edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "a list of loops": (at("loops", to=[1]), "loops is a list"),
         "a text for a loop": (at("loops", "fit_loop", to="x"), "loops.fit_loop is 'x'"),
         "no loop for fitting": (at("loops", to={}), "lacks loops.fit_loop.epoch_progress"),
+        "a number for a place": (
+            at("loops", "fit_loop", "epoch_loop.batch_progress", "current", to=5),
+            r"lacks loops.fit_loop.epoch_loop.batch_progress.current.ready",
+        ),
+        "a text for a place": (
+            at("loops", "fit_loop", "epoch_loop.batch_progress", "total", "completed", to="x"),
+            r"lacks loops.fit_loop.epoch_loop.batch_progress.total.completed",
+        ),
         "a list of callbacks": (at("callbacks", to=[1]), "callbacks is a list"),
         "a number for a callback": (at("callbacks", "x", to=3), "callbacks.x is 3"),
         "a number for optimizers": (at("optimizer_states", to=3), "optimizer_states is 3"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -219,6 +220,45 @@ def test_weights_that_are_not_finite_are_named(wholes: dict[str, bytes], folder:
         load_checkpoint("it.ckpt")
 
 
+def test_what_no_run_writes_is_shown_all_the_same(wholes: dict[str, bytes], folder: Path) -> None:
+    def edit(checkpoint: dict[str, Any]) -> None:
+        checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = [0.1]
+        checkpoint["optimizer_states"].append({"state": {}})
+        checkpoint["normzoo"]["versions"]["other"] = "\x1b]0;evil\x07\x9b2J"
+
+    (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], edit, sealed=True))
+    for flags in ((), ("--json",)):
+        result = normzoo("checkpoint", "it.ckpt", *flags)
+        assert result.status == 0, result.err
+        assert "0.1" in result.out
+        assert not {"\x1b", "\x07", "\x9b"} & set(result.out)
+
+
+def test_plain_values_of_all_kinds_are_read(wholes: dict[str, bytes], folder: Path) -> None:
+    values = {"a": {1, 2}, "b": 1j, "c": b"x", "d": (1, None, True), "e": {3: [4.5]}, "f": "ü", "g": 2**70}
+    (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], lambda c: c["callbacks"].update(mine=values), sealed=True))
+    assert load_checkpoint("it.ckpt")["callbacks"]["mine"] == values
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), {1, 2}, 1j, b"x"], ids=lambda v: type(v).__name__)
+def test_a_setting_that_no_flag_could_give_is_told(value: Any, wholes: dict[str, bytes], folder: Path) -> None:
+    for place in (("hyper_parameters", "label_smoothing"), ("normzoo", "config", "data")):
+
+        def edit(checkpoint: dict[str, Any], place: tuple[str, ...] = place) -> None:
+            for key in place[:-1]:
+                checkpoint = checkpoint[key]
+            checkpoint[place[-1]] = value
+
+        (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], edit, sealed=True))
+        for command, more in (("test", ()), ("fit", (*SHORT, *RUNS["mlp"], "--trainer.max_epochs=3"))):
+            result = normzoo(command, *QUIET, *more, "--ckpt_path=it.ckpt")
+            assert result.status == 1, (place, command, result.out)
+            assert f"{type(value).__name__} for {'.'.join(place)}, which is no setting" in result.err
+            assert result.err.count("error:") == 1
+            assert "Traceback" not in result.err
+    assert files(folder) == {"it.ckpt", "evil.py"}
+
+
 # Classes that a checkpoint names
 
 
@@ -244,6 +284,21 @@ def hostile_classes() -> dict[str, Callable[[dict[str, Any]], Any]]:
         "by way of torch": at("optimizer", to="torch.os.system"),
         "a schedule": at("lr_scheduler", to={"class_path": "evil.Norm"}),
         "the task": at("_class_path", to="evil.Norm"),
+        "a hub": at("optimizer", to={"class_path": "torch.hub.load", "init_args": {"repo_or_dir": ".", "model": "m"}}),
+        "a graph of text": at(
+            "optimizer",
+            to={
+                "class_path": "torch.fx.graph_module.reduce_graph_module",
+                "init_args": {"body": {"code": "forward = 1"}, "import_block": f"open('{MARKER}', 'w')\n"},
+            },
+        ),
+        "a norm within a text": at("net", "init_args", "norm", to='{"class_path": "evil.Norm"}'),
+        "a norm within a text of YAML": at("net", "init_args", "norm", to="class_path: evil.Norm"),
+        "a norm within a file": at("net", "init_args", "norm", to="norm.yaml"),
+        "a file that names itself": at("net", "init_args", "norm", to="itself.yaml"),
+        "a function within a text": at(
+            "optimizer", to=f"{{class_path: subprocess.check_call, dict_kwargs: {{args: [touch, {MARKER}]}}}}"
+        ),
         "the instantiator": at("_instantiator", to="os.system"),
     }
 
@@ -252,14 +307,36 @@ def hostile_classes() -> dict[str, Callable[[dict[str, Any]], Any]]:
 def test_no_class_is_imported_because_a_checkpoint_names_it(name: str, wholes: dict[str, bytes], folder: Path) -> None:
     file = folder / "it.ckpt"
     file.write_bytes(edited(wholes["mlp"], hostile_classes()[name], sealed=True))
+    (folder / "norm.yaml").write_text("class_path: evil.Norm\n")
+    (folder / "itself.yaml").write_text("[itself.yaml]\n")
     result = normzoo("test", *QUIET, f"--ckpt_path={file}")
     assert result.status == 1
     assert "it.ckpt" in result.err
     assert "could run any code" in result.err
     with pytest.raises(InputError, match="could run any code"):
         Classifier.load_from_checkpoint(file)
+    with pytest.raises(InputError, match="could run any code"):
+        Classifier.load_from_checkpoint(io.BytesIO(file.read_bytes()))
     assert normzoo("fit", *QUIET, *RUNS["mlp"], f"--ckpt_path={file}").status == 1
     assert "evil" not in sys.modules
+    assert not (folder / MARKER).exists()
+
+
+def test_a_file_too_large_to_look_into_names_no_class(
+    wholes: dict[str, bytes], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "evil.py").write_text(f"open('{MARKER}', 'w')\n")
+    monkeypatch.syspath_prepend(folder)
+
+    def edit(checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"]["net"]["init_args"]["norm"] = "large.yaml"
+
+    (folder / "large.yaml").write_text("class_path: evil.Norm\n" + "#" * 2**20)
+    (folder / "it.ckpt").write_bytes(edited(wholes["mlp"], edit, sealed=True))
+    before = dict(jsonargparse._common.parsing_settings)
+    with pytest.raises(Exception, match="large.yaml|not allowed"):
+        Classifier.load_from_checkpoint(folder / "it.ckpt")
+    assert before == jsonargparse._common.parsing_settings
     assert not (folder / MARKER).exists()
 
 
@@ -270,7 +347,13 @@ def test_no_class_is_imported_because_a_checkpoint_names_it(name: str, wholes: d
         ("torch.optim.SGD", True),
         ("torch.nn.ReLU", True),
         ("torchvision.transforms.v2.RandomCrop", True),
-        ("lightning.pytorch.cli.instantiate_module", True),
+        ("lightning.pytorch.cli.instantiate_module", False),  # but as the instantiator
+        ("torch.float32", True),
+        ("torch.nn.functional.relu", True),
+        ("torch.hub.load", False),
+        ("torch.load", False),
+        ("torch.utils.model_zoo.load_url", False),
+        ("torchvision.models.resnet18", True),
         ("test_corrupted_checkpoints.Own", True),  # imported by the program itself
         ("torch.os.system", False),
         ("torch.serialization.os.system", False),

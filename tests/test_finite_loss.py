@@ -445,6 +445,7 @@ def test_replay_reproduces(case: str, own: Path) -> None:
     assert f">{step.findings['offender']}" in again.out or step.findings["offender"] == "loss"
     assert step.findings["says"] in again.out
     if case == "own":
+        assert f"normzoo replay {folder_in(result.err)} --allow=my_bad_task\n" in result.err
         assert step.epoch == 1
         assert "net.3 (Bad)" in result.err
     assert sorted(own.rglob("*")) == before  # it leaves no trace
@@ -459,6 +460,28 @@ def test_replay_says_what_it_does_not_reproduce(own: Path) -> None:
     again = commands.normzoo("replay", folder_in(result.err), "--allow=my_bad_task")
     assert again.status == 1
     assert "Not reproduced. In the training: The first is net.3 (Bad)" in again.out
+
+
+def test_replay_refuses_a_step_that_is_damaged(own: Path) -> None:
+    result = commands.normzoo("fit", *commands.QUIET, "--trainer.max_epochs=3", *FITS["classifier"])
+    file = next(own.rglob("rank0.pt"))
+    whole = torch.load(file, weights_only=True)
+    for name, value, words in (
+        ("findings", {}, "no step that normzoo has saved.*findings.loss"),
+        ("findings", [1], "no step that normzoo has saved.*findings"),
+        ("buffers", [1], "no step that normzoo has saved.*buffers"),
+        ("evaluating", None, "no step that normzoo has saved.*evaluating"),
+        ("factor", "x", "no step that normzoo has saved.*factor"),
+        ("random", {}, "random numbers is damaged"),
+        ("random", {**whole["random"], "torch": 3}, "random numbers is damaged"),
+        ("random", {**whole["random"], "numpy": ["x"]}, "random numbers is damaged"),
+    ):
+        torch.save({**whole, name: value}, file)
+        again = commands.normzoo("replay", folder_in(result.err))
+        assert again.status == 1
+        assert re.search(words, again.err), (name, value, again.err)
+    torch.save([whole], file)
+    assert "no step that normzoo has saved" in commands.normzoo("replay", folder_in(result.err)).err
 
 
 def test_replay_refuses_what_is_no_step(own: Path) -> None:

@@ -17,7 +17,7 @@ from forks import Forks
 from hostile import FORBIDDEN, MARKER, ROOT, Case, Maker
 from normzoo.configs import DEEPEST, LARGEST, MOST
 from normzoo.errors import InputError
-from normzoo.imports import check_class_paths, require_allowed
+from normzoo.imports import check_class_paths, require_allowed, typed
 
 NUMBER = int(os.environ.get("HOSTILE_CASES", "300"))
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
@@ -137,6 +137,13 @@ EXPLOITS = {
     "{repo_or_dir: HERE, model: net, source: local}}}}",
     "hub as a norm": "model: {class_path: Classifier, init_args: {net: {class_path: MLP, init_args: {norm: "
     "{class_path: torch.hub.load, init_args: {repo_or_dir: HERE, model: net, source: local}}}}}}",
+    "a graph of text": "model: {class_path: Classifier, init_args: {optimizer: {class_path: "
+    "torch.fx.graph_module.reduce_graph_module, init_args: {body: {code: forward = 1}, import_block: "
+    "'import os; os.system(\"touch MARK\")'}}}}".replace("MARK", MARKER),
+    "launcher": "model: {class_path: Classifier, init_args: {optimizer: {class_path: "
+    "torch.distributed.launcher.api.elastic_launch, init_args: {config: {class_path: "
+    "torch.distributed.launcher.api.LaunchConfig, init_args: {min_nodes: 1, max_nodes: 1, nproc_per_node: 1}}, "
+    "entrypoint: touch}}}}",
     "compiler": "model: {class_path: Classifier, init_args: {optimizer: {class_path: torch.utils.cpp_extension.load, "
     "init_args: {name: x, sources: [x.cpp]}}}}",
     "pickle": "model: {class_path: normzoo.tasks.Classifier.load_from_checkpoint, init_args: "
@@ -274,6 +281,11 @@ def test_what_settings_may_name(settings: Any, strings: bool, refused: str, plac
     with pytest.raises(InputError, match=f"a.ckpt: {refused} names "):
         check_class_paths(settings, "a.ckpt", strings=strings)
     assert "forbidden" not in sys.modules
+
+
+def test_which_flags_are_words_of_ones_own() -> None:
+    flags = ("--change=model.optimizer.lr", "--change", "data.root", "--ckpt_path=a.ckpt", "-c", "b.yaml", "--x=os.c")
+    assert [*typed([*flags, "--model.net.norm=mine.Norm"])] == ["mine"]
 
 
 def test_settings_that_hold_themselves_are_walked_once() -> None:

@@ -30,6 +30,7 @@ LAW: dict[str, set[str]] = {
     "callbacks": {
         *("torch", "lightning", "tensorboard", "numpy", "PIL"),
         *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
+        "normzoo.imports",
     },
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
@@ -46,7 +47,7 @@ LAW: dict[str, set[str]] = {
     "ranks": {"torch", "normzoo.norms._ranks"},
     "watch": {"torch", "lightning", "normzoo.leave"},
     "archive": {"torch", "normzoo.seal"},
-    "checkpoint_classes": {"normzoo.imports"},
+    "checkpoint_classes": {"yaml", "normzoo.configs", "normzoo.imports"},
     "checkpoint_io": {"torch", "lightning", "normzoo.archive", "normzoo.atomic", "normzoo.seal"},
     "checkpoints": {"normzoo.archive", "normzoo.checkpoint_classes", "normzoo.configs"},
     "contradictions": set(),
@@ -56,7 +57,7 @@ LAW: dict[str, set[str]] = {
     "shard": {"torch", "lightning", "normzoo.norms._base"},
     "runtime": set(),
     "schedules": {"torch"},
-    "storage": set(),
+    "storage": {"normzoo.imports"},
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},
 }
 # These two dispatch: inside a function they may import anything, since nothing is paid before it is called.

@@ -478,6 +478,39 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(ended: Path) -> None:
         assert {name: after.get(name) for name in before} == before, command
 
 
+@pytest.mark.parametrize("name", [".lock", "finished", "hparams.yaml", "events.out.tfevents.1", "checkpoints"])
+def test_a_run_that_leads_elsewhere_writes_nothing_there(name: str, ended: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "last.ckpt").write_bytes((ended / "checkpoints" / "last.ckpt").read_bytes())
+    (elsewhere / "mine").write_text("precious")
+    before = content(elsewhere)
+    if name == "checkpoints":
+        shutil.rmtree(ended / name)
+        (ended / name).symlink_to(elsewhere)
+    else:
+        (ended / name).unlink(missing_ok=True)
+        (ended / name).symlink_to(elsewhere / ("mine" if name != "hparams.yaml" else "new"))
+    result = normzoo("resume", str(ended), "--trainer.max_epochs=3")
+    assert result.status == 1
+    assert f"{name} is a link to" in result.err
+    assert content(elsewhere) == before
+
+
+def test_a_link_within_a_run_is_no_hindrance(ended: Path) -> None:
+    last = ended / "checkpoints" / "last.ckpt"
+    last.rename(last.with_name("it.ckpt"))
+    last.symlink_to("it.ckpt")
+    assert normzoo("resume", str(ended), "--trainer.max_epochs=3").status == 0
+
+
+def test_predictions_follow_no_link(ended: Path, tmp_path: Path) -> None:
+    (ended / "predictions.csv").symlink_to(tmp_path / "elsewhere.csv")
+    assert normzoo("predict", f"--ckpt_path={ended}").status == 0
+    assert not (tmp_path / "elsewhere.csv").exists()
+    assert (ended / "predictions-1.csv").is_file()
+
+
 def test_a_run_that_is_still_going_on_is_refused(ended: Path) -> None:
     """As long as its process lives, however it ends."""
     holding = "import sys, time, pathlib, normzoo.runs as r; r.hold(pathlib.Path(sys.argv[1])); print(1, flush=True)"

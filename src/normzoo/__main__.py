@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from normzoo import __version__
-from normzoo.errors import InputError
+from normzoo.errors import InputError, printable
 
 COMMANDS = {
     "fit": "train a network, then test the best checkpoint",
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         if os.environ.get("NORMZOO_TRACEBACK"):
             raise
-        print(f"normzoo: error: {shortened(str(error))}", file=sys.stderr)
+        print(f"normzoo: error: {printable(shortened(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("normzoo: interrupted", file=sys.stderr)

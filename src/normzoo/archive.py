@@ -44,6 +44,7 @@ NAMES = frozenset(
     {
         *STORAGES,
         *("collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.complex", "_codecs.encode"),
+        *("__builtin__.set", "__builtin__.complex"),  # the same as torch.save writes them, as of Python 2
         *("torch.Size", "torch.device", "torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
         *(f"torch._utils._rebuild_{what}" for what in ("tensor_v2", "tensor_v3", "parameter", "sparse_tensor")),
         *(f"torch._utils._rebuild_{what}" for what in ("parameter_with_state", "qtensor", "meta_tensor_no_storage")),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normzoo.archive import load_checkpoint as load_checkpoint
+from normzoo.archive import walk
 from normzoo.checkpoint_classes import require_trusted
 from normzoo.configs import read_settings
 from normzoo.errors import InputError
@@ -82,7 +83,10 @@ def saved_model(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | N
     require_trusted(saved, file)
     saved.pop("_instantiator", None)
     path = saved.pop("_class_path", None)
-    return {"class_path": path, "init_args": saved} if path else None
+    if not path:  # made in Python, whose hyperparameters may be anything
+        return None
+    require_settings(saved, "hyper_parameters", file)
+    return {"class_path": path, "init_args": saved}
 
 
 def saved_data(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
@@ -96,11 +100,22 @@ def saved_data(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | No
 def saved_config(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The configuration of a checkpoint's run: what the checkpoint says, else the `config.yaml` of its run."""
     if config := (checkpoint.get("normzoo") or {}).get("config"):
+        require_settings(config, "normzoo.config", file)
         return dict(config)
     written = file.parent.parent / "config.yaml"
     if file.parent.name != FOLDER or not written.is_file():
         return {}
     return read_settings(written)
+
+
+def require_settings(values: Mapping[str, Any], key: str, file: Path) -> None:
+    """Raises `InputError` unless all that stands under a key of a checkpoint is what flags and config files can say."""
+    for place, value in walk(values, key):
+        if not isinstance(value, str | int | float | list | tuple | dict) and value is not None:
+            raise InputError(
+                f"ckpt_path={str(file)!r} holds a {type(value).__name__} for {place}, which is no setting; give a "
+                f"checkpoint that 'normzoo fit' wrote."
+            )
 
 
 def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
@@ -109,6 +124,10 @@ def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
     if not missing:
         fit_loop = checkpoint["loops"].get("fit_loop", {})
         missing = [f"loops.fit_loop.{part}" for part in PROGRESS if not isinstance(fit_loop.get(part), dict)]
+        batches = fit_loop.get("epoch_loop.batch_progress")
+        for key, name in (("total", "completed"), ("current", "ready")) if isinstance(batches, dict) else ():
+            if not isinstance(batches.get(key), dict) or not isinstance(batches[key].get(name), int):
+                missing.append(f"loops.fit_loop.epoch_loop.batch_progress.{key}.{name}")
     if missing:
         raise InputError(
             f"ckpt_path={str(file)!r} lacks {', '.join(missing)}: it can be tested, but a run cannot go on from it; "

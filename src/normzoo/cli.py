@@ -40,7 +40,7 @@ from normzoo.callbacks import (
     SharedRun,
 )
 from normzoo.checkpoint_io import write_safely
-from normzoo.errors import InputError
+from normzoo.errors import InputError, printable
 from normzoo.imports import check_callables, check_class_paths, refusal, take_flags
 from normzoo.lean import make_lean
 from normzoo.leave import leave
@@ -434,7 +434,10 @@ class CLI(LightningCLI):
         with checkpoints.told_of_mismatch(file, lines):
             yield
         if lines and self.trainer.is_global_zero:
-            print(f"normzoo: note: as the flags ask, and not as the checkpoint was trained:\n{lines}", file=sys.stderr)
+            print(
+                f"normzoo: note: as the flags ask, and not as the checkpoint was trained:\n{printable(lines)}",
+                file=sys.stderr,
+            )
 
 
 def best(model: LightningModule, folder: Path) -> list[Callback]:

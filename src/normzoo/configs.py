@@ -4,7 +4,8 @@ import argparse
 import inspect
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,22 @@ def guard() -> None:
         import_path_allowlist=sorted(packages),
     )
     granted.update(packages)
+
+
+@contextmanager
+def limited_to(packages: Collection[str]) -> Iterator[None]:
+    """Has parsers meanwhile import from some packages only."""
+    settings = jsonargparse._common.parsing_settings
+    before = dict(settings)
+    jsonargparse.set_parsing_settings(
+        instantiate_subclass_spec_in_any=False,
+        import_path_denylist=["*", *CODE],
+        import_path_allowlist=sorted(packages),
+    )
+    try:
+        yield
+    finally:
+        settings.update(before)
 
 
 def guarded_text(path: Any) -> str:

@@ -1,5 +1,7 @@
 """The one exception of this package."""
 
+import re
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: an argument, a tensor, a file.
@@ -7,3 +9,8 @@ class InputError(ValueError):
     The message names the value received, the rule it breaks and the remedy. The command line prints it alone, without
     a traceback; in Python it is a `ValueError`.
     """
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would obey: what a stranger's file says may hold anything."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda one: f"\\x{ord(one[0]):02x}", text)

@@ -27,16 +27,20 @@ FLAG = "--allow"
 VARIABLE = "NORMZOO_ALLOW"  # what the flag says as well, so that the processes of other ranks know it
 
 # Flags whose values are places and names, never classes.
-PLACES = {"-c", "--config", "--ckpt_path", "--experiment", "--runs", "--output", "--data.root"}
+PLACES = {"-c", "--config", "--ckpt_path", "--change", "--experiment", "--runs", "--output", "--data.root"}
 
 # Whose functions map tensors to tensors, or fill them.
 OF_TENSORS = ("torch.nn.functional", "torch.nn.init", "torch.special")
+
+# Whose functions that return a module may be called: torch itself also has some that make one of a text of code.
+MAKERS = ("normzoo", "torchvision.models", "torch.nn.utils")
 
 # What reads or runs code, of the allowed packages themselves.
 CODE = (
     *("torch.hub", "torch.jit", "torch.ops", "torch.classes", "torch.package", "torch.utils.cpp_extension"),
     *("torch.load", "torch.serialization", "torch.export", "torch.distributed.rpc", "torch.distributed.elastic"),
-    *("lightning.pytorch.cli", "lightning.fabric.cli"),
+    *("torch.fx", "torch.distributed.launcher", "torch.distributed.nn", "torch.utils.benchmark", "torch.testing"),
+    *("lightning.pytorch.cli", "lightning.fabric.cli", "torchvision.datasets.lsun"),
 )
 
 
@@ -86,6 +90,12 @@ def take_flags(arguments: Sequence[str]) -> list[str]:
             rest.append(argument)
     allow([*names, *(name for name in typed(rest) if name not in (*PACKAGES, "jsonargparse"))])
     return rest
+
+
+def again() -> str:
+    """What a command that is proposed to the user needs beside, for the classes of his own that this one may name."""
+    names = split(os.environ.get(VARIABLE, ""))
+    return f" {FLAG}={','.join(names)}" if names else ""
 
 
 def typed(arguments: Sequence[str]) -> Iterator[str]:
@@ -223,14 +233,16 @@ def acceptable(path: str, found: Any) -> bool:
     if reads_code(path):
         return False
     if inspect.isclass(found):
-        return (found.__module__ or "").split(".")[0] in allowed()
+        home = found.__module__ or ""
+        return home.split(".")[0] in allowed() and not reads_code(f"{home}.{found.__qualname__}")
     name = getattr(found, "__name__", "")
     if any(getattr(sys.modules.get(one), name, None) is found for one in OF_TENSORS):
         return True
     torch: Any = sys.modules.get("torch")
     if torch is not None and getattr(torch, name, None) is found and hasattr(torch.Tensor, name):
         return True
-    return inspect.isfunction(found) and "." not in found.__qualname__ and returns_module(found)
+    is_maker = f"{getattr(found, '__module__', '')}.".startswith(tuple(f"{maker}." for maker in MAKERS))
+    return is_maker and inspect.isfunction(found) and "." not in found.__qualname__ and returns_module(found)
 
 
 def returns_module(function: Any) -> bool:

@@ -15,7 +15,7 @@ from normzoo.callbacks._bad_step import BadStep, set_random_numbers
 from normzoo.callbacks._layer_table import Findings, look
 from normzoo.callbacks._replica import Replica, same_random_numbers
 from normzoo.cli import CLI
-from normzoo.errors import InputError
+from normzoo.errors import InputError, printable
 from normzoo.lean import make_lean
 
 # A step on another machine, or one that ran compiled, rounds otherwise.
@@ -143,11 +143,12 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{folder}: the training ended before the step; does its config.yaml fit its checkpoint?")
     same = reproduced(step, seen)
     of_rank = f", {file.stem}" if step.ranks > 1 else ""
-    print(f"step {step.step}, epoch {step.epoch}, batch {step.batch_idx}, precision {step.precision}{of_rank}\n")
+    precision = printable(step.precision)
+    print(f"step {step.step}, epoch {step.epoch}, batch {step.batch_idx}, precision {precision}{of_rank}\n")
     print(seen.table())
     print(f"\nloss in the training  {step.loss}\nloss now              {seen.loss}\n{seen.says}")
     if not same:
-        print(f"Not reproduced. In the training: {step.findings['says']}")
+        print(f"Not reproduced. In the training: {printable(str(step.findings['says']))}")
         if step.ranks > 1:
             print(f"It ran on {step.ranks} ranks: layers that synchronize saw the samples of all, here those of one.")
     return 0 if same else 1

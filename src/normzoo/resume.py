@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     if not runs.is_first():
         go_on(run, newest_checkpoint(run), flags)
         return
+    runs.require_within(run)
     lock = runs.hold(run)
     try:
         checkpoint = newest_checkpoint(run)

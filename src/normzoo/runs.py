@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from normzoo.errors import InputError
@@ -86,6 +87,19 @@ def newest(root: Path, most: int = 5) -> Iterator[Path]:
     yield from (config.parent for config in found[:most])
 
 
+def require_within(run: Path) -> None:
+    """Raises `InputError` if a link in a run leads out of it: a run of somebody else would have files written there."""
+    home = run.resolve()
+    for folder, folders, files in os.walk(run):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise InputError(
+                    f"{path} is a link to {os.readlink(path)}, outside of the run, and going on could write there: if "
+                    f"the run is your own, put in its place what it leads to."
+                )
+
+
 def hold(run: Path) -> int:
     """Locks a run for this process; the system lets go when the process ends, whatever ends it.
 
@@ -127,4 +141,4 @@ def shared_run(root: Path, experiment: str) -> Path:
 def unused(path: Path) -> Path:
     """The path itself, or the first of `name-1.ext`, `name-2.ext` ... that does not exist."""
     candidates = (path.with_stem(f"{path.stem}-{number}") for number in range(1, 10_000))
-    return path if not path.exists() else next(p for p in candidates if not p.exists())
+    return next(p for p in chain([path], candidates) if not os.path.lexists(p))  # nor leads elsewhere

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from normzoo.errors import InputError
+from normzoo.errors import InputError, printable
 
 USAGE = "normzoo checkpoint FILE_OR_RUN [--json] [--runs=FOLDER] [--experiment=NAME]"
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     if given.json:
         print(json.dumps(holds, indent=2))
     else:
-        print("\n".join(lines(holds)))
+        print("\n".join(map(printable, lines(holds))))
 
 
 def contents(checkpoint: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def contents(checkpoint: Mapping[str, Any], config: Mapping[str, Any], file: Pat
         "lr": [
             plain(group.get("lr"))
             for state in checkpoint.get("optimizer_states", ())
-            for group in state["param_groups"]
+            for group in state.get("param_groups", ())
         ],
         "resumable": all(part in checkpoint for part in ("loops", "optimizer_states", "lr_schedulers")),
         "versions": {"lightning": checkpoint["pytorch-lightning_version"], **plain(said.get("versions") or {})},
@@ -122,7 +122,7 @@ def lines(holds: Mapping[str, Any]) -> list[str]:
     size = holds["bytes"] / 1e6
     learned = holds["parameters"]
     done = f"epoch {holds['epoch']}, step {holds['step']}"
-    rates = ", ".join(f"{rate:g}" if isinstance(rate, float) else str(rate) for rate in dict.fromkeys(holds["lr"]))
+    rates = ", ".join(dict.fromkeys(f"{rate:g}" if isinstance(rate, float) else str(rate) for rate in holds["lr"]))
     rows = {
         "checkpoint": f"{holds['file']} ({size:.3g} MB)",
         "task": holds["task"] or "? (it was trained in Python, and does not say)",

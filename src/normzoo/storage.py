@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from normzoo.errors import InputError
+from normzoo.imports import again
 
 # What a system calls the reason -> what it means, and what to do.
 REASONS = {
@@ -96,7 +97,7 @@ def message(error: BaseException, reason: int, run: Path | None, files: Sequence
     else:
         kept = last_checkpoint(run)
         whole = f"The last checkpoint is whole: {kept}." if kept else "There was no checkpoint yet."
-        lines.append(f"{whole} {remedy[0].upper()}{remedy[1:]}, and go on:\n  normzoo resume {run}")
+        lines.append(f"{whole} {remedy[0].upper()}{remedy[1:]}, and go on:\n  normzoo resume {run}{again()}")
     return InputError("\n".join(lines))
 
 

@@ -1,11 +1,14 @@
 """The LightningModules: network + loss + metrics + optimizer."""
 
+import io
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
@@ -18,7 +21,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from normzoo.archive import load_checkpoint
-from normzoo.checkpoint_classes import require_trusted
+from normzoo.checkpoint_classes import trusted_only
 from normzoo.errors import InputError
 from normzoo.models._base import Network
 from normzoo.norms._base import Norm
@@ -116,7 +119,7 @@ class Classifier(LightningModule):
         """The task in a checkpoint, its network built anew, once the file is found whole and free of code.
 
         Args:
-            checkpoint_path: a file.
+            checkpoint_path: a file, open or not, or its address, as `s3://...`.
             map_location: the device for the weights.
             hparams_file: as in Lightning.
             strict: whether the weights must fit the network to the last.
@@ -127,13 +130,21 @@ class Classifier(LightningModule):
             InputError: the file is damaged, holds what could run code, or names a class that could be anything.
         """
         load = super().load_from_checkpoint
-        if weights_only is False or not isinstance(checkpoint_path, str | Path) or "://" in str(checkpoint_path):
-            return load(checkpoint_path, map_location, hparams_file, strict, weights_only is not False, **kwargs)
-        if not Path(checkpoint_path).is_file():
-            raise InputError(f"checkpoint_path={str(checkpoint_path)!r}: there is no such file; give a .ckpt file.")
-        with Path(checkpoint_path).open("rb") as stream:
+        if weights_only is False:
+            return load(checkpoint_path, map_location, hparams_file, strict, False, **kwargs)
+        name = str(checkpoint_path)
+        with ExitStack() as stack:
+            if hasattr(checkpoint_path, "read"):
+                stream = checkpoint_path
+            elif "://" in name:
+                stream = io.BytesIO(stack.enter_context(get_filesystem(name).open(name, "rb")).read())
+            elif Path(name).is_file():
+                stream = stack.enter_context(Path(name).open("rb"))
+            else:
+                raise InputError(f"checkpoint_path={name!r}: there is no such file; give a .ckpt file.")
+            stream.seek(0)
             saved = load_checkpoint(stream).get("hyper_parameters") or {}
-            require_trusted(saved, checkpoint_path)
+            stack.enter_context(trusted_only(saved, name))
             stream.seek(0)
             return load(stream, map_location, hparams_file, strict, True, **kwargs)
 

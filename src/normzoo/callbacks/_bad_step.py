@@ -14,6 +14,15 @@ from torch import Tensor, nn
 from normzoo.errors import InputError
 
 VERSION = 1
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("batch_idx", "epoch", "step", "ranks"), int),
+    **dict.fromkeys(("buffers", "random", "findings"), dict),
+    "evaluating": list,
+    "factor": float | int,
+    "precision": str,
+    "loss": float | int | None,
+}
+"""Of the parts of a step."""
 
 
 class Buffers:
@@ -154,7 +163,19 @@ def plain_numpy() -> list[Any]:
 
 
 def set_random_numbers(state: dict[str, Any], device: torch.device) -> None:
-    """Has the generators go on from a state that `RandomNumbers.plain` returned."""
+    """Has the generators go on from a state that `RandomNumbers.plain` returned.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        set_each(state, device)
+    except (RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the saved state of the random numbers is damaged ({error}); give another step.") from error
+
+
+def set_each(state: dict[str, Any], device: torch.device) -> None:
+    """Sets the generators of torch, Python and numpy."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -218,9 +239,17 @@ class BadStep:
         """
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
+            if not isinstance(saved, dict):
+                raise TypeError(f"a {type(saved).__name__}")
             if saved.pop("version") != VERSION:
                 raise ValueError("of another version of normzoo")
-            return cls(**saved)
+            step = cls(**saved)
+            wrong = [name for name, kind in KINDS.items() if not isinstance(getattr(step, name), kind)]
+            found = step.findings if "findings" not in wrong else {}
+            wrong += [f"findings.{name}" for name in ("loss", "offender", "says") if name not in found]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is of another kind")
+            return step
         except UnpicklingError as error:
             raise InputError(
                 f"{file} holds a batch of objects whose reading could run code; have the data set yield tensors in "

@@ -21,6 +21,7 @@ from normzoo.callbacks._layer_table import Findings, Numbers, look
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica, same_random_numbers
 from normzoo.errors import InputError
+from normzoo.imports import again
 from normzoo.probes import is_compiled
 
 OnBad = Literal["stop", "skip"]
@@ -371,7 +372,7 @@ class FiniteLoss(Callback):
         else:
             before = "The state it met" if spoiled else "The weights from before it"
             lines.append(f"{before}, the batch and a table of all layers are in {saved}:")
-            lines.append(f"  normzoo replay {saved}")
+            lines.append(f"  normzoo replay {saved}{again()}")
         if self.on_bad == "stop" and not spoiled:
             lines.append(
                 "A smaller learning rate or --trainer.gradient_clip_val=1 may help; --on_bad_loss=skip leaves such "
