@@ -414,6 +414,26 @@ def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(ended: Path) -> No
     assert differences(whole, left(ended)) == []
 
 
+def test_a_run_without_a_checkpoint_keeps_its_curves_until_it_begins_anew(ended: Path) -> None:
+    """Not where flags are refused, nor where it has finished."""
+    for file in ended.glob("checkpoints/*"):
+        file.unlink()
+    before = {name: data for name, data in content(ended).items() if name != ".lock"}
+    for finished, flag, said in (
+        (True, "--trainer.max_epochs=3", "has finished, and kept no checkpoint.*normzoo fit -c"),
+        (False, "--trainer.max_epoch=3", "Did you mean --trainer.max_epochs"),
+    ):
+        if not finished:
+            (ended / "finished").unlink()
+        result = normzoo("resume", str(ended), flag)
+        assert result.status == 1
+        assert re.search(said, result.err)
+        after = content(ended)
+        assert {name: after.get(name) for name in before if name != "finished"} == {
+            name: data for name, data in before.items() if name != "finished"
+        }
+
+
 def test_a_folder_that_was_moved_goes_on_where_it_is(ended: Path, tmp_path: Path) -> None:
     """Its best checkpoint too, which an epoch that is worse leaves alone."""
     moved = tmp_path / "elsewhere/7"
@@ -458,7 +478,8 @@ REFUSED = {
     "resume RUN --runs=elsewhere": "--runs.*own folder",
     "resume RUN --experiment=other": "--experiment.*own folder",
     "resume RUN --trainer.max_epoch=3": "max_epochs",
-    "resume RUN --model.net.hidden=[9]": "another architecture",
+    "resume RUN --model.net.hidden=[9]": r"model.net.hidden: checkpoint has \[8\], asked for \[9\]",
+    "resume RUN --model.net.hidden=[9] --change=model.net.hidden": "another architecture",
     "resume RUN --checkpoint_steps=0": "every_steps=0",
     "resume RUN --checkpoint_minutes=-1": "every_minutes=-1",
 }

@@ -11,8 +11,8 @@ from normzoo.archive import load_checkpoint as load_checkpoint
 from normzoo.checkpoint_classes import require_trusted
 from normzoo.configs import read_settings
 from normzoo.errors import InputError
-
-FOLDER = "checkpoints"
+from normzoo.runs import CHECKPOINTS as FOLDER
+from normzoo.runs import numbered
 
 # Lightning's words for a checkpoint of a run -> the files of a run that are meant, the newest last.
 WORDS = {"last": f"{FOLDER}/last.ckpt", "best": f"{FOLDER}/best.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
@@ -38,7 +38,7 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
     """
     given = Path(path)
     if path in WORDS:
-        for run in runs_of(root / experiment):
+        for run in numbered(root / experiment):
             if files := sorted(run.glob(WORDS[path]), key=lambda file: int("0" + re.sub(r"\D", "", file.stem))):
                 return files[-1]
         raise InputError(
@@ -50,18 +50,12 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
     if given.is_file():
         return given
     if given.is_dir():
-        for run in (given, *runs_of(given)):
+        for run in (given, *numbered(given)):
             for name in ("best.ckpt", "last.ckpt"):
                 for file in (run / FOLDER / name, run / name):
                     if file.is_file():
                         return file
     raise InputError(f"ckpt_path={path!r}: there is no checkpoint. {advice(root)}")
-
-
-def runs_of(experiment: Path) -> list[Path]:
-    """The folders of an experiment's runs, the newest first."""
-    found = (path for path in experiment.glob("*") if path.name.isdecimal())
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def advice(root: Path) -> str:

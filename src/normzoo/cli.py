@@ -46,7 +46,7 @@ from normzoo.lean import make_lean
 from normzoo.leave import leave
 from normzoo.messages import cause, explain
 from normzoo.run_config import RunConfig
-from normzoo.runs import FINISHED, hold, is_first, shared_run, unused
+from normzoo.runs import FINISHED, hold, is_first, newest_checkpoint, shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.storage import quiet_writers, unwritten
 from normzoo.sync import SyncNorms
@@ -391,6 +391,9 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)
+        if self.run is not None and not self.is_new and is_first() and newest_checkpoint(self.run) is None:
+            for curves in self.run.glob("*tfevents*"):  # the run begins anew
+                curves.unlink()
         with checkpoints.told_of_mismatch(kwargs.get("ckpt_path"), contradictions.listed(self.differences)):
             self.trainer.fit(**kwargs)
 
