@@ -51,6 +51,8 @@ def by_hand(ranks: int = 2) -> list[dict[str, str]]:
 BREAKS = [
     (1, "train", "SIGKILL", r"rank 1 \(process \d+\) has ended before the run did", 15),
     (0, "train", "SIGKILL", r"rank 0 \(process \d+\) has ended before the run did", 15),
+    (1, "train", "SIGTERM", r"rank 1 \(process \d+\) has ended before the run did", 15),
+    (0, "train", "SIGTERM", r"rank 0 \(process \d+\) has ended before the run did", 15),
     (1, "train", "raise", r"error on rank 1:.*ZeroDivisionError: on purpose", 15),
     (0, "val", "raise", r"error on rank 0:.*ZeroDivisionError: on purpose", 15),
     (1, "val", "exit", r"rank 1 \(process \d+\) has ended before the run did", 15),

@@ -44,7 +44,10 @@ def main(arguments: Sequence[str]) -> None:
     if (run / runs.FINISHED).is_file():
         if not flags:
             if runs.is_first():
-                print(f"{run} has finished: nothing is left to do. It goes on with a larger --trainer.max_epochs=N.")
+                print(
+                    f"{run} has finished: nothing is left to do. It goes on with other "
+                    f"limits, such as a larger --trainer.max_epochs=N."
+                )
             return
         if checkpoint is None:
             raise InputError(

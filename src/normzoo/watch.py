@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from normzoo.errors import InputError
@@ -72,6 +73,7 @@ class Watch(Callback):
             own.watch = self
             trainer.strategy._launcher = own
         threading.Thread(target=self.run, daemon=True, name="watch").start()
+        end_by_sigterm(trainer)
 
     def __deepcopy__(self, memo: Any) -> "Watch":
         return self  # there is one of a process, whatever copies a module and so its Trainer
@@ -258,6 +260,26 @@ class Launcher(_SubprocessScriptLauncher):
             self._call_children_scripts()
             self.watch.children = self.procs
         return super().launch(function, *args, trainer=trainer, **kwargs)
+
+
+def end_by_sigterm(trainer: Trainer) -> None:
+    """Has SIGTERM end a rank at once, for the others to see.
+
+    Lightning would broadcast it amid whatever the ranks are at, and so have them wait for each other in vain. Where it
+    has SLURM queue a run again, SIGTERM stays with it.
+    """
+    signals: Any = trainer._signal_connector  # type: ignore[attr-defined]  # set by Lightning, undeclared
+    environment = trainer._accelerator_connector.cluster_environment  # type: ignore[attr-defined]
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return
+    register = signals.register_signal_handlers
+
+    def registered() -> None:
+        register()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signals.register_signal_handlers = registered
 
 
 def watched(trainer: Trainer, patience: float) -> Watch | None:

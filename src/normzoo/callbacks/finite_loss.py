@@ -20,6 +20,7 @@ from normzoo.callbacks._bad_step import BadStep, Buffers, RandomNumbers, set_ran
 from normzoo.callbacks._layer_table import Findings, Numbers, look
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica, same_random_numbers
+from normzoo.callbacks.exact_resume import ExactResume
 from normzoo.errors import InputError
 from normzoo.probes import is_compiled
 
@@ -311,7 +312,7 @@ class FiniteLoss(Callback):
             self.saving = True
             try:
                 # As the last one of a run of its own, so that whatever takes a run takes the folder.
-                trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+                trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
             except (OSError, RuntimeError) as error:
                 troubles = [
                     f"{folder / 'checkpoints'} could not be written ({getattr(error, 'strerror', '') or error})"
@@ -439,10 +440,9 @@ def spoiled_weights(module: LightningModule) -> str:
 
 def kept_checkpoint(trainer: Trainer) -> str:
     """The newest checkpoint that the run has written."""
-    files: list[Path] = []
-    for one in trainer.checkpoint_callbacks:
-        folder = Path(str(getattr(one, "dirpath", "") or ""))
-        files += list(folder.glob("*.ckpt")) if getattr(one, "dirpath", None) else []
+    folders = {getattr(one, "dirpath", None) for one in trainer.checkpoint_callbacks}
+    folders |= {one.file.parent for one in trainer.checkpoint_callbacks if isinstance(one, ExactResume)}
+    files = [file for folder in folders if folder for file in Path(folder).glob("*.ckpt")]
     return str(max(files, key=lambda file: file.stat().st_mtime)) if files else ""
 
 
