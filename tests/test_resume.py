@@ -390,10 +390,10 @@ def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
 
 STOPPED = {
     "early stopping": (
-        "--trainer.callbacks=" + objects(("EarlyStopping", {"monitor": "val/loss", "stopping_threshold": 100.0})),
-        "--trainer.max_epochs=3",
+        ("--trainer.callbacks=" + objects(("EarlyStopping", {"monitor": "val/loss", "stopping_threshold": 100.0})),),
+        "--trainer.max_epochs=100001",
     ),
-    "time": ("--trainer.max_time=00:00:00:01", "--trainer.max_time=01:00:00:00"),
+    "time": (("--trainer.max_time=00:00:00:01",), "--trainer.max_time=00:00:00:02"),
 }
 
 
@@ -403,9 +403,8 @@ def test_a_run_that_was_stopped_goes_on_with_other_limits(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     limit, other = STOPPED[by]
-    run = fit(*BRIEF, "--trainer.max_epochs=2", limit)
+    run = fit(*BRIEF, "--trainer.max_epochs=100000", *limit)
     at = newest(run)["global_step"]
-    assert at < 8
     (run / "finished").unlink()
     assert normzoo("resume", str(run)).status == 0
     assert newest(run)["global_step"] == at  # it has stopped, whatever became of its end

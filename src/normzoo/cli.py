@@ -159,17 +159,17 @@ class CLI(LightningCLI):
                 end()
         except BaseException as error:
             self.discard_run()
-            told = unwritten(error, self.run, self.files)
+            ended: BaseException | None = unwritten(error, self.run, self.files)
             if (number := stopped_by(error)) is not None:
                 if is_first():
                     goes_on = f"; normzoo resume {self.run} goes on" if self.run and self.run.is_dir() else ""
                     print(f"normzoo: ended by {number.name}{goes_on}", file=sys.stderr)
-                error = SystemExit(128 + number)
+                ended = SystemExit(128 + number)
             if fail := getattr(self.watch, "fail", None):
-                fail(told or find_input_error(error) or error)
-            if told is not None:
-                raise told from error
-            raise error
+                fail(ended or find_input_error(error) or error)
+            if ended is not None:
+                raise ended from error
+            raise
         finally:
             if self.lock is not None:
                 os.close(self.lock)
