@@ -304,9 +304,9 @@ def test_the_rate_of_a_task_of_ones_own_changes_whatever_it_calls_it(
     (folder / "speedy.py").write_text(TASK)
     monkeypatch.syspath_prepend(str(folder))
     run = fit("--model=speedy.Own", "--model.speed=0.1", "--trainer.max_epochs=2", "--runs=runs")
-    refused = resume(run, "--model.speed=0.01")
+    refused = resume(run, "--model.speed=0.01", "--allow=speedy")
     assert "model.speed: checkpoint has 0.1, asked for 0.01" in refused.err
-    result = resume(run, "--model.speed=0.01", "--change=model.speed")
+    result = resume(run, "--model.speed=0.01", "--change=model.speed", "--allow=speedy")
     assert result.status == 0, result.err
     assert [group["lr"] for group in groups(torch.load(last(Path("resumed/default/000")), weights_only=True))] == [0.01]
 
@@ -402,7 +402,7 @@ def test_a_checkpoint_says_what_it_holds(run: Path) -> None:
     assert holds["norm"]["class_path"] == "normzoo.norms.BatchNorm"
     assert holds["parameters"] == sum(parameter.numel() for parameter in task.parameters())
     assert holds["tensors"] == {name: [*value.shape] for name, value in task.state_dict().items()}
-    assert (holds["epoch"], holds["step"], holds["seed"]) == (1, max(scalars(run)["train/loss"]), 0)
+    assert (holds["epoch"], holds["step"], holds["seed"]) == (2, max(scalars(run)["train/loss"]), 0)  # of two, all done
     assert holds["data"]["class_path"] == "normzoo.data.Digits"
     assert holds["data"]["init_args"]["batch_size"] == 64
     accuracy = list(scalars(run)["val/accuracy"].values())

@@ -319,7 +319,7 @@ def first_norm(task: Any) -> norms.Norm:
         ),
         (["--model.net.hidden=[]", "--model.net.activation=Sigmoid"], lambda task: len(task.net.hidden) == 0),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_flags_arrive(flags: list[str], check: Callable[[Any], bool], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []

@@ -436,7 +436,7 @@ def test_replay_reproduces(case: str, own: Path) -> None:
     result = commands.normzoo("fit", *commands.QUIET, "--trainer.max_epochs=3", *FITS[case])
     assert result.status == 1
     before = sorted(own.rglob("*"))
-    again = commands.normzoo("replay", folder_in(result.err))
+    again = commands.normzoo("replay", folder_in(result.err), "--allow=my_bad_task")
     assert again.status == 0, again.out + again.err
     step = BadStep.load(next(own.rglob("rank0.pt")))
     assert f"step {step.step}, epoch {step.epoch}, batch {step.batch_idx}" in again.out
@@ -456,7 +456,7 @@ def test_replay_says_what_it_does_not_reproduce(own: Path) -> None:
     step = BadStep.load(file)
     step.buffers["net.3.count"] = torch.zeros((), dtype=torch.int64)
     step.save(file)
-    again = commands.normzoo("replay", folder_in(result.err))
+    again = commands.normzoo("replay", folder_in(result.err), "--allow=my_bad_task")
     assert again.status == 1
     assert "Not reproduced. In the training: The first is net.3 (Bad)" in again.out
 
