@@ -48,7 +48,7 @@ from normzoo.lean import make_lean
 from normzoo.leave import leave
 from normzoo.messages import cause, explain
 from normzoo.run_config import RunConfig
-from normzoo.runs import CONFIG, FINISHED, hold, is_first, newest_checkpoint, shared_run, unused
+from normzoo.runs import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, newest_checkpoint, shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.storage import quiet_writers, unwritten
 from normzoo.sync import SyncNorms
@@ -367,7 +367,7 @@ class CLI(LightningCLI):
                 config.logger = TensorBoardLogger(self.run.parent, "", self.run.name, default_hp_metric=False)
             if config.enable_checkpointing is not False:
                 if not has(callbacks, Checkpoint):
-                    callbacks += best(self.model, self.run / checkpoints.FOLDER)
+                    callbacks += best(self.model, self.run / CHECKPOINTS)
                 callbacks.append(self.last())
             callbacks += [HParams(flat(self.settings)), LiveWriters()]
             if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
@@ -401,7 +401,7 @@ class CLI(LightningCLI):
         """Keeps the checkpoint that the run goes on from."""
         steps, minutes = self.settings.checkpoint_steps, self.settings.checkpoint_minutes
         assert self.run is not None
-        return ExactResume(self.run / checkpoints.FOLDER, steps, minutes, keep_stop=not self.has_new_limits)
+        return ExactResume(self.run / CHECKPOINTS, steps, minutes, keep_stop=not self.has_new_limits)
 
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)

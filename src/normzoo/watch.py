@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from normzoo.errors import InputError
@@ -268,8 +268,8 @@ def end_by_sigterm(trainer: Trainer) -> None:
     Lightning would broadcast it amid whatever the ranks are at, and so have them wait for each other in vain. Where it
     has SLURM queue a run again, SIGTERM stays with it.
     """
-    signals: Any = trainer._signal_connector  # type: ignore[attr-defined]  # set by Lightning, undeclared
-    environment = trainer._accelerator_connector.cluster_environment  # type: ignore[attr-defined]
+    signals: Any = trainer._signal_connector
+    environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return
     register = signals.register_signal_handlers
