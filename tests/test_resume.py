@@ -481,9 +481,10 @@ def test_a_run_without_a_checkpoint_keeps_its_curves_until_it_begins_anew(ended:
     for finished, flag, said in (
         (True, "--trainer.max_epochs=3", "has finished, and kept no checkpoint.*normzoo fit -c"),
         (False, "--trainer.max_epoch=3", "Did you mean --trainer.max_epochs"),
+        (False, "--change=model.optimizer.lr", "change=model.optimizer.lr: there is no checkpoint"),
     ):
         if not finished:
-            (ended / "finished").unlink()
+            (ended / "finished").unlink(missing_ok=True)
         result = normzoo("resume", str(ended), flag)
         assert result.status == 1
         assert re.search(said, result.err)

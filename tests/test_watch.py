@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from commands import QUIET
+from commands import QUIET, normzoo
 from forks import Fork, Forks
 from normzoo.watch import ended, state_of
 
@@ -85,6 +85,14 @@ def test_a_broken_rank_ends_all(
     assert said.count("Traceback") == (how == "raise")
     assert all(statuses) or how == "exit"
     assert statuses[1 - rank] == 1
+
+
+@pytest.mark.parametrize("how", ["ddp_spawn", "ddp_fork"])
+def test_ranks_of_one_command_are_refused(how: str, tmp_path: Path) -> None:
+    result = normzoo("fit", *TWO, f"--trainer.strategy={how}", f"--runs={tmp_path}")
+    assert result.status == 1
+    assert re.search(rf"strategy={how}: .*use --trainer.strategy=ddp\.", result.err)
+    assert list(tmp_path.glob("default/*")) == []
 
 
 def children_of(pid: int) -> list[int]:

@@ -267,6 +267,8 @@ class CLI(LightningCLI):
         settings.weights_only = True
         if self.command == "fit" and settings.get("ckpt_path"):
             self.go_on(settings)
+        elif changes := [change for change in given("--change", arguments) if change]:
+            raise InputError(f"change={changes[-1]}: there is no checkpoint whose settings could change; leave it out.")
         elif model:
             self.differences = contradictions.differences({"model": model}, self.plain_config(), ["model"])
 
@@ -415,8 +417,9 @@ class CLI(LightningCLI):
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > self.batches_before
-        begun = begun or (self.run is not None and (self.run / FiniteLoss.FOLDER).exists())  # a bad first step
-        if self.run is not None and self.is_new and not begun and is_first():
+        if self.run is None or not self.is_new or begun or not is_first():
+            return
+        if not (self.run / FiniteLoss.FOLDER).exists():  # of a bad first step
             shutil.rmtree(self.run, ignore_errors=True)
 
     def after_fit(self) -> None:
