@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from normzoo.callbacks._bad_step import BadStep, Buffers, RandomNumbers, set_random_numbers
+from normzoo.callbacks._bad_step import BadStep, Buffers, RandomNumbers
 from normzoo.callbacks._layer_table import Findings, Numbers, look
+from normzoo.callbacks._random import set_random_state
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica, same_random_numbers
 from normzoo.callbacks.exact_resume import ExactResume
@@ -245,7 +246,7 @@ class FiniteLoss(Callback):
         share_buffers(trainer)
         saved: str | None = None
         with same_random_numbers(module.device):
-            set_random_numbers(mine.random, module.device)
+            set_random_state(mine.random, module.device)
             if stops or len(self.skipped) < KEPT:
                 findings = self.find(trainer, module, mine)
                 saved = self.save(trainer, module, mine, findings)
