@@ -21,7 +21,7 @@ import commands
 import monitored
 from forks import Forks
 from normzoo import norms
-from normzoo.callbacks import FiniteLoss
+from normzoo.callbacks import ExactResume, FiniteLoss
 from normzoo.callbacks._bad_step import BadStep
 from normzoo.data import Digits
 from normzoo.errors import InputError
@@ -263,6 +263,13 @@ def test_weights_that_an_update_spoils_are_written_over_nothing(spoils: int, say
     for file in kept:
         saved = torch.load(file, weights_only=True)["state_dict"]
         assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_a_message_names_the_checkpoint_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    callbacks = (FiniteLoss(folder=tmp_path / "bad"), ZeroMoments(7), ExactResume(tmp_path, every_steps=4))
+    with pytest.raises(InputError, match="after the update") as raised:
+        train(Vanishing(7), *callbacks, enable_checkpointing=True)
+    assert f"the last checkpoint is {tmp_path / 'last.ckpt'}" in str(raised.value)
 
 
 class ZeroMoments(Callback):

@@ -40,7 +40,12 @@ LAW: dict[str, set[str]] = {
     "imports": set(),
     "atomic": set(),
     "run_config": {"lightning", "yaml", "normzoo.atomic", "normzoo.runs"},
-    "resume": {"normzoo.runs", "normzoo.runtime", "normzoo.cli"},  # the last two when all else is known to be right
+    "resume": {
+        "normzoo.atomic",
+        "normzoo.runs",
+        "normzoo.runtime",
+        "normzoo.cli",
+    },  # the last two when all else is known to be right
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms", "normzoo.imports"},
     "lean": {"lightning", "tensorboard", "google_crc32c"},
     "leave": {"torch", "lightning"},
@@ -49,7 +54,7 @@ LAW: dict[str, set[str]] = {
     "archive": {"torch", "normzoo.seal"},
     "checkpoint_classes": {"yaml", "normzoo.configs", "normzoo.imports"},
     "checkpoint_io": {"torch", "lightning", "normzoo.archive", "normzoo.atomic", "normzoo.seal"},
-    "checkpoints": {"normzoo.archive", "normzoo.checkpoint_classes", "normzoo.configs"},
+    "checkpoints": {"normzoo.archive", "normzoo.checkpoint_classes", "normzoo.configs", "normzoo.runs"},
     "contradictions": set(),
     "seal": {"torch"},
     "show": {"rich", "normzoo.checkpoints", "normzoo.archive"},
@@ -57,7 +62,7 @@ LAW: dict[str, set[str]] = {
     "shard": {"torch", "lightning", "normzoo.norms._base"},
     "runtime": set(),
     "schedules": {"torch"},
-    "storage": {"normzoo.imports"},
+    "storage": {"normzoo.imports", "normzoo.runs"},
     "sync": {"torch", "lightning", "normzoo.norms._base", "normzoo.norms._ranks"},
 }
 # These two dispatch: inside a function they may import anything, since nothing is paid before it is called.

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -390,6 +391,61 @@ def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
     assert differences(left(whole), left(ended), leaving_out="_hparams_") == []
 
 
+STOPPED = {
+    "early stopping": (
+        ("--trainer.callbacks=" + objects(("EarlyStopping", {"monitor": "val/loss", "stopping_threshold": 100.0})),),
+        "--trainer.max_epochs=100001",
+    ),
+    "time": (("--trainer.max_time=00:00:00:01",), "--trainer.max_time=00:00:00:02"),
+}
+
+
+@pytest.mark.parametrize("by", STOPPED)
+def test_a_run_that_was_stopped_goes_on_with_other_limits(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    limit, other = STOPPED[by]
+    run = fit(*BRIEF, "--trainer.max_epochs=100000", *limit)
+    at = newest(run)["global_step"]
+    (run / "finished").unlink()
+    assert normzoo("resume", str(run)).status == 0
+    assert newest(run)["global_step"] == at  # it has stopped, whatever became of its end
+    result = normzoo("resume", str(run), other)
+    assert result.status == 0, result.err
+    assert newest(run)["global_step"] > at
+
+
+def newest(run: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return checkpoint
+
+
+ORDERS = {
+    "the same few batches": ("--trainer.overfit_batches=4", "--trainer.limit_train_batches=null"),
+    "an uneven last batch": (
+        "--data.drop_last=false",
+        "--data.batch_size=400",
+        "--trainer.limit_train_batches=null",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_run_goes_on_amid_an_epoch_with_the_batch_that_is_next(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [
+        fit(*BRIEF, *ORDERS[name], "--trainer.max_epochs=2", f"--experiment={steps}", f"--trainer.max_steps={steps}")
+        for steps in (6, 8)
+    ]
+    result = normzoo("resume", str(runs[0]), "--trainer.max_steps=8")
+    assert result.status == 0, result.err
+    one, other = (dict(flat([newest(run)[key] for key in ("state_dict", "optimizer_states")], run)) for run in runs)
+    assert one == other
+
+
 @pytest.mark.parametrize("lost", ["finished", "finished and the last records"])
 def test_a_test_that_was_cut_off_is_done(lost: str, ended: Path) -> None:
     whole = left(ended)
@@ -415,6 +471,27 @@ def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(ended: Path) -> No
     assert result.status == 0, result.err
     assert "from its beginning" in result.out
     assert differences(whole, left(ended)) == []
+
+
+def test_a_run_without_a_checkpoint_keeps_its_curves_until_it_begins_anew(ended: Path) -> None:
+    """Not where flags are refused, nor where it has finished."""
+    for file in ended.glob("checkpoints/*"):
+        file.unlink()
+    before = {name: data for name, data in content(ended).items() if name != ".lock"}
+    for finished, flag, said in (
+        (True, "--trainer.max_epochs=3", "has finished, and kept no checkpoint.*normzoo fit -c"),
+        (False, "--trainer.max_epoch=3", "Did you mean --trainer.max_epochs"),
+        (False, "--change=model.optimizer.lr", "change=model.optimizer.lr: there is no checkpoint"),
+    ):
+        if not finished:
+            (ended / "finished").unlink(missing_ok=True)
+        result = normzoo("resume", str(ended), flag)
+        assert result.status == 1
+        assert re.search(said, result.err)
+        after = content(ended)
+        assert {name: after.get(name) for name in before if name != "finished"} == {
+            name: data for name, data in before.items() if name != "finished"
+        }
 
 
 def test_a_folder_that_was_moved_goes_on_where_it_is(ended: Path, tmp_path: Path) -> None:
@@ -465,6 +542,8 @@ REFUSED = {
     "resume RUN --model.net.hidden=[9] --change=model.net.hidden": "another architecture",
     "resume RUN --checkpoint_steps=0": "every_steps=0",
     "resume RUN --checkpoint_minutes=-1": "every_minutes=-1",
+    "resume RUN --trainer.fast_dev_run=true": "fast_dev_run=True.*normzoo fit -c",
+    "resume RUN --trainer.callbacks=normzoo.callbacks.ExactResume --trainer.callbacks.folder=x": "2 ExactResume.*yours",
 }
 
 
@@ -654,3 +733,16 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(Killed), written_whole(file) as opened:
         write_half(opened)
     assert content(tmp_path) == {"new/file": b"first"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_run_that_is_asked_to_end_says_how_it_goes_on(number: signal.Signals, trials: Trials, tmp_path: Path) -> None:
+    """And its status is that of the signal, not of a run that has ended well."""
+    once = f"import kills; kills.watch('step', lambda times, over: times == 7 and not over and kills.send({number}))"
+    run = trials.forks.run("fit", *COMMON, cwd=tmp_path, before=once)
+    assert run.poll() == 128 + number
+    assert f"normzoo: ended by {number.name}; normzoo resume lightning_logs/default/000 goes on" in run.err
+    assert "Traceback" not in run.err
+    assert not (tmp_path / "lightning_logs/default/000/finished").exists()
+    assert trials.forks.run("resume", "lightning_logs/default", cwd=tmp_path).poll() == 0

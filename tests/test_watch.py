@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from commands import QUIET
+from commands import QUIET, normzoo
 from forks import Fork, Forks
 from normzoo.watch import ended, state_of
 
@@ -51,6 +51,8 @@ def by_hand(ranks: int = 2) -> list[dict[str, str]]:
 BREAKS = [
     (1, "train", "SIGKILL", r"rank 1 \(process \d+\) has ended before the run did", 15),
     (0, "train", "SIGKILL", r"rank 0 \(process \d+\) has ended before the run did", 15),
+    (1, "train", "SIGTERM", r"rank 1 \(process \d+\) has ended before the run did", 15),
+    (0, "train", "SIGTERM", r"rank 0 \(process \d+\) has ended before the run did", 15),
     (1, "train", "raise", r"error on rank 1:.*ZeroDivisionError: on purpose", 15),
     (0, "val", "raise", r"error on rank 0:.*ZeroDivisionError: on purpose", 15),
     (1, "val", "exit", r"rank 1 \(process \d+\) has ended before the run did", 15),
@@ -83,6 +85,14 @@ def test_a_broken_rank_ends_all(
     assert said.count("Traceback") == (how == "raise")
     assert all(statuses) or how == "exit"
     assert statuses[1 - rank] == 1
+
+
+@pytest.mark.parametrize("how", ["ddp_spawn", "ddp_fork"])
+def test_ranks_of_one_command_are_refused(how: str, tmp_path: Path) -> None:
+    result = normzoo("fit", *TWO, f"--trainer.strategy={how}", f"--runs={tmp_path}")
+    assert result.status == 1
+    assert re.search(rf"strategy={how}: .*use --trainer.strategy=ddp\.", result.err)
+    assert list(tmp_path.glob("default/*")) == []
 
 
 def children_of(pid: int) -> list[int]:

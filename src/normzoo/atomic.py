@@ -34,9 +34,3 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(folder)  # the name too
     finally:
         os.close(folder)
-
-
-def remove_parts(folder: Path) -> None:
-    """Removes what a killed process has left of files that it was writing."""
-    for part in folder.glob(f".*{PART}"):
-        part.unlink(missing_ok=True)

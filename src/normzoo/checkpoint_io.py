@@ -13,6 +13,9 @@ from normzoo.archive import load_checkpoint
 from normzoo.atomic import written_whole
 from normzoo.seal import seal
 
+HANDED_OVER = ".temp.ckpt"
+"""The file in which Lightning hands the weights of a spawned process to the one that has started it: no checkpoint."""
+
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints so that a kill at any moment leaves the one before whole, and reads them without trust.
@@ -23,6 +26,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes a checkpoint, sealed, in the place of the one before once all of it is on the disk."""
+        if Path(path).name == HANDED_OVER:
+            super().save_checkpoint(checkpoint, path)
+            return
         seal(checkpoint)
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -38,7 +44,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             map_location: has no effect on a file here, whose tensors come to the CPU.
             weights_only: False reads objects too, by running what the file says: for a file that is your own.
         """
-        if weights_only is False or not _is_local_file_protocol(path):
+        if weights_only is False or not _is_local_file_protocol(path) or Path(path).name == HANDED_OVER:
             return super().load_checkpoint(path, weights_only=weights_only is not False)
         return load_checkpoint(path)
 

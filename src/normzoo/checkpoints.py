@@ -12,11 +12,10 @@ from normzoo.archive import walk
 from normzoo.checkpoint_classes import require_trusted
 from normzoo.configs import read_settings
 from normzoo.errors import InputError
-
-FOLDER = "checkpoints"
+from normzoo.runs import CHECKPOINTS, numbered
 
 # Lightning's words for a checkpoint of a run -> the files of a run that are meant, the newest last.
-WORDS = {"last": f"{FOLDER}/last.ckpt", "best": f"{FOLDER}/best.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
+WORDS = {"last": f"{CHECKPOINTS}/last.ckpt", "best": f"{CHECKPOINTS}/best.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
 
 # What a run needs to go on, beside weights.
 TO_RESUME = ("epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers")
@@ -39,7 +38,7 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
     """
     given = Path(path)
     if path in WORDS:
-        for run in runs_of(root / experiment):
+        for run in numbered(root / experiment):
             if files := sorted(run.glob(WORDS[path]), key=lambda file: int("0" + re.sub(r"\D", "", file.stem))):
                 return files[-1]
         raise InputError(
@@ -51,23 +50,17 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
     if given.is_file():
         return given
     if given.is_dir():
-        for run in (given, *runs_of(given)):
+        for run in (given, *numbered(given)):
             for name in ("best.ckpt", "last.ckpt"):
-                for file in (run / FOLDER / name, run / name):
+                for file in (run / CHECKPOINTS / name, run / name):
                     if file.is_file():
                         return file
     raise InputError(f"ckpt_path={path!r}: there is no checkpoint. {advice(root)}")
 
 
-def runs_of(experiment: Path) -> list[Path]:
-    """The folders of an experiment's runs, the newest first."""
-    found = (path for path in experiment.glob("*") if path.name.isdecimal())
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
-
-
 def advice(root: Path) -> str:
     """Which checkpoint could be meant: the newest of all runs."""
-    found = sorted(root.glob(f"**/{FOLDER}/*.ckpt"), key=lambda p: p.stat().st_mtime)
+    found = sorted(root.glob(f"**/{CHECKPOINTS}/*.ckpt"), key=lambda p: p.stat().st_mtime)
     if not found:
         return f"No run under {root} has one yet: train with 'normzoo fit', or give the path of a .ckpt file."
     return f"The newest run's: --ckpt_path={found[-1].parent.parent}"
@@ -103,7 +96,7 @@ def saved_config(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
         require_settings(config, "normzoo.config", file)
         return dict(config)
     written = file.parent.parent / "config.yaml"
-    if file.parent.name != FOLDER or not written.is_file():
+    if file.parent.name != CHECKPOINTS or not written.is_file():
         return {}
     return read_settings(written)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
@@ -46,7 +48,7 @@ from normzoo.lean import make_lean
 from normzoo.leave import leave
 from normzoo.messages import cause, explain
 from normzoo.run_config import RunConfig
-from normzoo.runs import FINISHED, hold, is_first, shared_run, unused
+from normzoo.runs import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, newest_checkpoint, shared_run, unused
 from normzoo.runtime import keep_pages
 from normzoo.storage import quiet_writers, unwritten
 from normzoo.sync import SyncNorms
@@ -138,6 +140,7 @@ class CLI(LightningCLI):
         self.files: list[Path] = []
         self.differences: contradictions.Differences = {}
         self.batches_before = 0
+        self.has_new_limits = False
         try:
             super().__init__(
                 LightningModule,
@@ -156,11 +159,16 @@ class CLI(LightningCLI):
                 end()
         except BaseException as error:
             self.discard_run()
-            told = unwritten(error, self.run, self.files)
+            ended: BaseException | None = unwritten(error, self.run, self.files)
+            if (number := stopped_by(error)) is not None:
+                if is_first():
+                    goes_on = f"; normzoo resume {self.run} goes on" if self.run and self.run.is_dir() else ""
+                    print(f"normzoo: ended by {number.name}{goes_on}", file=sys.stderr)
+                ended = SystemExit(128 + number)
             if fail := getattr(self.watch, "fail", None):
-                fail(told or find_input_error(error) or error)
-            if told is not None:
-                raise told from error
+                fail(ended or find_input_error(error) or error)
+            if ended is not None:
+                raise ended from error
             raise
         finally:
             if self.lock is not None:
@@ -261,6 +269,8 @@ class CLI(LightningCLI):
         settings.weights_only = True
         if self.command == "fit" and settings.get("ckpt_path"):
             self.go_on(settings)
+        elif changes := [change for change in given("--change", arguments) if change]:
+            raise InputError(f"change={changes[-1]}: there is no checkpoint whose settings could change; leave it out.")
         elif model:
             self.differences = contradictions.differences({"model": model}, self.plain_config(), ["model"])
 
@@ -282,6 +292,7 @@ class CLI(LightningCLI):
         self.differences = contradictions.granted(
             found, changes, known, str(file), checkpoints.is_within_epoch(checkpoint)
         )
+        self.has_new_limits = bool(contradictions.differences(saved, asked, ["trainer"]))
         settings.ckpt_path = str(file)
 
     def plain_config(self) -> dict[str, Any]:
@@ -341,6 +352,11 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         callbacks, plugins = as_list(config.callbacks), as_list(config.plugins)
+        if self.run is not None and config.fast_dev_run:
+            raise InputError(
+                f"fast_dev_run={config.fast_dev_run}: a trial leaves no trace, and a run goes on in its folder; try "
+                f"its settings by 'normzoo fit -c {self.run / CONFIG} --trainer.fast_dev_run=true'."
+            )
         if config.sync_batchnorm and not has(plugins, LayerSync):  # Lightning's own knows torch's BatchNorm only
             config.sync_batchnorm, config.plugins = False, [*plugins, SyncNorms()]
         if self.command == "fit" and not config.fast_dev_run:
@@ -355,7 +371,7 @@ class CLI(LightningCLI):
                 config.logger = TensorBoardLogger(self.run.parent, "", self.run.name, default_hp_metric=False)
             if config.enable_checkpointing is not False:
                 if not has(callbacks, Checkpoint):
-                    callbacks += best(self.model, self.run / checkpoints.FOLDER)
+                    callbacks += best(self.model, self.run / CHECKPOINTS)
                 callbacks.append(self.last())
             callbacks += [HParams(flat(self.settings)), LiveWriters()]
             if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
@@ -389,10 +405,13 @@ class CLI(LightningCLI):
         """Keeps the checkpoint that the run goes on from."""
         steps, minutes = self.settings.checkpoint_steps, self.settings.checkpoint_minutes
         assert self.run is not None
-        return ExactResume(self.run / checkpoints.FOLDER, steps, minutes)
+        return ExactResume(self.run / CHECKPOINTS, steps, minutes, keep_stop=not self.has_new_limits)
 
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)
+        if self.run is not None and not self.is_new and is_first() and newest_checkpoint(self.run) is None:
+            for curves in self.run.glob("*tfevents*"):  # the run begins anew
+                curves.unlink()
         with checkpoints.told_of_mismatch(kwargs.get("ckpt_path"), contradictions.listed(self.differences)):
             self.trainer.fit(**kwargs)
 
@@ -400,8 +419,9 @@ class CLI(LightningCLI):
         """Removes the folder of a run that ended before its first step, by the process that made it."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > self.batches_before
-        begun = begun or (self.run is not None and (self.run / FiniteLoss.FOLDER).exists())  # a bad first step
-        if self.run is not None and self.is_new and not begun and is_first():
+        if self.run is None or not self.is_new or begun or not is_first():
+            return
+        if not (self.run / FiniteLoss.FOLDER).exists():  # of a bad first step
             shutil.rmtree(self.run, ignore_errors=True)
 
     def after_fit(self) -> None:
@@ -565,6 +585,14 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def stopped_by(error: BaseException) -> signal.Signals | None:
+    """The signal that has ended a Trainer, which makes an ordinary exit of it, with status 0 or 1."""
+    if isinstance(error, SIGTERMException):
+        return signal.SIGTERM
+    interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    return signal.SIGINT if interrupted else None
 
 
 def main(arguments: Sequence[str], run: Path | None = None) -> None:

@@ -119,7 +119,7 @@ def require_form(values: Any, shown: str) -> None:
         place, value = pending.pop()
         if isinstance(value, dict):
             for one, other in (("class_path", "init_args"), ("init_args", "class_path")):
-                if other in value and one not in value:
+                if one not in value and (other in value or len(value) == 1):
                     for key in get_close_matches(one, [str(key) for key in value if key != other], n=1, cutoff=0.8):
                         raise InputError(f"{shown}: {key!r} in {place or 'it'} is unknown. Did you mean {one}?")
             for key, child in value.items():

@@ -32,10 +32,5 @@ class DDP(DDPStrategy):
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
-        orderly(self)
-
-
-def orderly(strategy: Any) -> None:
-    """Has the processes that a strategy spawns end in order."""
-    if type(strategy.launcher) is _MultiProcessingLauncher:
-        strategy._launcher = Spawner(strategy, start_method=strategy.launcher._start_method)
+        if type(self.launcher) is _MultiProcessingLauncher:
+            self._launcher = Spawner(self, start_method=self.launcher._start_method)

@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from normzoo.callbacks._bad_step import BadStep, set_random_numbers
+from normzoo.callbacks._bad_step import BadStep
 from normzoo.callbacks._layer_table import Findings, look
+from normzoo.callbacks._random import set_random_state
 from normzoo.callbacks._replica import Replica, same_random_numbers
 from normzoo.cli import CLI
 from normzoo.errors import InputError, printable
@@ -52,7 +53,7 @@ class Replay(Callback):
                 places[name].training = False
         saved = trainer.strategy.batch_to_device(step.batch, pl_module.device, dataloader_idx=0)
         with same_random_numbers(pl_module.device):
-            set_random_numbers(step.random, pl_module.device)
+            set_random_state(step.random, pl_module.device)
             self.findings = look(Replica(trainer, pl_module), saved, step.batch_idx, step.factor)
         raise Replayed
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from normzoo import runs
+from normzoo.atomic import PART
 from normzoo.errors import InputError
 
 HELP = """usage: normzoo resume RUN_FOLDER [options of normzoo fit]
@@ -39,30 +40,33 @@ def main(arguments: Sequence[str]) -> None:
         if any(flag == name or flag.startswith(f"{name}=") for flag in flags):
             raise InputError(f"resume {name}: {reason}.")
     run = runs.find_run(path, ROOT)
-    if (run / runs.FINISHED).is_file() and not flags:
-        print(f"{run} has finished: nothing is left to do. It goes on with a larger --trainer.max_epochs=N.")
-        return
+    checkpoint = runs.newest_checkpoint(run)
+    if (run / runs.FINISHED).is_file():
+        if not flags:
+            if runs.is_first():
+                print(
+                    f"{run} has finished: nothing is left to do. It goes on with other "
+                    f"limits, such as a larger --trainer.max_epochs=N."
+                )
+            return
+        if checkpoint is None:
+            raise InputError(
+                f"{run} has finished, and kept no checkpoint that it could go on from: 'normzoo fit -c "
+                f"{run / runs.CONFIG}' starts another run."
+            )
     if not runs.is_first():
-        go_on(run, newest_checkpoint(run), flags)
+        go_on(run, checkpoint, flags)
         return
     runs.require_within(run)
     lock = runs.hold(run)
     try:
-        checkpoint = newest_checkpoint(run)
-        clean(run, checkpoint)
+        checkpoint = runs.newest_checkpoint(run)  # once more: the process that has held it may have written one
+        for part in run.glob(f"**/.*{PART}"):  # half written when it was killed
+            part.unlink(missing_ok=True)
         print(f"resuming     {run} from {checkpoint.name if checkpoint else 'its beginning: it has no checkpoint'}")
         go_on(run, checkpoint, flags)
     finally:
         os.close(lock)
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a run goes on from: the last, else the newest that is not the best one, else None."""
-    folder = run / "checkpoints"
-    if (last := folder / "last.ckpt").is_file():
-        return last
-    others = (file for file in folder.glob("*.ckpt") if file.name != "best.ckpt")
-    return max(others, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def go_on(run: Path, checkpoint: Path | None, flags: Sequence[str]) -> None:
@@ -74,12 +78,3 @@ def go_on(run: Path, checkpoint: Path | None, flags: Sequence[str]) -> None:
 
     place = [f"--ckpt_path={checkpoint}"] if checkpoint else []
     cli.main(["fit", "-c", str(run / runs.CONFIG), *flags, *place], run)
-
-
-def clean(run: Path, checkpoint: Path | None) -> None:
-    """Removes what the kill left half written, and the curves of a run that begins anew."""
-    for part in run.glob("**/.*.part"):
-        part.unlink(missing_ok=True)
-    if checkpoint is None:
-        for file in run.glob("*tfevents*"):
-            file.unlink()

@@ -16,6 +16,7 @@ RUN_VARIABLE = "NORMZOO_RUN"
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 FINISHED = "finished"
 """A file that says: nothing is left to do."""
@@ -79,6 +80,15 @@ def find_run(path: str, root: Path) -> Path:
         f"{path!r} is no run: a run is a folder with a {CONFIG}, which 'normzoo fit' makes when training begins. "
         f"{there_are}"
     )
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that a run goes on from: the last, else the newest that is not the best one, else None."""
+    folder = run / CHECKPOINTS
+    if (last := folder / "last.ckpt").is_file():
+        return last
+    others = (file for file in folder.glob("*.ckpt") if file.name != "best.ckpt")
+    return max(others, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def newest(root: Path, most: int = 5) -> Iterator[Path]:

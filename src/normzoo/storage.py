@@ -11,6 +11,7 @@ from pathlib import Path
 
 from normzoo.errors import InputError
 from normzoo.imports import again
+from normzoo.runs import newest_checkpoint
 
 # What a system calls the reason -> what it means, and what to do.
 REASONS = {
@@ -95,7 +96,7 @@ def message(error: BaseException, reason: int, run: Path | None, files: Sequence
         other = "" if reason == errno.ENOENT else ", or choose another folder with --runs=FOLDER"
         lines.append(f"The run is gone. {remedy[0].upper()}{remedy[1:]}{other}, and start it again.")
     else:
-        kept = last_checkpoint(run)
+        kept = newest_checkpoint(run)
         whole = f"The last checkpoint is whole: {kept}." if kept else "There was no checkpoint yet."
         lines.append(f"{whole} {remedy[0].upper()}{remedy[1:]}, and go on:\n  normzoo resume {run}{again()}")
     return InputError("\n".join(lines))
@@ -117,12 +118,6 @@ def amount(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TB"
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run."""
-    found = [file for file in run.glob("checkpoints/*.ckpt") if not file.name.startswith(".")]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from normzoo.errors import InputError
-from normzoo.leave import leave, orderly
+from normzoo.leave import Spawner, leave
 
 # Seconds between two looks, and how long a process may be seen stopped (by SIGSTOP, a debugger) before the others give
 # up. A rank that is stopped itself, as all are by Ctrl-Z, does not look.
@@ -72,6 +73,7 @@ class Watch(Callback):
             own.watch = self
             trainer.strategy._launcher = own
         threading.Thread(target=self.run, daemon=True, name="watch").start()
+        end_by_sigterm(trainer)
 
     def __deepcopy__(self, memo: Any) -> "Watch":
         return self  # there is one of a process, whatever copies a module and so its Trainer
@@ -260,10 +262,40 @@ class Launcher(_SubprocessScriptLauncher):
         return super().launch(function, *args, trainer=trainer, **kwargs)
 
 
+def end_by_sigterm(trainer: Trainer) -> None:
+    """Has SIGTERM end a rank at once, for the others to see.
+
+    Lightning would broadcast it amid whatever the ranks are at, and so have them wait for each other in vain. Where it
+    has SLURM queue a run again, SIGTERM stays with it.
+    """
+    signals: Any = trainer._signal_connector
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return
+    register = signals.register_signal_handlers
+
+    def registered() -> None:
+        register()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signals.register_signal_handlers = registered
+
+
 def watched(trainer: Trainer, patience: float) -> Watch | None:
-    """Begins the watch where a Trainer is one of several ranks; those that it spawns are looked after by torch."""
-    orderly(trainer.strategy)
-    spawns = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    """Begins the watch where a Trainer is one of several ranks.
+
+    Raises:
+        InputError: it would spawn or fork the others, of which the process of the command line learns too little: not
+            how far they came, nor which error of theirs is the user's.
+    """
+    launcher: Any = trainer.strategy.launcher
+    if type(launcher) in (_MultiProcessingLauncher, Spawner):
+        raise InputError(
+            f"strategy=ddp_{launcher._start_method}: on the command line each rank is a command of its own; use "
+            f"--trainer.strategy=ddp."
+        )
+    spawns = isinstance(launcher, _MultiProcessingLauncher)  # that of TPUs
     return None if trainer.world_size == 1 or spawns else Watch(trainer, patience)
 
 

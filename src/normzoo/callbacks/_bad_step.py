@@ -1,16 +1,15 @@
 """What it takes to run one training step again, in a file, and the state of a module from before a step."""
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normzoo.callbacks._random import readers
 from normzoo.errors import InputError
 
 VERSION = 1
@@ -116,18 +115,8 @@ class RandomNumbers:
         self.left = self.FIRST
         """Steps that are still looked at for who draws."""
         self.drawn: set[str] = set()
-        self.read: tuple[tuple[str, Callable[[], Any]], ...] = tuple(self.readers().items())
+        self.read: tuple[tuple[str, Callable[[], Any]], ...] = tuple(readers(self.device).items())
         self.states: dict[str, Any] = {}
-
-    def readers(self) -> dict[str, Callable[[], Any]]:
-        """Generator -> what reads it, as tensors and plain data."""
-        is_cuda = self.device.type == "cuda"
-        return {
-            "torch": torch.get_rng_state,
-            "cuda": (lambda: torch.cuda.get_rng_state(self.device)) if is_cuda else lambda: None,
-            "python": plain_python,
-            "numpy": plain_numpy,
-        }
 
     def keep(self) -> None:
         """Notes where those stand that are drawn from."""
@@ -142,47 +131,14 @@ class RandomNumbers:
             if not torch.equal(before, now) if isinstance(now, Tensor) else before != now:
                 self.drawn.add(name)
         if not self.left:
-            self.read = tuple((name, read) for name, read in self.readers().items() if name in self.drawn)
+            self.read = tuple((name, read) for name, read in readers(self.device).items() if name in self.drawn)
             self.states = {name: self.states[name] for name in self.drawn}
 
     def plain(self) -> dict[str, Any]:
         """As tensors and plain data; those that no step draws from stand where they stood."""
-        return {name: self.states[name] if name in self.states else read() for name, read in self.readers().items()}
-
-
-def plain_python() -> list[Any]:
-    """The state of Python's generator."""
-    version, words, gauss = random.getstate()
-    return [version, list(words), gauss]
-
-
-def plain_numpy() -> list[Any]:
-    """The state of numpy's generator, which users' own steps may draw from."""
-    name, key, *rest = np.random.get_state()  # noqa: NPY002
-    return [str(name), [int(word) for word in key], *rest]
-
-
-def set_random_numbers(state: dict[str, Any], device: torch.device) -> None:
-    """Has the generators go on from a state that `RandomNumbers.plain` returned.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        set_each(state, device)
-    except (RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"the saved state of the random numbers is damaged ({error}); give another step.") from error
-
-
-def set_each(state: dict[str, Any], device: torch.device) -> None:
-    """Sets the generators of torch, Python and numpy."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, key, *rest = state["numpy"]
-    np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))  # noqa: NPY002
+        return {
+            name: self.states[name] if name in self.states else read() for name, read in readers(self.device).items()
+        }
 
 
 @dataclass
@@ -196,7 +152,7 @@ class BadStep:
         step: optimizer steps made before it.
         buffers: name -> what it held before the step.
         evaluating: names of the modules that ran as in evaluation.
-        random: where the random generators stood, as `RandomNumbers.plain` returns it.
+        random: where the random generators stood, as `random_state` returns it.
         factor: what the loss was multiplied by before the backward pass.
         precision: of the Trainer.
         loss: what training_step returned; None where that is not known.

@@ -1,36 +1,63 @@
 """The state of a process's random number generators, as tensors and plain data."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from normzoo.errors import InputError
 
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of the generators of torch, NumPy and Python, and of that of a device.
+
+def readers(device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Generator -> what reads its state: those of torch, NumPy and Python, and that of a device.
 
     Args:
         device: where this process computes.
     """
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one is what libraries draw from
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
-        "python": random.getstate(),
+    found: dict[str, Callable[[], Any]] = {
+        "torch": torch.get_rng_state,
+        "numpy": numpy_state,
+        "python": random.getstate,
     }
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+        found["cuda"] = lambda: torch.cuda.get_rng_state(device)
     elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
+        found["mps"] = torch.mps.get_rng_state
+    return found
+
+
+def numpy_state() -> list[Any]:
+    """The state of NumPy's generator."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one is what libraries draw from
+    return [str(name), np.asarray(keys).tolist(), *rest]
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of all generators."""
+    return {name: read() for name, read in readers(device).items()}
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Has all generators go on as they did after `random_state`."""
+    """Has all generators go on as they did after `random_state`.
+
+    Raises:
+        InputError: the state is none.
+    """
+    try:
+        set_each(state, device)
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"the saved state of the random numbers is damaged ({error}); give another checkpoint or step."
+        ) from error
+
+
+def set_each(state: dict[str, Any], device: torch.device) -> None:
+    """Sets the generators, one by one."""
     torch.set_rng_state(state["torch"].cpu())
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     if device.type == "cuda" and "cuda" in state:

@@ -49,12 +49,21 @@ class ExactResume(Checkpoint):
         folder: where `last.ckpt` is kept.
         every_steps: optimizer steps between checkpoints within an epoch; None for none by steps.
         every_minutes: minutes between checkpoints within an epoch, by the clock of the first rank; 0 for none by time.
+        keep_stop: whether a run that early stopping or a limit of time has ended stays ended when it is resumed; false
+            has it go on until they end it again.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range; in `setup`, a second one in the same Trainer.
     """
 
-    def __init__(self, folder: str | Path, every_steps: int | None = None, every_minutes: float = 5.0) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every_steps: int | None = None,
+        every_minutes: float = 5.0,
+        *,
+        keep_stop: bool = True,
+    ) -> None:
         if every_steps is not None and every_steps < 1:
             raise InputError(
                 f"ExactResume(every_steps={every_steps}): steps between checkpoints are 1 or more; None is for none."
@@ -66,6 +75,7 @@ class ExactResume(Checkpoint):
         self.file = Path(folder) / "last.ckpt"
         self.every_steps = every_steps
         self.seconds = 60 * every_minutes
+        self.keep_stop = keep_stop
         self.found: dict[str, Any] | None = None
         self.saved_step = -1
         self.saved_time = 0.0
@@ -77,6 +87,11 @@ class ExactResume(Checkpoint):
     # Lightning has no hook between two batches, nor after all that belongs to an epoch: its loops are listened to.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if (number := sum(isinstance(one, ExactResume) for one in trainer.checkpoint_callbacks)) > 1:
+            raise InputError(
+                f"trainer.callbacks has {number} ExactResume: leave yours out, as the command line adds one, which "
+                f"--checkpoint_minutes and --checkpoint_steps are for; in Python, keep one."
+            )
         self.file = Path(trainer.strategy.broadcast(str(self.file)))  # where the first rank writes
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,7 +220,7 @@ class ExactResume(Checkpoint):
         if self.found is None:
             rank_zero_warn("The checkpoint is of a run without ExactResume: random numbers begin anew.")
             return
-        trainer.should_stop = self.found["should_stop"]
+        trainer.should_stop = self.found["should_stop"] and self.keep_stop
         if trainer.is_global_zero:
             for logger, sizes in zip(event_loggers(trainer), self.found["events"], strict=False):
                 take_back(logger, sizes, checkpoint["global_step"])

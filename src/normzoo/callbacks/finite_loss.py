@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from normzoo.callbacks._bad_step import BadStep, Buffers, RandomNumbers, set_random_numbers
+from normzoo.callbacks._bad_step import BadStep, Buffers, RandomNumbers
 from normzoo.callbacks._layer_table import Findings, Numbers, look
+from normzoo.callbacks._random import set_random_state
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica, same_random_numbers
+from normzoo.callbacks.exact_resume import ExactResume
 from normzoo.errors import InputError
 from normzoo.imports import again
 from normzoo.probes import is_compiled
@@ -245,7 +247,7 @@ class FiniteLoss(Callback):
         share_buffers(trainer)
         saved: str | None = None
         with same_random_numbers(module.device):
-            set_random_numbers(mine.random, module.device)
+            set_random_state(mine.random, module.device)
             if stops or len(self.skipped) < KEPT:
                 findings = self.find(trainer, module, mine)
                 saved = self.save(trainer, module, mine, findings)
@@ -312,7 +314,7 @@ class FiniteLoss(Callback):
             self.saving = True
             try:
                 # As the last one of a run of its own, so that whatever takes a run takes the folder.
-                trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+                trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
             except (OSError, RuntimeError) as error:
                 troubles = [
                     f"{folder / 'checkpoints'} could not be written ({getattr(error, 'strerror', '') or error})"
@@ -440,10 +442,9 @@ def spoiled_weights(module: LightningModule) -> str:
 
 def kept_checkpoint(trainer: Trainer) -> str:
     """The newest checkpoint that the run has written."""
-    files: list[Path] = []
-    for one in trainer.checkpoint_callbacks:
-        folder = Path(str(getattr(one, "dirpath", "") or ""))
-        files += list(folder.glob("*.ckpt")) if getattr(one, "dirpath", None) else []
+    folders = {getattr(one, "dirpath", None) for one in trainer.checkpoint_callbacks}
+    folders |= {one.file.parent for one in trainer.checkpoint_callbacks if isinstance(one, ExactResume)}
+    files = [file for folder in folders if folder for file in Path(folder).glob("*.ckpt")]
     return str(max(files, key=lambda file: file.stat().st_mtime)) if files else ""
 
 

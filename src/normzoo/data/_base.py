@@ -1,6 +1,7 @@
 """What every data set shares: images in memory, a fixed split, batches that are normalized on the device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -115,7 +116,7 @@ class ImageData(LightningDataModule, ABC):
         train, _ = self._images()
         if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]  # set by Lightning, undeclared
             # Lightning's word for: the same few batches in every epoch.
-            return self._eval_loader(train, self._train_rows, self.batch_size)
+            return self._eval_loader(train, self._train_rows, self.batch_size, self._batches_done)
         batches = TrainBatches(
             self._train_rows,
             self.batch_size,
@@ -171,8 +172,11 @@ class ImageData(LightningDataModule, ABC):
         if self.shuffle_seed is None:
             self._seed = state_dict["shuffle_seed"]
 
-    def _eval_loader(self, images: Images, rows: Tensor, batch_size: int) -> BatchLoader:
-        return batch_loader(images, EvalBatches(rows, batch_size, **self._ranks()), num_workers=self.num_workers)
+    def _eval_loader(
+        self, images: Images, rows: Tensor, batch_size: int, batches_done: Callable[[], int] | None = None
+    ) -> BatchLoader:
+        batches = EvalBatches(rows, batch_size, batches_done=batches_done, **self._ranks())
+        return batch_loader(images, batches, num_workers=self.num_workers)
 
     def _images(self) -> tuple[Images, Images]:
         if self._train is None or self._test is None:
@@ -181,7 +185,7 @@ class ImageData(LightningDataModule, ABC):
             )
         return self._train, self._test
 
-    def _ranks(self) -> dict[str, int]:
+    def _ranks(self) -> dict[str, Any]:
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
 
     def _batches_done(self) -> int:

@@ -92,14 +92,25 @@ class EvalBatches(_Batches, SequentialSampler):
         batch_size: samples per process per step, at most.
         rank: which of the processes this is.
         world_size: number of processes.
+        batches_done: asked when an epoch begins, where it is one of training: as above.
     """
 
-    def __init__(self, rows: Tensor, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        batches_done: Callable[[], int] | None = None,
+    ) -> None:
         enough = -(-len(rows) // (batch_size * world_size))  # rounded up
         super().__init__(rows, min(enough, len(rows) // world_size), rank=rank, world_size=world_size)
         self.data_source = rows
+        self._batches_done = batches_done
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]  # torch's yields single rows
         parts = self.steps * self.num_replicas
-        for part in range(self.rank, parts, self.num_replicas):
+        done = self._batches_done() if self._batches_done else 0
+        for part in range(done * self.num_replicas + self.rank, parts, self.num_replicas):
             yield self.rows[len(self.rows) * part // parts : len(self.rows) * (part + 1) // parts]
