@@ -34,6 +34,7 @@ LAW: dict[str, set[str]] = {
     },
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},
+    "arguments": {"torch", "lightning", "normzoo.configs", "normzoo.imports", "normzoo.messages"},
     "replay": {"torch", "lightning", "normzoo.callbacks", "normzoo.cli", "normzoo.lean"},
     # What the command line and the tasks stand on: small, and free of lightning.
     "configs": {"yaml", "jsonargparse", "normzoo.imports"},

@@ -7,6 +7,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 from normzoo import data, models, norms
+from normzoo.errors import InputError
 from normzoo.imports import resolve
 
 # What can stand under a key, by the key's last part.
@@ -154,3 +155,12 @@ def nearest_key(given: str, options: Iterable[str]) -> str:
 def subclasses(room: object, base: type) -> list[str]:
     """The names in a room of the classes derived from a base."""
     return [n for n, c in vars(room).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` that a chain of exceptions began with, if one did."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
