@@ -19,6 +19,8 @@ from commands import QUIET, normzoo
 from forks import Fork, Forks
 from normzoo.watch import ended, state_of
 
+# What a run of the command line leaves beside its events.
+KEPT = {"config.yaml", "hparams.yaml", "checkpoints", "finished", ".lock"}
 TWO = (*QUIET, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1", "--test_after_fit=false")
 
 
@@ -180,7 +182,7 @@ def test_ranks_that_others_started_share_a_run(name: str, forks: Forks, tmp_path
     assert [one.wait(60) for one in ranks] == [0, 0], ranks[0].err + ranks[1].err
     [run] = (tmp_path / "lightning_logs/default").iterdir()
     assert run.name == "000"
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "hparams.yaml", "checkpoints", *events(run)}
+    assert {p.name for p in run.iterdir()} == {*KEPT, *events(run)}
     assert len(events(run)) == 1
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert "run          lightning_logs/default/000" in ranks[0].out

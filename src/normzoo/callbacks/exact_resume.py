@@ -43,8 +43,8 @@ class ExactResume(Checkpoint):
 
     Within an epoch the loader must be able to go on where it was, as those of `normzoo.data` are, and `training_step`
     log nothing with `on_epoch=True`, whose mean over the epoch Lightning does not keep. For others, such as torch's
-    DataLoader with `shuffle=True`, write checkpoints at the end of epochs only: `every_minutes=0`; also beside callbacks
-    that rely on `on_train_epoch_start`, as StochasticWeightAveraging does, which Lightning does not call amid an epoch.
+    DataLoader with `shuffle=True`, write checkpoints at the end of epochs only: `every_minutes=0`. So do where
+    callbacks rely on `on_train_epoch_start`, as StochasticWeightAveraging: Lightning does not call it amid an epoch.
 
     Args:
         folder: where `last.ckpt` is kept.
