@@ -109,9 +109,10 @@ class CLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
-            end = getattr(self.watch, "leave", None if connected else leave)
-            if end is not None:
-                end()
+            if self.watch is not None:
+                self.watch.leave()
+            elif not connected:
+                leave()
         except BaseException as error:
             self.discard_run()
             ended: BaseException | None = unwritten(error, self.run, self.files)
@@ -120,8 +121,8 @@ class CLI(LightningCLI):
                     goes_on = f"; normzoo resume {self.run} goes on" if self.run and self.run.is_dir() else ""
                     print(f"normzoo: ended by {number.name}{goes_on}", file=sys.stderr)
                 ended = SystemExit(128 + number)
-            if fail := getattr(self.watch, "fail", None):
-                fail(ended or find_input_error(error) or error)
+            if self.watch is not None:
+                self.watch.fail(ended or find_input_error(error) or error)
             if ended is not None:
                 raise ended from error
             raise
