@@ -1,6 +1,7 @@
 """Settings shared by every test: one thread, and slow tests only when asked for."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,3 +22,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
+
+
+@pytest.fixture(autouse=True)
+def no_seed_left() -> Iterator[None]:
+    """Forgets the seed that a test gave Lightning: it begins again at it whenever several ranks start."""
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)

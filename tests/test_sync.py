@@ -331,12 +331,13 @@ def test_the_flag_stays_in_the_config_of_the_run(plugins: list[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_of_the_command_line_train_as_one(tmp_path: Path) -> None:
-    """Running statistics and weights, to the rounding of float64."""
+@pytest.mark.parametrize("layer", ["BatchNorm", "NoisyBatchNorm"])
+def test_two_ranks_of_the_command_line_train_as_one(layer: str, tmp_path: Path) -> None:
+    """Running statistics and weights, to the rounding of float64; with noise too, which begins at the run's seed."""
 
     def state(name: str, *flags: str) -> dict[str, Tensor]:
         short = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.precision=64-true")
-        sgd = ("--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--model.net.norm=BatchNorm")
+        sgd = ("--model.optimizer=SGD", "--model.optimizer.lr=0.1", f"--model.net.norm={layer}")
         run = process(
             "fit", *QUIET, *short, *sgd, *flags, f"--experiment={name}", "--test_after_fit=false", cwd=tmp_path
         )

@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
@@ -315,6 +316,8 @@ class CLI(LightningCLI):
         if self.run is not None and not self.is_new and is_first() and newest_checkpoint(self.run) is None:
             for curves in self.run.glob("*tfevents*"):  # the run begins anew
                 curves.unlink()
+        # Several ranks begin again at the seed, once they know each other: one rank draws the same noise as they do.
+        reset_seed()
         with checkpoints.told_of_mismatch(kwargs.get("ckpt_path"), contradictions.listed(self.differences)):
             self.trainer.fit(**kwargs)
 
