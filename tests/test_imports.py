@@ -30,7 +30,7 @@ LAW: dict[str, set[str]] = {
     "callbacks": {
         *("torch", "lightning", "tensorboard", "numpy", "PIL"),
         *("normzoo.probes", "normzoo.metrics", "normzoo.norms._base", "normzoo.lean"),
-        "normzoo.imports",
+        *("normzoo.norms._running", "normzoo.norms.batch", "normzoo.imports"),
     },
     "catalogue": {"torch", "rich", "normzoo.norms"},
     "cli": {"*"},

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,12 @@ Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 Reader = Callable[[nn.Module, Tensor], Any]
 """What is made of a tensor while it is there: it may be overwritten right after."""
 
+Passage = Callable[[nn.Module, Tensor | None, Tensor | None], Any]
+"""What is made of what went into a module and of what came out, once it has run; with its graph, to be left alone."""
+
+
+R = TypeVar("R", Reader, Passage)
+
 
 @dataclass
 class Visit:
@@ -43,6 +49,7 @@ class Visit:
 
     There is none of a view of the module's own input, as Flatten's, that a later layer writes over.
     """
+    passage: Any = None
 
 
 class Probe:
@@ -66,6 +73,7 @@ class Probe:
         input: reads what goes in: a reader for all layers, or name -> reader.
         output: reads what comes out, likewise.
         gradient: reads the gradient of the loss with respect to what came out, during the backward pass, likewise.
+        passage: reads both sides together once the module has run, likewise; of one that does not write over its input.
 
     Attributes:
         visits: a `Visit` for every pass through a tapped module.
@@ -82,17 +90,19 @@ class Probe:
         input: Reader | Mapping[str, Reader] | None = None,
         output: Reader | Mapping[str, Reader] | None = None,
         gradient: Reader | Mapping[str, Reader] | None = None,
+        passage: Passage | Mapping[str, Passage] | None = None,
     ) -> None:
         self.model = model
         self.layers = layers if isinstance(layers, Mapping) else find(model, layers)
         self.inputs = self.by_module("input", input)
         self.outputs = self.by_module("output", output)
         self.gradients = self.by_module("gradient", gradient)
+        self.passages = self.by_module("passage", passage)
         self.visits: list[Visit] = []
         self.stack = ExitStack()
         self.attached = False
 
-    def by_module(self, site: str, readers: Reader | Mapping[str, Reader] | None) -> dict[nn.Module, Reader]:
+    def by_module(self, site: str, readers: R | Mapping[str, R] | None) -> dict[nn.Module, R]:
         """Who reads at a site."""
         if readers is None:
             return {}
@@ -156,6 +166,10 @@ class Probe:
         visit = self.open[module].pop()
         if module in self.outputs:
             visit.output = apply(self.outputs[module], module, first_tensor(result))
+        if module in self.passages:
+            with torch.no_grad():
+                x, y = (dense(first_tensor(side)) for side in ((*args, *kwargs.values()), result))
+                visit.passage = self.passages[module](module, x, y)
         if module in self.gradients:
             y = first_tensor(result)
             if y is not None and y.requires_grad:
@@ -193,10 +207,14 @@ class Probe:
 
 @torch.no_grad()
 def apply(read: Reader, module: nn.Module, tensor: Tensor | None) -> Any:
-    """What a reader makes of a tensor; None where there is none with plain memory, as a nested or sparse one."""
-    if tensor is None or tensor.is_nested or tensor.layout != torch.strided:
-        return None
-    return read(module, tensor.detach())
+    """What a reader makes of a tensor; None where there is none."""
+    tensor = dense(tensor)
+    return None if tensor is None else read(module, tensor.detach())
+
+
+def dense(tensor: Tensor | None) -> Tensor | None:
+    """A tensor with plain memory, hence no nested or sparse one."""
+    return None if tensor is None or tensor.is_nested or tensor.layout != torch.strided else tensor
 
 
 def first_tensor(values: Any) -> Tensor | None:

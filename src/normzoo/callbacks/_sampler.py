@@ -1,8 +1,8 @@
 """Samples a step for all monitors of a Trainer: the only one of them that Lightning calls at every step."""
 
 import time
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from torch.optim import Optimizer
 from normzoo.callbacks._board import Board, Chart
 from normzoo.callbacks._events import goes_on
 from normzoo.callbacks._monitor import Heard, Monitor, Site, Step
+from normzoo.callbacks._own_moments import OwnMoments, knows_moments
+from normzoo.callbacks._profile import feature_moments
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
 from normzoo.lean import drop_empty
-from normzoo.probes import Probe, Reader, is_compiled, named_layers
+from normzoo.probes import Passage, Probe, Reader, Visit, is_compiled, named_layers
 
 MOST_NOTED = 16
 """Samples that are worked out together."""
@@ -135,7 +137,7 @@ class Sampler(Callback):
             if key not in self.ears:
                 self.ears[key] = Ear(step.module, due)
             self.ear = self.ears[key]
-            self.attached.enter_context(self.ear.probe)
+            self.attached.enter_context(self.ear.listening())
         self.listen(True)
 
     def before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -224,13 +226,34 @@ class Ear:
                 self.wanted.setdefault(key, set()).update(names)
         everyone = set().union(*self.wanted.values())
         layers = {name: module for name, module in named.items() if name in everyone}
+        self.knowing = {name for name, module in layers.items() if knows_moments(module)}
+        self.own_moments = OwnMoments([layers[name] for name in self.knowing])
         sites = {site: self.readers(site, layers) for site in ("input", "output", "gradient")}
-        self.probe = Probe(model, layers, **sites)
+        self.probe = Probe(model, layers, **sites, passage=self.passages())
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Attaches the probe."""
+        with self.own_moments.listening(), self.probe:
+            yield
+
+    def passages(self) -> dict[str, Passage]:
+        """Layer -> what reads the moments of those that know them."""
+        sites = {
+            name: [site for (site, read), names in self.wanted.items() if read is feature_moments and name in names]
+            for name in self.knowing
+        }
+        return {name: self.own_moments.reader(wanted) for name, wanted in sites.items() if wanted}
 
     def readers(self, site: str, layers: Collection[str]) -> dict[str, Reader]:
         """Layer -> what reads of it all that is wanted at a site: a dictionary, reader -> value."""
         wanted = {
-            name: [r for (where, r), names in self.wanted.items() if where == site and name in names] for name in layers
+            name: [
+                read
+                for (where, read), names in self.wanted.items()
+                if where == site and name in names and not (read is feature_moments and name in self.knowing)
+            ]
+            for name in layers
         }
         return {name: read_by(readers) for name, readers in wanted.items() if readers}
 
@@ -239,8 +262,14 @@ class Ear:
         found: dict[tuple[Site, Reader], list[tuple[str, Any]]] = {}
         for (site, read), names in monitor.readings().items():
             visits = [visit for visit in self.probe.visits if visit.name in names]
-            found[site, read] = [(visit.name, (getattr(visit, site) or {}).get(read)) for visit in visits]
+            found[site, read] = [(visit.name, self.of_visit(visit, site, read)) for visit in visits]
         return found
+
+    def of_visit(self, visit: Visit, site: Site, read: Reader) -> Any:
+        """What was read at a site, by whoever has read it."""
+        if read is feature_moments and visit.name in self.knowing:
+            return (visit.passage or {}).get(site)
+        return (getattr(visit, site) or {}).get(read)
 
 
 def read_by(readers: Sequence[Reader]) -> Reader:
@@ -254,7 +283,7 @@ def listened(step: Step, due: Sequence[Monitor]) -> Ear:
     ear = Ear(replica.module, due)
     if ear.wanted:
         weights = {name: p.detach().clone() for name, p in step.module.named_parameters() if p.requires_grad}
-        with ear.probe:
+        with ear.listening():
             loss = replica.loss(step.batch, step.batch_idx, {n: w.requires_grad_() for n, w in weights.items()})
             if loss is not None and any(site == "gradient" for site, _ in ear.wanted):
                 torch.autograd.grad(loss, list(weights.values()), allow_unused=True)

@@ -1,6 +1,5 @@
 """Mean and variance of each channel, and how those of parts make those of the whole."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -67,7 +66,8 @@ def moments(x: Tensor, axis: int = 1) -> Moments:
     if x.numel() <= SMALL:
         rows = (x if axis == x.dim() - 1 == 1 else x.movedim(axis, -1).reshape(-1, channels)).double()
         mean = rows.mean(0)
-        return Moments(total, mean, (rows - mean).square_().mean(0))
+        centred = rows - mean
+        return Moments(total, mean, torch.linalg.vecdot(centred, centred, dim=0) / count)
     mean, square = (part / count for part in sums_and_squares(x, axis))
     var = square - mean.square()
     if bool((mean.square() > LARGEST_MEAN_SQUARE_OVER_VAR * var).any()):
@@ -76,12 +76,6 @@ def moments(x: Tensor, axis: int = 1) -> Moments:
         offset, square = (part / count for part in sums_and_squares(x - pivot.view(shape), axis))
         mean, var = pivot.double() + offset, square - offset.square()
     return Moments(total, mean, var.clamp_min(0))
-
-
-@lru_cache(maxsize=256)
-def scalar(count: int, device: torch.device) -> Tensor:
-    """A count as a tensor: making one anew takes as long as the mean of a small batch."""
-    return torch.tensor(float(count), dtype=torch.float64, device=device)
 
 
 def sums_and_squares(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
