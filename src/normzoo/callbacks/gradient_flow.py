@@ -108,12 +108,15 @@ class GradientFlow(Monitor):
         self.place = {name: i for i, name in enumerate(self.modules)}
 
     def readings(self) -> Readings:
-        return {("gradient", squared_norm): self.modules}
+        return {("gradient", norm_of): self.modules}
 
     def begin(self, step: Step) -> None:
         self.noted: dict[str, Tensor] = {}
         self.weights: list[Tensor] = []
-        self.gradients: dict[int, Tensor] = {}
+        self.gradients: list[Tensor] = []
+        """Norms of gradients, (G,), of each optimizer."""
+        self.with_gradient: list[int] = []
+        """The places of their parameters in `flat`."""
         self.scale = 1.0 if step.on_copy else loss_scale(step)  # as it is in this step's backward pass
 
     def before_update(self, step: Step, optimizer: Optimizer) -> None:
@@ -121,20 +124,28 @@ class GradientFlow(Monitor):
         if not self.weights:
             self.weights = [p.detach().clone() for p in self.flat]
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        mine = [i for i, p in enumerate(self.flat) if id(p) in own and p.grad is not None and i not in self.gradients]
-        self.gradients.update(zip(mine, norms([gradient_of(self.flat[i]) for i in mine]), strict=True))
+        known = set(self.with_gradient)
+        mine = [i for i, p in enumerate(self.flat) if id(p) in own and p.grad is not None and i not in known]
+        self.gradients.append(norms([gradient_of(self.flat[i]) for i in mine]))
+        self.with_gradient += mine
 
     def collect(self, step: Step, heard: Heard) -> Notes:
-        flow: dict[str, list[Tensor]] = {}
-        for name, square in heard["gradient", squared_norm]:
-            flow.setdefault(name, []).extend([] if square is None else [square])
-        squares = {name: sum(many[1:], many[0]) for name, many in flow.items() if many}
-        stacked = torch.stack(list(squares.values())).double().cpu() / self.scale**2 if squares else NONE
-        with_gradient = tuple(i in self.gradients for i in range(len(self.flat)))
+        passes = heard["gradient", norm_of]
+        order = tuple(dict.fromkeys(name for name, _ in passes))
+        seen = [(name, norm) for name, norm in passes if norm is not None]
+        flowing = tuple(dict.fromkeys(name for name, _ in seen))
+        squares = NONE
+        if seen:
+            squares = torch.stack([norm for _, norm in seen]).double().cpu().square() / self.scale**2
+        if len(flowing) < len(seen):  # some ran several times
+            place = torch.tensor([flowing.index(name) for name, _ in seen])
+            squares = squares.new_zeros(len(flowing)).index_add_(0, place, squares)
         if self.weights:
-            nothing = torch.zeros((), dtype=torch.float64)
-            found = [self.gradients.get(i, nothing).double().cpu() for i in range(len(self.flat))]
-            self.noted["grad_norm"] = torch.stack(found)
+            found = torch.cat([one.double().cpu() for one in self.gradients])
+            if self.with_gradient != list(range(len(self.flat))):
+                place = torch.tensor(self.with_gradient, dtype=torch.long)
+                found = found.new_zeros(len(self.flat)).index_copy_(0, place, found)
+            self.noted["grad_norm"] = found
             self.noted["weight"] = norms(self.weights)
             torch._foreach_sub_(self.weights, [p.detach() for p in self.flat])  # in place: no further copy
             self.noted["update"] = norms(self.weights)
@@ -142,7 +153,9 @@ class GradientFlow(Monitor):
                 self.noted["grad_norm_clipped"] = norms([gradient_of(p) for p in self.flat])
         self.weights = []
         by_parameter = {name: one.double().cpu() for name, one in self.noted.items()}
-        return Notes(tuple(flow), tuple(squares), stacked, with_gradient, by_parameter)
+        known = set(self.with_gradient)
+        with_gradient = tuple(i in known for i in range(len(self.flat)))
+        return Notes(order, flowing, squares, with_gradient, by_parameter)
 
     def merge(self, parts: Sequence[Notes]) -> Notes:
         # What the step minimizes is the average of the losses of all ranks, each of which counts the same.
@@ -237,11 +250,9 @@ class GradientFlow(Monitor):
         return [Chart("growth per layer, layers that vanish or explode", ("^flow/",)), *charts]
 
 
-def squared_norm(module: nn.Module, gradient: Tensor) -> Tensor:
-    """What a probe reads of a gradient: the sum of squares."""
-    return (
-        torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)).double().square()
-    )
+def norm_of(module: nn.Module, gradient: Tensor) -> Tensor:
+    """What a probe reads of a gradient."""
+    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:
