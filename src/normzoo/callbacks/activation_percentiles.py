@@ -1,6 +1,5 @@
 """How are the inputs of a nonlinearity distributed, and how does that change while the network learns?"""
 
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -16,6 +15,7 @@ from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
+from normzoo.metrics.percentiles import BUCKETS
 from normzoo.metrics.saturation import flat
 from normzoo.norms._base import Norm
 from normzoo.probes import (
@@ -89,7 +89,7 @@ class ActivationPercentiles(Monitor):
 
     def __init__(
         self,
-        every: int | Schedule = 50,
+        every: int | Schedule = 100,
         layers: Layers | None = None,
         units: Sequence[int] = (0,),
         q: tuple[float, float, float] = (15, 50, 85),
@@ -207,34 +207,36 @@ class ActivationPercentiles(Monitor):
         names = [*reached, *(name for name in self.modules if name not in reached)]
         rows = [*names, *(f"{name}/{u}" for name in names for u in self.units)]
         place = {row: i for i, row in enumerate(rows)}
-        values = {metric: [[math.nan] * len(rows) for _ in found] for metric in self.metrics}
-        applies = {metric: [False] * len(rows) for metric in self.metrics}
-        for k, parts in enumerate(found):
-            for name in reached:
-                for row, metric, value in self.of_layer(name, [part[name] for part in parts if name in part]):
-                    values[metric][k][place[row]] = value
-                    applies[metric][place[row]] = True
-        return Samples(
-            rows,
-            {metric: torch.tensor(table, dtype=torch.float64) for metric, table in values.items()},
-            {metric: torch.tensor(known) for metric, known in applies.items()},
-        )
+        values = {
+            metric: torch.full((len(found), len(rows)), torch.nan, dtype=torch.float64) for metric in self.metrics
+        }
+        applies = {metric: torch.zeros(len(rows), dtype=torch.bool) for metric in self.metrics}
+        for name in reached:
+            of_steps = [[part[name] for part in parts if name in part] for parts in found]
+            for row, metric, column in self.of_layer(name, of_steps):
+                values[metric][:, place[row]] = column
+                applies[metric][place[row]] = True
+        return Samples(rows, values, applies)
 
-    def of_layer(self, name: str, notes: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, float]]:
-        """Row, metric and value of all there is to say of a layer in one sample, from the notes of the ranks."""
-        low, middle, high = percentiles(torch.cat([one["all"] for one in notes]), self.q).tolist()
-        for metric, value in zip((*self.input_names, "input_width"), (low, middle, high, high - low), strict=True):
-            yield name, metric, value
-        if "flat" in notes[0]:
-            by_unit, count = torch.stack([one["flat"] for one in notes]).sum(0), sum(one["count"] for one in notes)
-            yield name, "saturated", by_unit.double().mean().item() / count
-            yield name, "dead", (by_unit == count).double().mean().item()
-        if "rank" in notes[0]:
-            yield name, "effective_rank", effective_rank(torch.cat([one["rank"] for one in notes])).item()
+    def of_layer(self, name: str, of_steps: Sequence[Sequence[dict[str, Any]]]) -> Iterator[tuple[str, str, Tensor]]:
+        """Row, metric and values (K,) of all there is to say of a layer in K samples, from the notes of the ranks."""
+
+        band = bands([joined(notes, "all") for notes in of_steps], self.q)
+        for metric, column in zip((*self.input_names, "input_width"), (*band, band[2] - band[0]), strict=True):
+            yield name, metric, column
+        first = of_steps[0][0]
+        if "flat" in first:
+            by_unit = torch.stack([torch.stack([one["flat"] for one in notes]).sum(0) for notes in of_steps]).double()
+            count = torch.tensor([[sum(one["count"] for one in notes)] for notes in of_steps], dtype=torch.float64)
+            yield name, "saturated", (by_unit / count).mean(1)
+            yield name, "dead", (by_unit == count).double().mean(1)
+        if "rank" in first:
+            fills = [effective_rank(joined(notes, "rank")) for notes in of_steps]
+            yield name, "effective_rank", torch.stack(fills)
         for u in self.units:
-            band = percentiles(torch.cat([one["units"][u] for one in notes]), self.q).tolist()
-            for metric, value in zip(self.unit_names, band, strict=True):
-                yield f"{name}/{u}", metric, value
+            band = bands([joined([one["units"] for one in notes], u) for notes in of_steps], self.q)
+            for metric, column in zip(self.unit_names, band, strict=True):
+                yield f"{name}/{u}", metric, column
 
     def detail(self, board: Board, number: int, found: Sequence[dict[str, Any]]) -> None:
         for name in dict.fromkeys(name for part in found for name in part):
@@ -271,6 +273,18 @@ class ActivationPercentiles(Monitor):
         self.random = state_dict["random"]
         if self.given is None:
             self.batch = state_dict["batch"]
+
+
+def joined(notes: Sequence[dict[Any, Any]], key: Any) -> Tensor:
+    """What the ranks have noted under a key, one behind the other."""
+    return notes[0][key] if len(notes) == 1 else torch.cat([one[key] for one in notes])
+
+
+def bands(rows: Sequence[Tensor], q: Sequence[float]) -> Tensor:
+    """(Q, K), the percentiles of K rows; of many short ones all at once."""
+    if len({len(row) for row in rows}) == 1 and len(rows[0]) <= BUCKETS:
+        return percentiles(torch.stack(list(rows)), q, dim=1)
+    return torch.stack([percentiles(row, q) for row in rows], 1)
 
 
 def reads_input(module: nn.Module) -> bool:

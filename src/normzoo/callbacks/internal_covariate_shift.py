@@ -27,7 +27,7 @@ class InternalCovariateShift(Monitor):
 
     Both are computed on a copy of the module, by its own `training_step`, on the same batch with the same buffers and
     random numbers. For the first layer G' is G: 0, 0 and 1. Over ranks both are averages, weighted by their samples.
-    A sample costs one step and, for every layer, another half to one. Not for modules that optimize by hand.
+    A sample costs one step and, for every further layer, another half to one. Not for modules that optimize by hand.
 
     Tags: `ics_l2/LAYER` in units of the gradient, `ics_relative/LAYER`, `ics_cosine/LAYER`.
 
@@ -88,7 +88,9 @@ class InternalCovariateShift(Monitor):
             below -= set(names)  # a weight that an earlier layer shares is the layer's own
             mixed = {n: after[n] if n in below else w for n, w in weights.items()}
             g, unmoved = unmoved[: len(names)], unmoved[len(names) :]  # type: ignore[index]
-            moved = self.gradients(step, mixed, names)
+            # Nothing below has moved: G' is G. With several ranks all go the same way, whatever has run on each.
+            alone = not below and step.ranks.size == 1
+            moved = g if alone else self.gradients(step, mixed, names)
             if moved is not None:
                 found.append((layer, torch.stack(list(internal_covariate_shift(g, moved))).tolist()))
         self.before, self.batch = {}, None

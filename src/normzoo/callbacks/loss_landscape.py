@@ -10,7 +10,8 @@ from normzoo.callbacks._board import Chart
 from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
 from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
-from normzoo.metrics import effective_smoothness, gradient_change, loss_range
+from normzoo.metrics import gradient_change, loss_range
+from normzoo.metrics.landscape import change_per_distance
 
 STEPS = tuple(round(0.05 * i, 2) for i in range(1, 9))
 
@@ -85,15 +86,14 @@ class LossLandscape(Monitor):
             part.view_as(p)
             for part, p in zip(g.split([p.numel() for p in start.values()]), start.values(), strict=True)
         ]
-        losses, changes, slopes = [], [], []
+        losses, changes = [], []
         for eta in self.steps:
             there = look([p - eta * d for p, d in zip(start.values(), direction, strict=True)])
             if there is None:
                 return
             losses.append(there[0])
-            changes.append(gradient_change(g, there[1][None]).max())
-            slopes.append(effective_smoothness(g, there[1][None], torch.tensor([eta], device=g.device)))
-        loss_all, change, beta = (torch.stack(one).double().cpu() for one in (losses, changes, slopes))
+            changes.append(gradient_change(g, there[1]))  # one by one: all gradients at once would be many
+        loss_all, change, size = (one.double().cpu() for one in (torch.stack(losses), torch.stack(changes), g.norm()))
         self.found = {
             "loss": loss.double().cpu(),
             "loss_min": loss_all.min(),
@@ -101,7 +101,7 @@ class LossLandscape(Monitor):
             "loss_range": loss_range(loss_all),
             "gradient_change_min": change.min(),
             "gradient_change_max": change.max(),
-            "smoothness": beta.max(),
+            "smoothness": change_per_distance(change, size, torch.tensor(self.steps, dtype=torch.float64)),
         }
 
     def collect(self, step: Step, heard: Heard) -> dict[str, Tensor]:

@@ -55,5 +55,16 @@ def effective_smoothness(gradient: Tensor, gradients: Tensor, steps: Tensor) -> 
     Returns:
         A scalar, in units of the loss per squared unit of the weights; NaN where g is 0.
     """
-    size = gradient.norm()
-    return torch.where(size > 0, (gradient_change(gradient, gradients) / (steps * size)).max(), torch.nan)
+    return change_per_distance(gradient_change(gradient, gradients), gradient.norm(), steps)
+
+
+@torch.no_grad()
+def change_per_distance(changes: Tensor, size: Tensor, steps: Tensor) -> Tensor:
+    """`effective_smoothness` of changes that are known.
+
+    Args:
+        changes: (E,), what `gradient_change` finds.
+        size: `||g||`, a scalar.
+        steps: (E,), each eta, above 0.
+    """
+    return torch.where(size > 0, (changes / (steps * size)).max(), torch.nan)
