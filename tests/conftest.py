@@ -24,9 +24,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(slow)]
 
 
+SEEDS = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+
+
 @pytest.fixture(autouse=True)
 def no_seed_left() -> Iterator[None]:
     """Forgets the seed that a test gave Lightning: it begins again at it whenever several ranks start."""
     yield
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+    for name, value in SEEDS.items():
         os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

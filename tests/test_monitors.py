@@ -31,6 +31,7 @@ from normzoo.callbacks import (
 )
 from normzoo.callbacks._history import History
 from normzoo.callbacks._monitor import Monitor
+from normzoo.callbacks._replica import copied_batch
 from normzoo.callbacks.activation_percentiles import FLAT
 from normzoo.data import Digits
 from normzoo.errors import InputError
@@ -292,6 +293,20 @@ def test_layers_that_work_in_place_show_the_same(monitor: type[Monitor], tmp_pat
         assert theirs.scalars(tag) == pytest.approx(ours.scalars(tag), rel=1e-5, abs=1e-7, nan_ok=True), tag
 
 
+def test_a_layer_may_widen_while_it_is_looked_at(tmp_path: Path) -> None:
+    class Widens(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            h = self.net[:2](batch[0])  # type: ignore[index]
+            self.net[2](h[:, : 2 + self.trainer.global_step])  # type: ignore[index]
+            return super().training_step(batch, batch_idx)
+
+    monitor = ActivationPercentiles(1, "net.2")
+    fit(Widens(), [monitor], tmp_path, PlainData(), max_steps=4)
+    shares = written(tmp_path).scalars("saturated/net.2")
+    assert list(shares) == [0, 1, 2, 3]
+    assert all(0 <= share <= 1 for share in shares.values())
+
+
 def test_a_probe_batch_of_ones_own(tmp_path: Path) -> None:
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(5))
     monitor = ActivationPercentiles(2, batch=(x, torch.zeros(50, dtype=torch.long)))
@@ -335,6 +350,17 @@ def test_internal_covariate_shift_is_its_definition(tmp_path: Path) -> None:
                 assert seen["l2"] > 0
 
 
+def test_a_layer_that_learns_no_more_has_no_shift(tmp_path: Path) -> None:
+    class Freezes(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+            module.net[0].requires_grad_(trainer.global_step < 2)
+
+    fit(Plain(), [Freezes(), InternalCovariateShift(1, "net.*")], tmp_path, PlainData(), max_steps=4)
+    events = written(tmp_path)
+    assert list(events.scalars("ics_l2/net.0")) == [0, 1]
+    assert list(events.scalars("ics_l2/net.3")) == [0, 1, 2, 3]
+
+
 def test_the_landscape_is_that_along_the_gradient(tmp_path: Path) -> None:
     etas = (0.1, 0.5, 2.0)
     recorder, events = recorded(LossLandscape(2, steps=etas), tmp_path)
@@ -373,6 +399,47 @@ def test_the_landscape_is_that_along_the_gradient(tmp_path: Path) -> None:
 
 
 # Known values
+
+
+def strided() -> Tensor:
+    return torch.arange(8.0).view(2, 4).T
+
+
+def with_attribute() -> Tensor:
+    made = torch.ones(2)
+    made.lengths = [3]  # type: ignore[attr-defined]
+    return made
+
+
+X = torch.arange(6.0)
+BATCHES: dict[str, Any] = {
+    "a pair": (torch.ones(2, 3), torch.zeros(2)),
+    "a list": [torch.ones(2, 3), torch.zeros(2)],
+    "the same twice": (X, X),
+    "a view of the other": (X, X[2:]),
+    "other strides": (strided(), torch.ones(2)),
+    "an attribute": (with_attribute(), torch.zeros(2)),
+    "with a gradient": (torch.ones(2, requires_grad=True), torch.zeros(2)),
+    "a dictionary": {"x": torch.ones(2), "names": ["a", "b"]},
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+def test_a_copy_of_a_batch_is_as_a_deep_one(case: str) -> None:
+    def described(batch: Any) -> Any:
+        parts = list(batch.values() if isinstance(batch, dict) else batch)
+        tensors = [one for one in parts if isinstance(one, Tensor)]
+        memory = [t.untyped_storage().data_ptr() for t in tensors]
+        alike = [[a == b for a in memory] for b in memory]
+        return type(batch), alike, [(t.tolist(), t.stride(), t.requires_grad, vars(t)) for t in tensors]
+
+    batch = BATCHES[case]
+    found = copied_batch(batch)
+    assert described(found) == described(copy.deepcopy(batch)) == described(batch)
+    if case != "nothing":
+        parts = zip(*((one.values() if isinstance(one, dict) else one) for one in (batch, found)), strict=True)
+        assert all(a is not b for a, b in parts)
 
 
 class Recurrent(nn.Module):

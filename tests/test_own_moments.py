@@ -46,7 +46,8 @@ def layer(**settings: Any) -> norms.BatchNorm:
 def heard(module: nn.Module, run: Callable[[], Any], sites: Sequence[str] = ("input", "output")) -> list[Any]:
     """What is told of each pass through a module."""
     own = OwnMoments([module])
-    with own.listening(), Probe(nn.Sequential(module), {"0": module}, passage=own.reader(sites)) as probe:
+    probe = Probe(nn.Sequential(module), {"0": module}, input=own.forget, passage=own.reader(sites))
+    with own.listening(), probe:
         run()
     assert "update" not in vars(module)
     return [visit.passage for visit in probe.visits]
@@ -98,6 +99,7 @@ READ: dict[str, tuple[Callable[[], norms.BatchNorm], Callable[[], Tensor]]] = {
     "NaN": (layer, lambda: poisoned(images(), torch.nan)),
     "infinity": (layer, lambda: poisoned(images(), torch.inf)),
     "bfloat16": (layer, lambda: images().bfloat16()),
+    "a large plane": (layer, lambda: images(shape=(1, 16, 128, 129))),
     "evaluation": (lambda: layer().eval(), images),
     "frozen": (lambda: layer().freeze(), images),
 }
@@ -114,6 +116,80 @@ def test_where_it_would_not_be_exact_the_values_are_read(case: str, reads: list[
         expected = _own_moments.feature_moments(norm, tensor.detach())
         for own, plain in zip(told[site], expected, strict=True):  # type: ignore[arg-type]
             torch.testing.assert_close(own, plain, equal_nan=True)
+
+
+OUTPUT = {
+    "a mean beyond ten deviations": (0.01, 1.0),
+    "a constant": (0.0, 1.0),
+    "a weight of NaN": (torch.nan, 0.0),
+    "an infinite weight": (torch.inf, 0.0),
+    "a bias of NaN": (1.0, torch.nan),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUT)
+def test_an_output_that_does_not_follow_exactly_is_read(case: str, reads: list[tuple[int, ...]]) -> None:
+    norm, x = layer(), images()
+    with torch.no_grad():
+        norm.weight[3], norm.bias[3] = OUTPUT[case]  # type: ignore[index]
+    y: list[Tensor] = []
+    [told] = heard(norm, lambda: y.append(norm(x)))
+    assert reads == [SHAPE]
+    assert_those_of(told["input"], x)
+    expected = _own_moments.feature_moments(norm, y[0].detach())
+    for own, plain in zip(told["output"], expected, strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(own, plain, equal_nan=True)
+
+
+def triples(module: nn.Module, *unused: Any) -> Tensor:
+    return 3 * unused[-1]
+
+
+def hung(norm: norms.BatchNorm) -> None:
+    norm.register_forward_hook(triples)
+
+
+def replaced(norm: norms.BatchNorm) -> None:
+    before = norm.forward
+    norm.forward = lambda x: 3 * before(x)  # type: ignore[method-assign]
+
+
+def moved_otherwise(norm: norms.BatchNorm) -> None:
+    norm.update = lambda *unused: None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [hung, replaced, moved_otherwise])
+def test_a_layer_that_was_changed_does_not_know(change: Callable[[norms.BatchNorm], None]) -> None:
+    norm = layer()
+    assert knows_moments(norm)
+    change(norm)
+    assert not knows_moments(norm)
+
+
+def test_a_hook_that_comes_later_is_seen_too(reads: list[tuple[int, ...]]) -> None:
+    norm, x = layer(), images()
+    y: list[Tensor] = []
+    own = OwnMoments([norm])
+    with own.listening(), Probe(nn.Sequential(norm), {"0": norm}, passage=own.reader(["output"])) as probe:
+        handle = norm.register_forward_hook(triples)
+        y.append(norm(x))
+        handle.remove()
+    # As a probe does: what comes out behind the hooks that were there before it.
+    assert_those_of(probe.visits[0].passage["output"], y[0] / 3)
+    assert reads == [SHAPE]
+
+
+def test_what_was_said_of_another_pass_is_forgotten(reads: list[tuple[int, ...]]) -> None:
+    norm, x = layer(), images()
+    own = OwnMoments([norm])
+    with (
+        own.listening(),
+        Probe(nn.Sequential(norm), {"0": norm}, input=own.forget, passage=own.reader(["input"])) as probe,
+    ):
+        norm.forward(10 * x)  # which no hook sees
+        norm.eval()(x)
+    assert_those_of(probe.visits[0].passage["input"], x)
+    assert reads == [SHAPE]
 
 
 def test_with_a_mask_the_values_are_read(reads: list[tuple[int, ...]]) -> None:

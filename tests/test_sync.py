@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process
-from normzoo import norms, sync
+from normzoo import cli, norms, sync
 from normzoo.checkpoint_io import SafeCheckpointIO
 from normzoo.errors import InputError
 from normzoo.leave import DDP
@@ -328,6 +328,15 @@ def test_the_flag_stays_in_the_config_of_the_run(plugins: list[Any]) -> None:
     assert config["plugins"] is None
     fit("-c", str(run / "config.yaml"))
     assert [syncs for syncs, _ in plugins] == [SyncNorms] * 2
+
+
+def test_only_a_run_with_a_seed_begins_again_at_it(plugins: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[bool] = []
+    monkeypatch.setattr(cli, "reset_seed", lambda: begun.append(True))
+    fit(*SHORT)
+    assert begun == [True]
+    fit(*SHORT, "--seed_everything=false")
+    assert begun == [True]
 
 
 @pytest.mark.slow

@@ -317,7 +317,8 @@ class CLI(LightningCLI):
             for curves in self.run.glob("*tfevents*"):  # the run begins anew
                 curves.unlink()
         # Several ranks begin again at the seed, once they know each other: one rank draws the same noise as they do.
-        reset_seed()
+        if self.settings.seed_everything is not False:
+            reset_seed()
         with checkpoints.told_of_mismatch(kwargs.get("ckpt_path"), contradictions.listed(self.differences)):
             self.trainer.fit(**kwargs)
 

@@ -31,7 +31,7 @@ Passage = Callable[[nn.Module, Tensor | None, Tensor | None], Any]
 """What is made of what went into a module and of what came out, once it has run; with its graph, to be left alone."""
 
 
-R = TypeVar("R", Reader, Passage)
+AnyReader = TypeVar("AnyReader", Reader, Passage)
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Visit:
     There is none of a view of the module's own input, as Flatten's, that a later layer writes over.
     """
     passage: Any = None
+    """Of both sides together."""
 
 
 class Probe:
@@ -102,7 +103,7 @@ class Probe:
         self.stack = ExitStack()
         self.attached = False
 
-    def by_module(self, site: str, readers: R | Mapping[str, R] | None) -> dict[nn.Module, R]:
+    def by_module(self, site: str, readers: AnyReader | Mapping[str, AnyReader] | None) -> dict[nn.Module, AnyReader]:
         """Who reads at a site."""
         if readers is None:
             return {}

@@ -220,10 +220,17 @@ class Replica:
 
 
 def copied_batch(batch: Any) -> Any:
-    """A copy to work on. Of the usual pair of tensors without `deepcopy`, which takes longer than a small network."""
-    if type(batch) in (tuple, list) and all(type(one) is Tensor and not one.requires_grad for one in batch):
-        return type(batch)(one.clone() for one in batch)
+    """A copy to work on. Of plain tensors without `deepcopy`, which takes longer than a small network."""
+    if type(batch) in (tuple, list) and all(map(is_plain, batch)):
+        memories = {one.untyped_storage().data_ptr() for one in batch}
+        if len(memories) == len(batch):  # none is a view of another
+            return type(batch)(one.clone() for one in batch)
     return copy.deepcopy(batch)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a clone of a tensor is all there is to copy."""
+    return type(value) is Tensor and value.is_contiguous() and not value.requires_grad and not vars(value)
 
 
 def process_groups() -> list[Any]:

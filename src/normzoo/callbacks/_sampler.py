@@ -229,7 +229,13 @@ class Ear:
         self.knowing = {name for name, module in layers.items() if knows_moments(module)}
         self.own_moments = OwnMoments([layers[name] for name in self.knowing])
         sites = {site: self.readers(site, layers) for site in ("input", "output", "gradient")}
-        self.probe = Probe(model, layers, **sites, passage=self.passages())
+        passages = self.passages()
+        sites["input"] |= dict.fromkeys(passages, self.own_moments.forget)
+        self.probe = Probe(model, layers, **sites, passage=passages)
+
+    def is_known(self, site: Site, read: Reader, name: str) -> bool:
+        """Whether what is wanted of a layer is what the layer knows itself."""
+        return read is feature_moments and site != "gradient" and name in self.knowing
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -239,11 +245,14 @@ class Ear:
 
     def passages(self) -> dict[str, Passage]:
         """Layer -> what reads the moments of those that know them."""
-        sites = {
-            name: [site for (site, read), names in self.wanted.items() if read is feature_moments and name in names]
-            for name in self.knowing
-        }
-        return {name: self.own_moments.reader(wanted) for name, wanted in sites.items() if wanted}
+        found = {}
+        for name in self.knowing:
+            sites = [
+                site for (site, read), names in self.wanted.items() if name in names and self.is_known(site, read, name)
+            ]
+            if sites:
+                found[name] = self.own_moments.reader(sites)
+        return found
 
     def readers(self, site: str, layers: Collection[str]) -> dict[str, Reader]:
         """Layer -> what reads of it all that is wanted at a site: a dictionary, reader -> value."""
@@ -251,7 +260,7 @@ class Ear:
             name: [
                 read
                 for (where, read), names in self.wanted.items()
-                if where == site and name in names and not (read is feature_moments and name in self.knowing)
+                if where == site and name in names and not self.is_known(site, read, name)
             ]
             for name in layers
         }
@@ -267,7 +276,7 @@ class Ear:
 
     def of_visit(self, visit: Visit, site: Site, read: Reader) -> Any:
         """What was read at a site, by whoever has read it."""
-        if read is feature_moments and visit.name in self.knowing:
+        if self.is_known(site, read, visit.name):
             return (visit.passage or {}).get(site)
         return (getattr(visit, site) or {}).get(read)
 

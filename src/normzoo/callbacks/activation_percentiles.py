@@ -220,16 +220,16 @@ class ActivationPercentiles(Monitor):
 
     def of_layer(self, name: str, of_steps: Sequence[Sequence[dict[str, Any]]]) -> Iterator[tuple[str, str, Tensor]]:
         """Row, metric and values (K,) of all there is to say of a layer in K samples, from the notes of the ranks."""
-
         band = bands([joined(notes, "all") for notes in of_steps], self.q)
         for metric, column in zip((*self.input_names, "input_width"), (*band, band[2] - band[0]), strict=True):
             yield name, metric, column
         first = of_steps[0][0]
         if "flat" in first:
-            by_unit = torch.stack([torch.stack([one["flat"] for one in notes]).sum(0) for notes in of_steps]).double()
-            count = torch.tensor([[sum(one["count"] for one in notes)] for notes in of_steps], dtype=torch.float64)
-            yield name, "saturated", (by_unit / count).mean(1)
-            yield name, "dead", (by_unit == count).double().mean(1)
+            flat_of_units = [torch.stack([one["flat"] for one in notes]).sum(0) for notes in of_steps]
+            counts = [sum(one["count"] for one in notes) for notes in of_steps]
+            steps = list(zip(flat_of_units, counts, strict=True))
+            yield name, "saturated", torch.stack([by_unit.double().mean() / max(n, 1) for by_unit, n in steps])
+            yield name, "dead", torch.stack([(by_unit == n).double().mean() for by_unit, n in steps])
         if "rank" in first:
             fills = [effective_rank(joined(notes, "rank")) for notes in of_steps]
             yield name, "effective_rank", torch.stack(fills)

@@ -84,6 +84,8 @@ class InternalCovariateShift(Monitor):
         unmoved = self.gradients(step, weights, [name for names in wanted.values() for name in names])
         found: list[tuple[str, list[float]]] = []
         for layer, names in wanted.items() if unmoved is not None else ():
+            if not names:  # the layer does not learn any more
+                continue
             below = {n for earlier in self.order[: self.order.index(layer)] for n in self.names[earlier]}
             below -= set(names)  # a weight that an earlier layer shares is the layer's own
             mixed = {n: after[n] if n in below else w for n, w in weights.items()}

@@ -33,10 +33,10 @@ def gradient_change(gradient: Tensor, gradients: Tensor) -> Tensor:
 
     Args:
         gradient: g, (P,).
-        gradients: (E, P), after each step.
+        gradients: (E, P), after each step; or (P,), after one.
 
     Returns:
-        (E,), in units of the gradient.
+        (E,), or a scalar, in units of the gradient.
     """
     return (gradients - gradient).norm(dim=-1)
 
