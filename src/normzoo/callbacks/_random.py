@@ -57,7 +57,7 @@ def set_each(state: dict[str, Any], device: torch.device) -> None:
     """Sets the generators, one by one."""
     torch.set_rng_state(state["torch"].cpu())
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002 - as above
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     if device.type == "cuda" and "cuda" in state:

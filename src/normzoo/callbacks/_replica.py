@@ -1,12 +1,10 @@
 """A copy of a LightningModule whose training steps leave no trace: to look at a loss without touching the training."""
 
 import copy
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from normzoo.callbacks._random import random_state, set_each
 from normzoo.callbacks._ranks import Ranks
 from normzoo.errors import InputError
 from normzoo.probes import is_compiled, walk
@@ -284,12 +283,9 @@ def ignore(*args: object, **kwargs: object) -> None:
 
 @contextmanager
 def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Has torch, numpy and Python draw afterwards what they would have drawn now."""
-    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - what users' own steps may draw from
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+    """Has all generators draw afterwards what they would have drawn now."""
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        set_each(state, device)
