@@ -41,12 +41,8 @@ LAW: dict[str, set[str]] = {
     "imports": set(),
     "atomic": set(),
     "run_config": {"lightning", "yaml", "normzoo.atomic", "normzoo.runs"},
-    "resume": {
-        "normzoo.atomic",
-        "normzoo.runs",
-        "normzoo.runtime",
-        "normzoo.cli",
-    },  # the last two when all else is known to be right
+    # The last two when all else is known to be right.
+    "resume": {"normzoo.atomic", "normzoo.runs", "normzoo.runtime", "normzoo.cli"},
     "messages": {"normzoo.data", "normzoo.models", "normzoo.norms", "normzoo.imports"},
     "lean": {"lightning", "tensorboard", "google_crc32c"},
     "leave": {"torch", "lightning"},

@@ -294,17 +294,46 @@ def test_layers_that_work_in_place_show_the_same(monitor: type[Monitor], tmp_pat
 
 
 def test_a_layer_may_widen_while_it_is_looked_at(tmp_path: Path) -> None:
+    """Samples that are worked out together say the same as each on its own."""
+
     class Widens(Plain):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            h = self.net[:2](batch[0])  # type: ignore[index]
-            self.net[2](h[:, : 2 + self.trainer.global_step])  # type: ignore[index]
+            self.net[2](10 * self.net[:2](batch[0])[:, : 2 + self.trainer.global_step])
             return super().training_step(batch, batch_idx)
 
-    monitor = ActivationPercentiles(1, "net.2")
-    fit(Widens(), [monitor], tmp_path, PlainData(), max_steps=4)
-    shares = written(tmp_path).scalars("saturated/net.2")
-    assert list(shares) == [0, 1, 2, 3]
-    assert all(0 <= share <= 1 for share in shares.values())
+    class Alone(ActivationPercentiles):
+        structure = Monitor.structure
+
+    for kind in (ActivationPercentiles, Alone):
+        fit(Widens(), [kind(1, "net.2")], tmp_path / kind.__name__, PlainData(), max_steps=4)
+    together, alone = (written(tmp_path / kind.__name__) for kind in (ActivationPercentiles, Alone))
+    for tag in ("saturated/net.2", "dead/net.2", "input_p15/net.2", "unit_p85/net.2/0"):
+        assert together.scalars(tag) == alone.scalars(tag)
+    assert 0 < together.scalars("saturated/net.2")[3] < 1
+
+
+def test_a_reader_of_ones_own_reads_beside_what_a_layer_says(tmp_path: Path) -> None:
+    read: list[tuple[str, Tensor]] = []
+
+    def largest(module: nn.Module, x: Tensor) -> Tensor:
+        return x.abs().max()
+
+    class Largest(Monitor):
+        question = "Largest"
+
+        def readings(self) -> Any:
+            return {("input", largest): self.modules}
+
+        def collect(self, step: Any, heard: Any) -> Any:
+            read.extend(heard["input", largest])
+
+        def digest(self, numbers: Any, found: Any) -> None:
+            return None
+
+    net = nn.Sequential(nn.Linear(6, 8), BatchNorm(8), nn.Linear(8, 3))
+    fit(Plain(net), [CovariateShift(1), Largest(1, "net.1", 0)], tmp_path, PlainData(), max_steps=2)
+    assert [name for name, _ in read] == ["net.1"] * 2
+    assert all(value > 0 for _, value in read)
 
 
 def test_a_probe_batch_of_ones_own(tmp_path: Path) -> None:
@@ -398,7 +427,7 @@ def test_the_landscape_is_that_along_the_gradient(tmp_path: Path) -> None:
             assert events.scalars(f"landscape/{name}")[step] == pytest.approx(value, rel=1e-3), name
 
 
-# Known values
+# Copies
 
 
 def strided() -> Tensor:
@@ -407,7 +436,7 @@ def strided() -> Tensor:
 
 def with_attribute() -> Tensor:
     made = torch.ones(2)
-    made.lengths = [3]  # type: ignore[attr-defined]
+    made.lengths = [3]
     return made
 
 
@@ -440,6 +469,9 @@ def test_a_copy_of_a_batch_is_as_a_deep_one(case: str) -> None:
     if case != "nothing":
         parts = zip(*((one.values() if isinstance(one, dict) else one) for one in (batch, found)), strict=True)
         assert all(a is not b for a, b in parts)
+
+
+# Known values
 
 
 class Recurrent(nn.Module):

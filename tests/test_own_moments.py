@@ -114,7 +114,7 @@ def test_where_it_would_not_be_exact_the_values_are_read(case: str, reads: list[
     assert reads == [tuple(x.shape)] * 2
     for site, tensor in (("input", x), ("output", y[0])):
         expected = _own_moments.feature_moments(norm, tensor.detach())
-        for own, plain in zip(told[site], expected, strict=True):  # type: ignore[arg-type]
+        for own, plain in zip(told[site], expected, strict=True):
             torch.testing.assert_close(own, plain, equal_nan=True)
 
 
@@ -131,13 +131,13 @@ OUTPUT = {
 def test_an_output_that_does_not_follow_exactly_is_read(case: str, reads: list[tuple[int, ...]]) -> None:
     norm, x = layer(), images()
     with torch.no_grad():
-        norm.weight[3], norm.bias[3] = OUTPUT[case]  # type: ignore[index]
+        norm.weight[3], norm.bias[3] = OUTPUT[case]
     y: list[Tensor] = []
     [told] = heard(norm, lambda: y.append(norm(x)))
     assert reads == [SHAPE]
     assert_those_of(told["input"], x)
     expected = _own_moments.feature_moments(norm, y[0].detach())
-    for own, plain in zip(told["output"], expected, strict=True):  # type: ignore[arg-type]
+    for own, plain in zip(told["output"], expected, strict=True):
         torch.testing.assert_close(own, plain, equal_nan=True)
 
 
@@ -151,11 +151,11 @@ def hung(norm: norms.BatchNorm) -> None:
 
 def replaced(norm: norms.BatchNorm) -> None:
     before = norm.forward
-    norm.forward = lambda x: 3 * before(x)  # type: ignore[method-assign]
+    norm.forward = lambda x: 3 * before(x)
 
 
 def moved_otherwise(norm: norms.BatchNorm) -> None:
-    norm.update = lambda *unused: None  # type: ignore[method-assign]
+    norm.update = lambda *unused: None
 
 
 @pytest.mark.parametrize("change", [hung, replaced, moved_otherwise])
@@ -231,7 +231,7 @@ def test_training_is_the_same_to_the_bit_and_copies_keep_to_themselves() -> None
         assert torch.equal(value, norm.state_dict()[name])
     assert copies[0].num_batches_tracked == 2
     plain(5 * x)
-    assert torch.equal(plain.running_mean, copies[0].running_mean)  # type: ignore[arg-type]
+    assert torch.equal(plain.running_mean, copies[0].running_mean)
 
 
 def test_only_what_is_exactly_batch_normalization_knows_its_output() -> None:

@@ -330,7 +330,7 @@ def test_one_reader_serves_all_layers_and_a_mapping_some() -> None:
     }
 
 
-@pytest.mark.parametrize("site", ["input", "output", "gradient"])
+@pytest.mark.parametrize("site", ["input", "output", "gradient", "passage"])
 def test_a_reader_of_a_layer_that_is_not_tapped_is_refused(site: str) -> None:
     with pytest.raises(InputError, match=rf"{site}={{'blok.0': ...}} reads a layer that is not tapped.*: block.0"):
         Probe(Crossed(), "block.*", **{site: {"blok.0": keep}})

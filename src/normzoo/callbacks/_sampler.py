@@ -18,12 +18,13 @@ from normzoo.callbacks._profile import feature_moments
 from normzoo.callbacks._ranks import Ranks
 from normzoo.callbacks._replica import Replica
 from normzoo.lean import drop_empty
-from normzoo.probes import Passage, Probe, Reader, Visit, is_compiled, named_layers
+from normzoo.probes import Probe, Reader, Visit, is_compiled, named_layers
 
 MOST_NOTED = 16
 """Samples that are worked out together."""
 LONGEST_NOTED = 1.0
 """Seconds after which they are, however few."""
+SIDES: tuple[Site, Site] = ("input", "output")
 
 
 class Sampler(Callback):
@@ -226,16 +227,18 @@ class Ear:
                 self.wanted.setdefault(key, set()).update(names)
         everyone = set().union(*self.wanted.values())
         layers = {name: module for name, module in named.items() if name in everyone}
-        self.knowing = {name for name, module in layers.items() if knows_moments(module)}
-        self.own_moments = OwnMoments([layers[name] for name in self.knowing])
-        sites = {site: self.readers(site, layers) for site in ("input", "output", "gradient")}
-        passages = self.passages()
-        sites["input"] |= dict.fromkeys(passages, self.own_moments.forget)
-        self.probe = Probe(model, layers, **sites, passage=passages)
-
-    def is_known(self, site: Site, read: Reader, name: str) -> bool:
-        """Whether what is wanted of a layer is what the layer knows itself."""
-        return read is feature_moments and site != "gradient" and name in self.knowing
+        of_moments = {site: self.wanted.get((site, feature_moments), set()) for site in SIDES}
+        knowing = {name for name, module in layers.items() if knows_moments(module)}
+        self.known = {(site, name) for site in SIDES for name in of_moments[site] & knowing}
+        """Where moments are wanted that the layer knows itself."""
+        told = {name: [site for site in SIDES if (site, name) in self.known] for _, name in self.known}
+        self.own_moments = OwnMoments([layers[name] for name in told])
+        passages = {name: self.own_moments.reader(sites) for name, sites in told.items()}
+        readers = {site: self.readers(site, layers) for site in (*SIDES, "gradient")}
+        for name in passages:
+            readers["input"].setdefault(name, []).append(self.own_moments.forget)
+        by_site = {site: {name: read_by(many) for name, many in of.items()} for site, of in readers.items()}
+        self.probe = Probe(model, layers, **by_site, passage=passages)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -243,28 +246,18 @@ class Ear:
         with self.own_moments.listening(), self.probe:
             yield
 
-    def passages(self) -> dict[str, Passage]:
-        """Layer -> what reads the moments of those that know them."""
-        found = {}
-        for name in self.knowing:
-            sites = [
-                site for (site, read), names in self.wanted.items() if name in names and self.is_known(site, read, name)
-            ]
-            if sites:
-                found[name] = self.own_moments.reader(sites)
+    def readers(self, site: Site, layers: Collection[str]) -> dict[str, list[Reader]]:
+        """Layer -> what reads of it all that is wanted at a site and that it does not know itself."""
+        found: dict[str, list[Reader]] = {}
+        for (where, read), names in self.wanted.items():
+            for name in layers if where == site else ():
+                if name in names and not self.is_known(site, read, name):
+                    found.setdefault(name, []).append(read)
         return found
 
-    def readers(self, site: str, layers: Collection[str]) -> dict[str, Reader]:
-        """Layer -> what reads of it all that is wanted at a site: a dictionary, reader -> value."""
-        wanted = {
-            name: [
-                read
-                for (where, read), names in self.wanted.items()
-                if where == site and name in names and not self.is_known(site, read, name)
-            ]
-            for name in layers
-        }
-        return {name: read_by(readers) for name, readers in wanted.items() if readers}
+    def is_known(self, site: Site, read: Reader, name: str) -> bool:
+        """Whether what is wanted of a layer is what the layer says itself."""
+        return read is feature_moments and (site, name) in self.known
 
     def heard(self, monitor: Monitor) -> Heard:
         """What a monitor wanted to hear, by where and how."""
@@ -282,7 +275,7 @@ class Ear:
 
 
 def read_by(readers: Sequence[Reader]) -> Reader:
-    """Several readers as one."""
+    """Several readers as one: a dictionary, reader -> value."""
     return lambda module, x: {read: read(module, x) for read in readers}
 
 
