@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from commands import QUIET, SHORT, fit
+
 from normzoo.norms import Norm, layers
 from normzoo.norms._base import keyword_defaults
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from normzoo.runtime import share_cores
+from normzoo.cli.runtime import share_cores
 
 if "ours" in sys.argv[-1]:  # what the command normzoo does before it imports torch
     share_cores()
@@ -87,7 +87,7 @@ def per_step(ends: list[float], warmup: int, window: int) -> float:
 
 def fit(config: str, data: str, steps: int, warmup: int, window: int, *flags: str) -> float:
     """Our command line with one of our configs, as it ships."""
-    from normzoo.cli import CLI
+    from normzoo.cli.fit import CLI
 
     timer: list[StepTimer] = []
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from normzoo.runtime import share_cores
+from normzoo.cli.runtime import share_cores
 
 share_cores()  # what the command normzoo does before it imports torch
 
@@ -49,10 +49,10 @@ from normzoo.callbacks import (
     LossLandscape,
     RunningStatistics,
 )
-from normzoo.callbacks._monitor import Monitor
-from normzoo.callbacks._sampler import Sampler
-from normzoo.cli import CLI
-from normzoo.probes import is_norm, is_weighted, of_kind
+from normzoo.cli.fit import CLI
+from normzoo.monitoring.monitor import Monitor
+from normzoo.monitoring.probe import is_norm, is_weighted, of_kind
+from normzoo.monitoring.sampler import Sampler
 
 ROUNDS = 2
 SAMPLES = 10_000

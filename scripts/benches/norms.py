@@ -2,14 +2,14 @@
 
 What is timed is a forward and a backward pass in training, `torch.autograd.grad` to the input and the parameters, of
 layers that take turns: the layer, TorchBatchNorm, a clone of the tensor, the implementations by others that
-tests/references names; and again from the start. The ratio of two is the median of their ratios turn by turn. A layer
+tests/helpers/references names; and again from the start. The ratio of two is the median of their ratios. A layer
 that acts on weights gets the same tensor as a weight. Compiled means fullgraph by inductor, on the first two images
 that are asked for, contiguous: there both sides of a ratio are compiled.
 
 What is saved for the backward pass is counted in bytes of distinct storages: those that pass autograd's hooks, and
 those that a hand-written autograd.Function keeps as attributes, such as small tables, which the hooks do not see.
 
-Settings are those of the command line, `normzoo.runtime`. It judges nothing: marks are shown as met or missed, and the
+Settings are those of the command line. It judges nothing: marks are shown as met or missed, and the
 exit status is 0. On a busy machine the numbers say little: threads that wait for each other count in every short pass.
 """
 
@@ -27,7 +27,7 @@ from statistics import median
 from types import FunctionType
 from typing import Any
 
-from normzoo.runtime import keep_pages, share_cores
+from normzoo.cli.runtime import keep_pages, share_cores
 
 share_cores()  # before torch is imported
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -38,11 +38,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tests")]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tests" / "helpers")]
 from machine import describe  # beside this file
+from references import REFERENCES, Oracle
 
 from normzoo.norms import Norm, TorchBatchNorm, layers
-from references import REFERENCES, Oracle
 
 SHAPES = ((128, 64, 32, 32), (64, 256, 14, 14), (32, 64, 56, 56), (128, 100), (4096, 512))
 WARMUP = 2

@@ -1,6 +1,6 @@
 """docs/conformance.md: how far each layer is from its formula and from the implementations of others.
 
-The comparisons are those of the laws, `tests/subjects.py`; here their differences are written down.
+The comparisons are those of the laws, `tests/helpers/subjects.py`; here their differences are written down.
 """
 
 import importlib.util
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from references import REFERENCES
 from rich.progress import track
+from subjects import Comparison, Subject, beside_formula, beside_oracle, gradients_beside_formula, oracles_of, subjects
 from torch import Tensor
 
 from normzoo.norms import layers
-from references import REFERENCES
-from subjects import Comparison, Subject, beside_formula, beside_oracle, gradients_beside_formula, oracles_of, subjects
 
 FORMULA = "our formula"
 KINDS = ("output", "gradient", "state")
@@ -24,12 +24,11 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 LEGEND = """\
 # Conformance
 
-Written by `scripts/docs` from the comparisons that the laws of `tests/test_norm_laws.py` make. Each layer stands beside
-a slow formula in float64, written from its paper (`tests/references/`; what papers leave open, as default groups or the
-order of random draws, as the layer documents it), and beside the implementations by others that compute the same. Where
-such an implementation is the kernel that the layer itself calls, the difference is 0. Compared are outputs, gradients
+Written by `scripts/docs` from the comparisons in `tests/norms`. Each layer is compared with a slow formula in float64,
+written from its paper (`tests/helpers/references/`; what papers leave open, such as default groups or the order of
+random draws, as the layer documents it), and with the implementations by others that compute the same. Where such an implementation is the kernel that the layer itself calls, the difference is 0. Compared are outputs, gradients
 and running statistics over several steps of training and in evaluation, in the layouts NC, NCL and NCHW; beside the
-formula with all settings that its row in `tests/references/` names, gradients of the parameters included.
+formula with all settings that its row in `tests/helpers/references/` names, gradients of the parameters included.
 
 A number is the largest `|a - b| / (1 + |b|)` found: absolute for small values, relative for large ones. In float64 it
 must not be above the tolerance, which is 1e-9 except for implementations that compute in float32 inside. float32 is the

@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 from normzoo import callbacks
-from normzoo.callbacks._monitor import Monitor
+from normzoo.monitoring.monitor import Monitor
 
 HEAD = """# What a layer does, in TensorBoard
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from normzoo.catalogue import WORDS, describe, marked
+from references import REFERENCES
+
+from normzoo.cli.norms import WORDS, describe, marked
 from normzoo.norms import Norm, layers
 from normzoo.norms._base import Family
 from pages import axes
-from references import REFERENCES
 
 FAMILIES = {
     "batch": "statistics over the batch",

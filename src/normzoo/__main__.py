@@ -65,28 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             meant = f"did you mean {close[0]!r}? " if close else ""
             raise InputError(f"unknown command {command!r}: {meant}The commands are {', '.join(COMMANDS)}.")
         if command == "norms":
-            from normzoo import catalogue
+            from normzoo.cli import norms
 
-            catalogue.main(rest)
+            norms.main(rest)
         elif command == "resume":
-            from normzoo import resume
+            from normzoo.cli import resume
 
             resume.main(rest)
         elif command == "checkpoint":
-            from normzoo import show
+            from normzoo.cli import checkpoint
 
-            show.main(rest)
+            checkpoint.main(rest)
         else:
-            from normzoo.runtime import share_cores
+            from normzoo.cli.runtime import share_cores
 
             share_cores()
             if command == "replay":
-                from normzoo import replay
+                from normzoo.cli import replay
 
                 return replay.main(rest)
-            from normzoo import cli  # and with it torch
+            from normzoo.cli import fit  # and with it torch
 
-            cli.main(arguments)
+            fit.main(arguments)
     except InputError as error:
         if os.environ.get("NORMZOO_TRACEBACK"):
             raise

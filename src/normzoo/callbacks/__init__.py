@@ -1,19 +1,19 @@
 """What a run shows while it trains: one callback per question, each usable in any Lightning project."""
 
 from normzoo.callbacks.activation_percentiles import ActivationPercentiles as ActivationPercentiles
-from normzoo.callbacks.change import Change as Change
 from normzoo.callbacks.covariate_shift import CovariateShift as CovariateShift
-from normzoo.callbacks.exact_resume import ExactResume as ExactResume
 from normzoo.callbacks.finite_loss import FiniteLoss as FiniteLoss
 from normzoo.callbacks.gradient_flow import GradientFlow as GradientFlow
 from normzoo.callbacks.hparams import HParams as HParams
 from normzoo.callbacks.internal_covariate_shift import InternalCovariateShift as InternalCovariateShift
-from normzoo.callbacks.live_writers import LiveWriters as LiveWriters
 from normzoo.callbacks.loss_landscape import LossLandscape as LossLandscape
 from normzoo.callbacks.predictions import PredictionsCSV as PredictionsCSV
 from normzoo.callbacks.progress import ProgressBar as ProgressBar
-from normzoo.callbacks.record import Record as Record
 from normzoo.callbacks.running_statistics import RunningStatistics as RunningStatistics
-from normzoo.callbacks.schedule import Every as Every
-from normzoo.callbacks.schedule import Logarithmic as Logarithmic
-from normzoo.callbacks.shared_run import SharedRun as SharedRun
+from normzoo.monitoring.schedule import Every as Every
+from normzoo.monitoring.schedule import Logarithmic as Logarithmic
+from normzoo.runs.change import Change as Change
+from normzoo.runs.exact_resume import ExactResume as ExactResume
+from normzoo.runs.live_writers import LiveWriters as LiveWriters
+from normzoo.runs.record import Record as Record
+from normzoo.runs.shared_run import SharedRun as SharedRun

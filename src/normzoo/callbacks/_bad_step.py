@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normzoo.callbacks._random import readers
 from normzoo.errors import InputError
+from normzoo.monitoring.random_state import readers
 
 VERSION = 1
 KINDS: dict[str, Any] = {

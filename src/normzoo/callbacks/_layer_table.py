@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from normzoo.callbacks._replica import Replica
-from normzoo.probes import Probe, first_tensor, named_layers, tensors
+from normzoo.monitoring.probe import Probe, first_tensor, named_layers, tensors
+from normzoo.monitoring.replica import Replica
 
 CLEAN = "-"
 

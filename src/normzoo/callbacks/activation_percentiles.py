@@ -10,15 +10,12 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from normzoo.callbacks._board import Board, Chart
-from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
-from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
 from normzoo.metrics.percentiles import BUCKETS
 from normzoo.metrics.saturation import flat
-from normzoo.norms._base import Norm
-from normzoo.probes import (
+from normzoo.monitoring.monitor import Heard, Monitor, Samples, Step
+from normzoo.monitoring.probe import (
     Layers,
     Probe,
     feature_axis,
@@ -28,6 +25,9 @@ from normzoo.probes import (
     named_layers,
     of_kind,
 )
+from normzoo.monitoring.schedule import Schedule
+from normzoo.monitoring.writer import Board, Chart
+from normzoo.norms._base import Norm
 
 SAVED_BYTES = 1 << 22
 """A larger probe batch is not kept in checkpoints."""

@@ -8,15 +8,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from normzoo.callbacks._board import Board, Chart
-from normzoo.callbacks._monitor import Heard, Monitor, Readings, Samples, Step
-from normzoo.callbacks._profile import NOTHING, Profile, aligned, feature_moments, layer_means, merge_profiles, profile
-from normzoo.callbacks._ranks import Ranks
-from normzoo.callbacks._replica import Replica
-from normzoo.callbacks.schedule import Schedule
+from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.metrics import Moments, kl, slope, w1, w2
-from normzoo.probes import Layers, Probe, is_compiled, is_norm, is_weighted, named_layers, of_kind
+from normzoo.monitoring.monitor import Heard, Monitor, Readings, Samples, Step
+from normzoo.monitoring.probe import Layers, Probe, is_compiled, is_norm, is_weighted, named_layers, of_kind
+from normzoo.monitoring.profile import NOTHING, Profile, aligned, feature_moments, layer_means, merge_profiles, profile
+from normzoo.monitoring.replica import Replica
+from normzoo.monitoring.schedule import Schedule
+from normzoo.monitoring.writer import Board, Chart
 
 DISTANCES = ("w1", "w2", "kl")
 RECENT = 8

@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 
 from normzoo.callbacks._bad_step import BadStep, Buffers, RandomNumbers
 from normzoo.callbacks._layer_table import Findings, Numbers, look
-from normzoo.callbacks._random import set_random_state
-from normzoo.callbacks._ranks import Ranks
-from normzoo.callbacks._replica import Replica, same_random_numbers
-from normzoo.callbacks.exact_resume import ExactResume
+from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
-from normzoo.imports import again
-from normzoo.probes import is_compiled
+from normzoo.monitoring.probe import is_compiled
+from normzoo.monitoring.random_state import set_random_state
+from normzoo.monitoring.replica import Replica, same_random_numbers
+from normzoo.runs.allowed import again
+from normzoo.runs.exact_resume import ExactResume
 
 OnBad = Literal["stop", "skip"]
 Groups = list[tuple[torch.device, list[Tensor]]]

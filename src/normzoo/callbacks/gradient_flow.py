@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normzoo.callbacks._board import Chart
-from normzoo.callbacks._layers import own_parameters
-from normzoo.callbacks._monitor import Heard, Monitor, Readings, Samples, Step
-from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import growth, norms, ratio
-from normzoo.probes import Layers, is_weighted, of_kind
+from normzoo.monitoring.layers import own_parameters
+from normzoo.monitoring.monitor import Heard, Monitor, Readings, Samples, Step
+from normzoo.monitoring.probe import Layers, is_weighted, of_kind
+from normzoo.monitoring.schedule import Schedule
+from normzoo.monitoring.writer import Chart
 
 NONE = torch.zeros(0, dtype=torch.float64)
 

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from normzoo.callbacks._events import goes_on
+from normzoo.monitoring.event_files import goes_on
 
 Value = bool | int | float | str
 

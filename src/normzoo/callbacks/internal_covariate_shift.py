@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normzoo.callbacks._layers import own_parameters
-from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
-from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import internal_covariate_shift
-from normzoo.probes import Layers, Probe, is_weighted, named_layers, of_kind
+from normzoo.monitoring.layers import own_parameters
+from normzoo.monitoring.monitor import Heard, Monitor, Samples, Step
+from normzoo.monitoring.probe import Layers, Probe, is_weighted, named_layers, of_kind
+from normzoo.monitoring.schedule import Schedule
 
 CHOSEN = 4
 """Layers that are looked at where the user names none."""

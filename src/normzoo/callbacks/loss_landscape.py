@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normzoo.callbacks._board import Chart
-from normzoo.callbacks._monitor import Heard, Monitor, Samples, Step
-from normzoo.callbacks.schedule import Schedule
 from normzoo.errors import InputError
 from normzoo.metrics import gradient_change, loss_range
 from normzoo.metrics.landscape import change_per_distance
+from normzoo.monitoring.monitor import Heard, Monitor, Samples, Step
+from normzoo.monitoring.schedule import Schedule
+from normzoo.monitoring.writer import Chart
 
 STEPS = tuple(round(0.05 * i, 2) for i in range(1, 9))
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normzoo.callbacks._board import Board
-from normzoo.callbacks._monitor import Heard, Monitor, Readings, Samples, Step
-from normzoo.callbacks._profile import (
+from normzoo.metrics import Moments, gap, kl, w2
+from normzoo.monitoring.monitor import Heard, Monitor, Readings, Samples, Step
+from normzoo.monitoring.probe import Layers, is_norm, is_weighted, of_kind
+from normzoo.monitoring.profile import (
     NOTHING,
     Profile,
     feature_moments,
@@ -17,9 +18,8 @@ from normzoo.callbacks._profile import (
     owner_of,
     profile,
 )
-from normzoo.callbacks.schedule import Schedule
-from normzoo.metrics import Moments, gap, kl, w2
-from normzoo.probes import Layers, is_norm, is_weighted, of_kind
+from normzoo.monitoring.schedule import Schedule
+from normzoo.monitoring.writer import Board
 
 GAPS = ("running_gap", "running_w2", "running_kl")
 

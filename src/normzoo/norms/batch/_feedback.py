@@ -1,7 +1,7 @@
 """Norms whose backward pass is an algorithm of its own, and no derivative of the forward pass.
 
-Their tables are as those of every rule (see `normzoo.norms._tables`), and so is the form of the gradient, `dx = scale
-dy + slope x + constant`. But slope and constant come from statistics of gradients that the layer has collected in
+Their tables are those of every rule (see `_ops/scale_shift.py`), and so is the form of the gradient, `dx = scale dy +
+slope x + constant`. But slope and constant come from statistics of gradients that the layer has collected in
 earlier backward passes, and the gradients dy at hand move these statistics.
 
 The second derivative is that of this gradient, as a function of x and dy.
@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normzoo.norms._ranks import Group
-from normzoo.norms._running import RunningStatistics
-from normzoo.norms._saved import snapshot
-from normzoo.norms._scale import scale_per_channel
-from normzoo.norms._tables import Rule, by_plane, gradients
-from normzoo.norms._twice import gradient_of
+from normzoo.norms._ops.ranks import Group
+from normzoo.norms._ops.running import RunningStatistics
+from normzoo.norms._ops.saved import snapshot
+from normzoo.norms._ops.scale import scale_per_channel
+from normzoo.norms._ops.scale_shift import Rule, by_plane, gradients
+from normzoo.norms._ops.second_derivatives import gradient_of
 
 # (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
 Gradient = Callable[..., tuple[Tensor, Tensor]]

@@ -1,6 +1,6 @@
 """Batch normalization as pure functions: algorithm 1 of Ioffe & Szegedy 2015, and its gradient by hand.
 
-Inside, an input is a volume, (N, C, L) or (N, L, C), as `normzoo.norms._kernels` describes it.
+Inside, an input is a volume, (N, C, L) or (N, L, C), as `normzoo.norms._ops.cpu` describes it.
 """
 
 from functools import partial
@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import affine, at_least_float32, per_channel
-from normzoo.norms._ranks import Group, all_reduce, total
-from normzoo.norms._running import over_samples
-from normzoo.norms._tables import by_plane, standardize
-from normzoo.norms._twice import gradient_of
+from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.ranks import Group, all_reduce, total
+from normzoo.norms._ops.running import over_samples
+from normzoo.norms._ops.scale_shift import by_plane, standardize
+from normzoo.norms._ops.second_derivatives import gradient_of
 
 # Below this many values, writing x - mean costs less than asking whether it is needed.
 ALWAYS_CENTRE_BELOW = 1 << 16
@@ -66,7 +66,7 @@ def batch_norm(
 
 
 def rule(mean: Tensor, var: Tensor, eps: float, positions: int, group: Group) -> tuple[Tensor, ...]:
-    """`batch_norm` as scale and shift of planes, from their means and variances; see `normzoo.norms._tables`."""
+    """`batch_norm` as scale and shift of planes, from their means and variances; see `_ops/scale_shift.py`."""
     mean, var = over_samples(mean, var, positions, group)
     return *standardize(mean, var, eps), mean, var
 

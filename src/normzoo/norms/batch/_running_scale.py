@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from normzoo.norms._running import RunningStatistics
-from normzoo.norms._scale import scale_per_channel
+from normzoo.norms._ops.running import RunningStatistics
+from normzoo.norms._ops.scale import scale_per_channel
 
 
 class RunningScale(RunningStatistics):

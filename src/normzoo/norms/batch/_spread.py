@@ -1,4 +1,4 @@
-"""Measures of spread that are no variance: a pass over the input beside that of `normzoo.norms._tables.by_plane`.
+"""Measures of spread that are no variance: a pass over the input beside that of `by_plane`.
 
 Each gives tables (N, C) that a layer's rule takes as further tensors, and hands the input on. In the backward pass it
 adds its share to the gradient that comes back through the input, in place: nobody else has seen that gradient, and a
@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import per_channel
-from normzoo.norms._ranks import Group, all_reduce
+from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.ranks import Group, all_reduce
 
 
 def stays_plain(x: Tensor) -> bool:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, require_variance
-from normzoo.norms._groups import resolve_groups
-from normzoo.norms._ranks import Group, total
-from normzoo.norms._running import RunningStatistics, over_samples
-from normzoo.norms._scale import scale_per_channel
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._ops.groups import resolve_groups
+from normzoo.norms._ops.ranks import Group, total
+from normzoo.norms._ops.running import RunningStatistics, over_samples
+from normzoo.norms._ops.scale import scale_per_channel
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 
 
 class BatchGroupNorm(RunningStatistics):

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms._ranks import Group
-from normzoo.norms._running import RunningStatistics
+from normzoo.norms._ops.ranks import Group
+from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms.batch._normalize import batch_norm, masked_batch_norm
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper, require_count, require_number
-from normzoo.norms._ranks import Group, total
-from normzoo.norms._running import RunningStatistics, over_samples
-from normzoo.norms._tables import by_plane
+from normzoo.norms._ops.ranks import Group, total
+from normzoo.norms._ops.running import RunningStatistics, over_samples
+from normzoo.norms._ops.scale_shift import by_plane
 
 
 class BatchRenorm(RunningStatistics):

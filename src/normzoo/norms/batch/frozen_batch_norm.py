@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper, require_positive
-from normzoo.norms._scale import scale_per_channel
+from normzoo.norms._ops.scale import scale_per_channel
 
 
 class FrozenBatchNorm(Norm):

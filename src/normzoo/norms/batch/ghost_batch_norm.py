@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, require_count
-from normzoo.norms._ranks import Group, samples_before
-from normzoo.norms._running import RunningStatistics, counts_of_parts, over_parts
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._ops.ranks import Group, samples_before
+from normzoo.norms._ops.running import RunningStatistics, counts_of_parts, over_parts
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 
 
 class GhostBatchNorm(RunningStatistics):

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms._ranks import Group, total
-from normzoo.norms._running import RunningStatistics, over_samples
-from normzoo.norms._scale import scale_per_channel
-from normzoo.norms._tables import by_plane
+from normzoo.norms._ops.ranks import Group, total
+from normzoo.norms._ops.running import RunningStatistics, over_samples
+from normzoo.norms._ops.scale import scale_per_channel
+from normzoo.norms._ops.scale_shift import by_plane
 
 
 class MeanOnlyBatchNorm(RunningStatistics):

@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, at_least_float32, require_number
-from normzoo.norms._ranks import Group, samples_before, total
-from normzoo.norms._running import RunningStatistics, over_samples
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._ops.ranks import Group, samples_before, total
+from normzoo.norms._ops.running import RunningStatistics, over_samples
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 
 
 class NoisyBatchNorm(RunningStatistics):

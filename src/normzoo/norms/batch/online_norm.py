@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, require_number
-from normzoo.norms._ranks import Group, all_reduce, samples_before
-from normzoo.norms._running import RunningStatistics
-from normzoo.norms._tables import standardize
+from normzoo.norms._ops.ranks import Group, all_reduce, samples_before
+from normzoo.norms._ops.running import RunningStatistics
+from normzoo.norms._ops.scale_shift import standardize
 from normzoo.norms.batch._feedback import Feedback, Pass, averaged_over, by_plane_apart
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms._ranks import Group, all_reduce, total
+from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, averaged_over, by_plane_apart
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, at_least_float32
-from normzoo.norms._ranks import Group, all_reduce, total
-from normzoo.norms._tables import by_plane
+from normzoo.norms._ops.ranks import Group, all_reduce, total
+from normzoo.norms._ops.scale_shift import by_plane
 from normzoo.norms.batch._running_scale import RunningScale
 from normzoo.norms.batch._spread import extents
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper, require_count, require_variance
-from normzoo.norms._ranks import Group, samples_before
-from normzoo.norms._running import RunningStatistics, counts_of_parts, over_parts
-from normzoo.norms._scale import scale_per_channel
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._ops.ranks import Group, samples_before
+from normzoo.norms._ops.running import RunningStatistics, counts_of_parts, over_parts
+from normzoo.norms._ops.scale import scale_per_channel
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms.batch.batch_norm import BatchNorm
 
 

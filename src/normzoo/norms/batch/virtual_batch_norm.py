@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper, require_positive
-from normzoo.norms._known import is_positive, is_readable
-from normzoo.norms._ranks import Group, ranks, total
-from normzoo.norms._running import is_captured, over_samples
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._ops.known import is_positive, is_readable
+from normzoo.norms._ops.ranks import Group, ranks, total
+from normzoo.norms._ops.running import is_captured, over_samples
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 
 
 class VirtualBatchNorm(Norm):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normzoo.norms._ranks import Group, all_reduce, total
-from normzoo.norms._running import RunningStatistics, over_samples
+from normzoo.norms._ops.ranks import Group, all_reduce, total
+from normzoo.norms._ops.running import RunningStatistics, over_samples
 
 # From the means and variances of the planes, (N, C) each, to those of the batch, (C,) each.
 OfBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

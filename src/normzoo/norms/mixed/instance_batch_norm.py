@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, require_variance
-from normzoo.norms._ranks import Group, least
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._ops.ranks import Group, least
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
 # What IBN-Net, and pytorchcv after it, call the two layers that they split the channels between.

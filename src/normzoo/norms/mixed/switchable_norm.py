@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper, require_variance
-from normzoo.norms._ranks import Group
-from normzoo.norms._tables import by_plane, standardize
+from normzoo.norms._ops.ranks import Group
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
 

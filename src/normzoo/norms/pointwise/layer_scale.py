@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._scale import scale_per_channel
+from normzoo.norms._ops.scale import scale_per_channel
 
 
 class LayerScale(Norm):

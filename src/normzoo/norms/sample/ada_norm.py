@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
-from normzoo.norms._blocks import in_blocks
+from normzoo.norms._ops.blocks import in_blocks
 
 
 class AdaNorm(Norm):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper, require_positive
-from normzoo.norms._blocks import in_blocks
+from normzoo.norms._ops.blocks import in_blocks
 
 
 class DivisiveNorm(Norm):

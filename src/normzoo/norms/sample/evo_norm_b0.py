@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper, per_channel, per_plane, plane_sums
-from normzoo.norms._blocks import in_blocks
-from normzoo.norms._ranks import Group, total
-from normzoo.norms._running import RunningStatistics, over_samples
-from normzoo.norms._scale import scale_per_channel
-from normzoo.norms._tables import by_plane, plane_moments
+from normzoo.norms._ops.blocks import in_blocks
+from normzoo.norms._ops.ranks import Group, total
+from normzoo.norms._ops.running import RunningStatistics, over_samples
+from normzoo.norms._ops.scale import scale_per_channel
+from normzoo.norms._ops.scale_shift import by_plane, plane_moments
 
 
 class EvoNormB0(RunningStatistics):

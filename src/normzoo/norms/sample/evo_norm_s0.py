@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper, per_channel, per_plane, plane_sums, require_positive
-from normzoo.norms._blocks import in_blocks
-from normzoo.norms._groups import resolve_groups, standardize_groups
-from normzoo.norms._tables import by_plane, plane_moments
+from normzoo.norms._ops.blocks import in_blocks
+from normzoo.norms._ops.groups import resolve_groups, standardize_groups
+from normzoo.norms._ops.scale_shift import by_plane, plane_moments
 
 
 class EvoNormS0(Norm):

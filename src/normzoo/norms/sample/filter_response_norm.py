@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, per_channel, require_positive
-from normzoo.norms._tables import by_plane
+from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.scale_shift import by_plane
 
 
 class FilterResponseNorm(Norm):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper, require_positive
-from normzoo.norms._tables import by_plane
+from normzoo.norms._ops.scale_shift import by_plane
 
 
 class GlobalResponseNorm(Norm):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
-from normzoo.norms._groups import group_norm
+from normzoo.norms._ops.groups import group_norm
 
 
 class InstanceNorm(Norm):

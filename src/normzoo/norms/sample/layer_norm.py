@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper, in_one_precision, require_positive, require_variance
-from normzoo.norms._groups import group_norm
+from normzoo.norms._ops.groups import group_norm
 
 
 class LayerNorm(Norm):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_count, require_positive
+from normzoo.norms._ops import cpu as kernels
 
 
 class LocalResponseNorm(Norm):

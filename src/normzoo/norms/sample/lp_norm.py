@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, is_number
-from normzoo.norms._tables import by_position
+from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.scale_shift import by_position
 
 # What `F.normalize` clamps the norm at.
 SHORTEST = 1e-12

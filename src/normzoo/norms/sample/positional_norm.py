@@ -5,7 +5,6 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import (
     Facts,
     Norm,
@@ -15,7 +14,8 @@ from normzoo.norms._base import (
     require_positive,
     require_variance,
 )
-from normzoo.norms._tables import by_position, standardize
+from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.scale_shift import by_position, standardize
 
 
 class PositionalNorm(Norm):

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms import _kernels as kernels
 from normzoo.norms._base import Facts, Norm, Paper, channels_second, positions_first, require_positive
-from normzoo.norms._tables import by_position
+from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.scale_shift import by_position
 
 
 class RMSNorm(Norm):

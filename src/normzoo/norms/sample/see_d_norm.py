@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper, per_channel, require_count, require_positive
-from normzoo.norms._blocks import in_blocks
+from normzoo.norms._ops.blocks import in_blocks
 
 
 class SeeDNorm(Norm):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
-from normzoo.norms._tables import Rule, by_plane
+from normzoo.norms._ops.scale_shift import Rule, by_plane
 
 
 class WeightTransform(Norm):

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper, at_least_float32, require_count
-from normzoo.norms._running import in_recomputation, is_captured
-from normzoo.norms._saved import snapshot
-from normzoo.norms._scale import scale_per_channel
+from normzoo.norms._ops.running import in_recomputation, is_captured
+from normzoo.norms._ops.saved import snapshot
+from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms.weight._weight import WeightTransform
 
 

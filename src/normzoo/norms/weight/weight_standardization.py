@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
-from normzoo.norms._tables import standardize
+from normzoo.norms._ops.scale_shift import standardize
 from normzoo.norms.weight._weight import WeightTransform, by_output
 
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from normzoo.norms._groups import resolve_groups
-from normzoo.norms._ranks import Group, total
-from normzoo.norms._running import RunningStatistics
+from normzoo.norms._ops.groups import resolve_groups
+from normzoo.norms._ops.ranks import Group, total
+from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms.whitening._matrices import by_group, over_ranks
 
 

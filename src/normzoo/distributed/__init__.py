@@ -1,0 +1,6 @@
+"""Training on several ranks: statistics and losses over all of them, and parameters that they share out."""
+
+from normzoo.distributed.ranks import mean_over_ranks as mean_over_ranks
+from normzoo.distributed.shard import FSDP as FSDP
+from normzoo.distributed.shard import shard as shard
+from normzoo.distributed.sync import SyncNorms as SyncNorms

@@ -1,0 +1,181 @@
+"""Where monitors write: into TensorBoard all that it can show, to other loggers the scalars."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import (
+    DATA_CLASS_TENSOR,
+    HistogramProto,
+    Summary,
+    SummaryMetadata,
+)
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+from torch import Tensor
+
+from normzoo.monitoring.lean import hasten_checksums
+
+PLUGIN = "normalization"
+"""The name under which tables lie in event files, for whoever reads them."""
+BINS = 64
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the Custom Scalars tab.
+
+    Args:
+        title: above the chart.
+        tags: regular expressions of tags, a line for each tag that matches; or, for a band, three tags: the line in
+            the middle, the lower bound and the upper.
+        band: whether it is a line between two bounds.
+    """
+
+    title: str
+    tags: tuple[str, ...]
+    band: bool = False
+
+
+class Board:
+    """Collects what monitors have to say, and writes it as one record per step.
+
+    Args:
+        trainer: whose loggers are written to, by its first process.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        loggers = [one for one in trainer.loggers if not isinstance(one, DummyLogger)]
+        self.writes = trainer.is_global_zero
+        self.tensorboards = [one for one in loggers if isinstance(one, TensorBoardLogger)]
+        self.others: list[Logger] = [one for one in loggers if not isinstance(one, TensorBoardLogger)]
+        if self.tensorboards:
+            hasten_checksums()
+        self.values: dict[int, list[Summary.Value]] = {}
+        self.numbers: dict[int, dict[str, float]] = {}
+        self.described: set[str] = set()
+        if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared
+            rank_zero_warn(
+                "The Trainer has no logger: monitors write nothing and only warn; the newest sample of each is in its "
+                "attribute `latest`. Trainer(logger=TensorBoardLogger('lightning_logs')) shows it all."
+            )
+        elif self.others and not self.tensorboards:
+            names = ", ".join(type(one).__name__ for one in self.others)
+            rank_zero_warn(
+                f"Of what monitors have to show, {names} gets the scalars; histograms, pictures and tables are left "
+                f"out. Add a TensorBoardLogger for them."
+            )
+
+    def show(self, step: int, value: Summary.Value) -> None:
+        """Puts something beside what there is of a step."""
+        self.values.setdefault(step, []).append(value)
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers by tag. What stands before the first "/" is the group of cards that they are shown in."""
+        if self.tensorboards and self.writes:
+            values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+            self.values.setdefault(step, []).extend(values)
+        if self.others:
+            self.numbers.setdefault(step, {}).update(numbers)
+
+    def table(self, step: int, tag: str, rows: Sequence[str], columns: Mapping[str, str], values: Tensor) -> None:
+        """A table [rows, columns] as one float32 tensor, with the names in the first record of the run.
+
+        Args:
+            step: when.
+            tag: its name.
+            rows: names, as of layers.
+            columns: name -> what it is and its unit.
+            values: (rows, columns); NaN where there is nothing.
+        """
+        if not (self.tensorboards and self.writes):
+            return
+        content = b""
+        if tag not in self.described:
+            self.described.add(tag)
+            told = {"version": 1, "layers": list(rows), "metrics": list(columns), "units": list(columns.values())}
+            content = json.dumps(told).encode()
+        kind = SummaryMetadata(
+            data_class=DATA_CLASS_TENSOR,
+            plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content),
+        )
+        dims = [TensorShapeProto.Dim(size=size) for size in values.shape]
+        data = values.float().contiguous().cpu().numpy().tobytes()
+        tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=dims), tensor_content=data)
+        self.show(step, Summary.Value(tag=tag, metadata=kind, tensor=tensor))
+
+    def histogram(self, step: int, tag: str, values: Tensor) -> None:
+        """The distribution of the finite values, in 64 bins."""
+        values = values.detach().flatten().float().cpu()
+        values = values[values.isfinite()]
+        if not (self.tensorboards and self.writes) or values.numel() == 0:
+            return
+        low, high = values.min().item(), values.max().item()
+        counts, edges = torch.histogram(
+            values, BINS, range=(low, high if high > low else low + max(abs(low), 1) * 1e-3)
+        )
+        wide = values.double()
+        proto = HistogramProto(
+            min=low,
+            max=high,
+            num=values.numel(),
+            sum=wide.sum().item(),
+            sum_squares=wide.square().sum().item(),
+            bucket_limit=edges[1:].tolist(),
+            bucket=counts.tolist(),
+        )
+        self.show(step, Summary.Value(tag=tag, histo=proto))
+
+    def image(self, step: int, tag: str, picture: Image.Image) -> None:
+        """A picture."""
+        if not (self.tensorboards and self.writes):
+            return
+        file = io.BytesIO()
+        picture.save(file, "PNG", optimize=True)
+        width, height = picture.size
+        encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+        self.show(step, Summary.Value(tag=tag, image=encoded))
+
+    def layout(self, step: int, categories: Mapping[str, Sequence[Chart]]) -> None:
+        """The Custom Scalars tab: once per run, as TensorBoard reads the first one."""
+        if not (self.tensorboards and self.writes):
+            return
+        # TensorBoard shows lines first, in their order, and then bands, in reverse.
+        protos = []
+        for i, (title, charts) in enumerate(categories.items()):
+            unique = list(dict.fromkeys(charts))
+            lines, bands = ([c for c in unique if c.band is band] for band in (False, True))
+            ordered = [chart_proto(chart) for chart in (*lines, *reversed(bands))]
+            protos.append(layout_pb2.Category(title=title, chart=ordered, closed=i > 0))
+        tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=protos).SerializeToString()])
+        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
+        self.show(step, Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=kind, tensor=tensor))
+
+    def write(self) -> None:
+        """Hands over what has been collected, step by step."""
+        for step, values in sorted(self.values.items()):
+            summary = Summary(value=values)
+            for logger in self.tensorboards:
+                logger.experiment._get_file_writer().add_summary(summary, step)
+        for step, numbers in sorted(self.numbers.items()) if self.writes else ():
+            for other in self.others:
+                other.log_metrics(numbers, step)
+        self.values, self.numbers = {}, {}
+
+
+def chart_proto(chart: Chart) -> layout_pb2.Chart:
+    """A chart as TensorBoard's layout has it."""
+    if chart.band:
+        value, lower, upper = chart.tags
+        series = layout_pb2.MarginChartContent.Series(value=value, lower=lower, upper=upper)
+        return layout_pb2.Chart(title=chart.title, margin=layout_pb2.MarginChartContent(series=[series]))
+    return layout_pb2.Chart(title=chart.title, multiline=layout_pb2.MultilineChartContent(tag=chart.tags))

@@ -1,0 +1,275 @@
+"""What layers with statistics over the batch share: the merge of samples and ranks, running statistics, freezing."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Norm, affine, is_number, require_positive
+from normzoo.norms._ops.ranks import Group, all_reduce, ranks, totals
+from normzoo.norms._ops.saved import snapshots
+from normzoo.norms._ops.scale import scale_per_channel
+
+
+def over_samples(mean: Tensor, var: Tensor, positions: int, group: Group = None) -> tuple[Tensor, Tensor]:
+    """The mean and biased variance of each channel from those of its planes, by Chan's formula.
+
+    `mean = avg_n mean_n`,  `var = avg_n (var_n + (mean_n - mean)^2)`, averages over values: where the images of ranks
+    differ in size, the planes of larger ones weigh more
+
+    Args:
+        mean: (N, C), of every channel of every sample.
+        var: (N, C), biased.
+        positions: values in a plane, on this rank.
+        group: the ranks over which the batch lies; a rank may be empty.
+
+    Returns:
+        mean and var, (C,) each; zeros where there is no sample at all.
+    """
+    if group is None:
+        samples = max(len(mean), 1)
+        merged = mean.sum(0) / samples
+        return merged, (var + (mean - merged).square()).sum(0) / samples
+    sums = torch.cat([mean.sum(0), mean.new_full((1,), len(mean))]) * positions
+    sums = all_reduce(sums, group)
+    values = sums[-1].detach().clamp_min(1)
+    merged = sums[:-1] / values
+    return merged, all_reduce((var + (mean - merged).square()).sum(0) * positions, group) / values
+
+
+def over_parts(
+    mean: Tensor, var: Tensor, part: Tensor, parts: int, positions: int, group: Group = None
+) -> tuple[Tensor, Tensor]:
+    """`over_samples` for each part of the batch.
+
+    Args:
+        mean: (N, C), of every channel of every sample.
+        var: (N, C), biased.
+        part: (N,), the part that each sample belongs to; one may lie over several ranks.
+        parts: how many there are.
+        positions: values in a plane, on this rank.
+        group: the ranks over which the batch lies.
+
+    Returns:
+        mean and var, (parts, C) each.
+    """
+
+    def sums(table: Tensor) -> Tensor:
+        summed = table.new_zeros(parts, table.shape[1]).index_add(0, part, table)
+        return summed if group is None else all_reduce(summed * positions, group)
+
+    both = sums(torch.cat([mean, mean.new_ones(len(mean), 1)], 1))
+    values = both[:, -1:].detach().clamp_min(1)
+    merged = both[:, :-1] / values
+    return merged, sums(var + (mean - merged[part]).square()) / values
+
+
+def counts_of_parts(x: Tensor, before: int, size: int, parts: int, group: Group) -> list[int]:
+    """The values per channel in each part of a batch that lies over the ranks of a group.
+
+    Args:
+        x: (N, C, *), what this rank has.
+        before: how many samples the ranks before it have.
+        size: samples in a part; the last may have fewer.
+        parts: how many there are.
+        group: the ranks.
+    """
+    end = before + len(x)
+    own = [max(min(size * (p + 1), end) - max(size * p, before), 0) for p in range(parts)]
+    return totals([samples * x.shape[2:].numel() for samples in own], group, x.device)
+
+
+class RunningStatistics(Norm):
+    """A layer with statistics over the batch: the batch's own in training, running averages of them in evaluation.
+
+    `running <- (1 - momentum) running + momentum batch`, for the mean and the unbiased variance.
+
+    A subclass has `normalize_by_batch`, which calls `update`.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in its units.
+        momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: learn a `weight` and a `bias` per channel.
+        track_running_stats: keep running statistics. Without them evaluation uses the batch's own.
+        sync: take the statistics over the batches of all ranks, weighted by their counts of values.
+    """
+
+    before_last: dict[str, Tensor] | None = None
+    # Whether running_var averages the unbiased variance, as torch does; keras and the ONNX standard store the biased.
+    stores_unbiased = True
+    frozen = False
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        sync: bool = False,
+    ) -> None:
+        super().__init__(num_features)
+        require_positive(self, eps=eps)
+        if momentum is not None and not (is_number(momentum) and 0 <= momentum <= 1):
+            raise InputError(
+                f"{type(self).__name__}(momentum={momentum!r}): momentum is the weight of the newest batch and lies in "
+                f"[0, 1]; the default is 0.1, and None averages all batches."
+            )
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.sync = sync
+        self.add_affine(weight=affine, bias=affine)
+        self.add_running(track_running_stats)
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def add_running(self, tracked: bool) -> None:
+        """Registers the running statistics, or None in their place."""
+        self.register_buffer("running_mean", torch.zeros(self.num_features) if tracked else None)
+        self.register_buffer("running_var", torch.ones(self.num_features) if tracked else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Normalizes by the running statistics from now on, in training too, and moves them no more.
+
+        Unlike `.eval()` it outlives `.train()`. The parameters go on learning; `requires_grad_(False)` stops them.
+
+        Args:
+            frozen: False to thaw.
+
+        Raises:
+            InputError: a layer without running statistics.
+        """
+        if frozen and self.num_batches_tracked is None:
+            raise InputError(
+                f"{type(self).__name__}.freeze(): the layer keeps no running statistics to be frozen at; build it with "
+                f"track_running_stats=True."
+            )
+        self.frozen = frozen
+        return self
+
+    @property
+    def uses_batch(self) -> bool:
+        """Whether this forward pass normalizes by the statistics of its own batch."""
+        return (self.training and not self.frozen) or self.num_batches_tracked is None
+
+    @property
+    def group(self) -> Group:
+        """The ranks that share the statistics of this forward pass; None for this rank alone."""
+        return ranks() if self.sync and self.uses_batch else None
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if not self.uses_batch:
+            return self.normalize_by_running(x)
+        group = self.group
+        if x.numel() == 0 and group is None:
+            return self.normalize_empty(x)
+        return self.normalize_by_batch(x, group)
+
+    def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
+        """The layer where it takes statistics of x; x may be empty if other ranks, `group`, are not."""
+        raise NotImplementedError
+
+    def normalize_by_running(self, x: Tensor) -> Tensor:
+        """`weight (x - running_mean) / sqrt(running_var + eps) + bias`, as one scale and one shift per channel."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = (self.running_var + self.eps).rsqrt()
+        return scale_per_channel(x, scale if self.weight is None else scale * self.weight, self.running_mean, self.bias)
+
+    def require_several(self, count: int, x: Tensor) -> None:
+        """Raises `InputError` when a channel's variance would be that of a single value, which is always 0."""
+        if count == 1:
+            raise InputError(
+                f"{type(self).__name__} got an input of shape {tuple(x.shape)} to take statistics of: one value per "
+                f"channel has no variance. Use batches of at least 2 samples (drop the last, smaller batch), or, where "
+                f"there are running statistics, call .eval()."
+            )
+
+    def normalize_empty(self, x: Tensor) -> Tensor:
+        """No value, no statistics: the empty batch passes, the running statistics stay, parameters have a gradient."""
+        zero = sum(p.sum() * 0 for p in self.parameters())
+        return (affine(x, self.weight, self.bias) + zero).to(x.dtype)
+
+    def before(self) -> dict[str, Tensor]:
+        """The buffers as they are before this batch, to stay so: for what a backward pass may compute again.
+
+        A forward pass that activation checkpointing repeats gets them as the first one did, which has moved them; of
+        several forward passes before a backward pass, all get those of the last.
+        """
+        if in_recomputation() and self.before_last is not None:
+            return self.before_last
+        buffers = dict(self.named_buffers())
+        values = dict(zip(buffers, snapshots([*buffers.values()]), strict=True))
+        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            self.before_last = values
+        return values
+
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Moves the running mean and variance towards those of a batch.
+
+        Args:
+            mean: (C,) mean of the batch.
+            var: (C,) biased variance of the batch.
+            count: values per channel; without any, the running statistics stay.
+        """
+        if self.stores_unbiased and count > 1:
+            var = var * (count / (count - 1))
+        self.move(count, running_mean=mean, running_var=var)
+
+    @torch.no_grad()
+    def move(self, count: int | Tensor, **batch: Tensor) -> None:
+        """Counts a batch and moves each named buffer towards its value for it, if this is a step of training.
+
+        What is NaN or infinite in the batch moves nothing: the running statistics stay finite, channel by channel.
+
+        Args:
+            count: values per channel; without any, nothing moves.
+            batch: by the name of the buffer, the statistics of the batch.
+        """
+        seen = self.num_batches_tracked
+        if not self.training or self.frozen or seen is None or in_recomputation() or is_captured(seen):
+            return
+        if isinstance(count, int):
+            if count == 0:
+                return
+            seen.add_(1)
+        else:
+            seen.add_(count > 0)
+        for name, value in batch.items():
+            running = getattr(self, name)
+            step = (value.detach() - running).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            if not isinstance(count, int):
+                step = step * (count > 0)
+            if self.momentum is None:
+                # A tensor, not a number read from it: reading would break a compiled graph.
+                running.add_(step / seen.clamp_min(1))
+            else:
+                running.add_(step, alpha=self.momentum)
+
+
+def in_recomputation() -> bool:
+    """Whether this forward pass runs inside a backward pass: activation checkpointing repeats it there.
+
+    The first pass has moved the running statistics already; to move them again would count the batch twice.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def is_captured(buffer: Tensor) -> bool:
+    """Whether a transform of `torch.func` is at work that the buffer is no argument of.
+
+    A transformed function has no side effects: its layers leave their running statistics as they are, and batches of
+    `vmap` could not share them anyway. Those that are handed over by `functional_call` move.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    functorch = torch._C._functorch
+    return functorch.maybe_get_level(buffer) != functorch.maybe_current_level()
