@@ -26,9 +26,10 @@ LEGEND = """\
 
 Written by `scripts/docs` from the comparisons in `tests/norms`. Each layer is compared with a slow formula in float64,
 written from its paper (`tests/helpers/references/`; what papers leave open, such as default groups or the order of
-random draws, as the layer documents it), and with the implementations by others that compute the same. Where such an implementation is the kernel that the layer itself calls, the difference is 0. Compared are outputs, gradients
-and running statistics over several steps of training and in evaluation, in the layouts NC, NCL and NCHW; beside the
-formula with all settings that its row in `tests/helpers/references/` names, gradients of the parameters included.
+random draws, as the layer documents it), and with the implementations by others that compute the same. Where such an
+implementation is the kernel that the layer itself calls, the difference is 0. Compared are outputs, gradients and
+running statistics over several steps of training and in evaluation, in the layouts NC, NCL and NCHW; for the formula
+with all settings that its row in `tests/helpers/references/` names, gradients of the parameters included.
 
 A number is the largest `|a - b| / (1 + |b|)` found: absolute for small values, relative for large ones. In float64 it
 must not be above the tolerance, which is 1e-9 except for implementations that compute in float32 inside. float32 is the

@@ -83,8 +83,8 @@ def written_in(text: str) -> Any:
 def is_trusted(path: str) -> bool:
     """Whether the path of a class or function leads to what settings may name, or to a class of the program's own.
 
-    By the rules of `normzoo.runs.allowed`: to a trusted package or one that the user allows by `NORMZOO_ALLOW`; and, since
-    a program in Python has no flags, to a module that it has imported.
+    By the rules of `normzoo.runs.allowed`: to a trusted package or one that the user allows by `NORMZOO_ALLOW`; and,
+    since a program in Python has no flags, to a module that it has imported.
     """
     if not is_path(path):
         return False
