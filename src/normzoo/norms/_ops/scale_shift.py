@@ -26,6 +26,7 @@ from normzoo.norms._ops.second_derivatives import gradient_of
 
 # (mean, var, *tensors) -> (scale, shift, *aside): tables, of which the moments are (N, C) or (N, L).
 Rule = Callable[..., tuple[Tensor, ...]]
+MaybeTensor = Tensor | None  # torch 2.8 cannot compile a nested function with such an annotation, but its name
 
 # E[x^2] - E[x]^2 loses log2(1 + mean^2 / var) bits: here 6 of float32's 24, of which summing loses 4 anyway.
 LARGEST_MEAN_SQUARE_OVER_VAR = 64.0
@@ -48,7 +49,7 @@ def by_plane(
         y like x; and without gradient what the rule hands on.
     """
 
-    def folded(mean: Tensor, var: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
+    def folded(mean: Tensor, var: Tensor, *given: MaybeTensor) -> tuple[Tensor, ...]:
         *own, w, b = given
         scale, shift, *aside = rule(mean, var, *own)
         if w is not None:
@@ -279,7 +280,7 @@ def gradient_of_plain(
     """The gradient of `plain` by autograd, itself differentiable: for second derivatives."""
     turned = 1 if ctx.channels_last else 2
 
-    def formula(x: Tensor, *given: Tensor | None) -> Tensor:
+    def formula(x: Tensor, *given: MaybeTensor) -> Tensor:
         x = x if pivot is None else x + pivot.unsqueeze(ctx.dim)
         return plain(kernels.channels_second(x, turned), ctx.rule, ctx.over_channels, *given)[0]
 

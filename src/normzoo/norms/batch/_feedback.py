@@ -18,7 +18,7 @@ from normzoo.norms._ops.ranks import Group
 from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms._ops.saved import snapshot
 from normzoo.norms._ops.scale import scale_per_channel
-from normzoo.norms._ops.scale_shift import Rule, by_plane, gradients
+from normzoo.norms._ops.scale_shift import MaybeTensor, Rule, by_plane, gradients
 from normzoo.norms._ops.second_derivatives import gradient_of
 
 # (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
@@ -84,7 +84,7 @@ def averaged_over(group: Group, gradient: Gradient) -> Gradient:
 def by_plane_apart(x: Tensor, rule: Rule, *, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
     """`by_plane`, with a graph of its own for each gradient that is to be differentiated again."""
 
-    def formula(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+    def formula(x: Tensor, weight: MaybeTensor, bias: MaybeTensor) -> tuple[Tensor, ...]:
         return by_plane(x, rule, weight=weight, bias=bias)
 
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

@@ -131,7 +131,9 @@ def draw(samples: int, channels: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 # A compiler draws from a generator of its own; an operator that it cannot look into draws from torch's.
-drawn_in_graph = torch.library.custom_op("normzoo::draw", draw, mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
+drawn_in_graph = torch.library.custom_op(
+    "normzoo::draw", draw, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
 
 
 @drawn_in_graph.register_fake
