@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from normzoo import norms
-from normzoo.cli.fit import fit as cli
+from normzoo.cli import fit as cli
 from normzoo.distributed import sync
 from normzoo.distributed.leave import DDP
 from normzoo.distributed.sync import SyncNorms

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 
 from normzoo import callbacks, data, models, norms
 from normzoo.cli.fit import CLI
-from normzoo.tasks.classifier import Classifier, schedules
+from normzoo.tasks import Classifier, schedules
 
 ROOT = Path(__file__).parents[2]
 MARKER = "imported"  # the file that the forbidden module writes when it is imported

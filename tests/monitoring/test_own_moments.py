@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from normzoo import norms
-from normzoo.callbacks import _own_moments
 from normzoo.metrics import Moments, merge
+from normzoo.monitoring import own_moments as _own_moments
 from normzoo.monitoring.own_moments import OwnMoments, knows_moments
 from normzoo.monitoring.probe import Probe
 
