@@ -5,6 +5,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal, NoReturn
 
+import jsonargparse
 from lightning.pytorch.cli import LightningArgumentParser, _InstantiatorFn
 from torch import nn
 
@@ -23,6 +24,19 @@ LINKS = {
     "data.input_shape": ("net.init_args.input_shape",),
     "data.num_classes": ("net.init_args.num_classes", "num_classes"),
 }
+
+
+def drop_other_arguments(parser: Any, previous: Any, value: Any) -> None:
+    """Drops the arguments given for one class when another class takes its place.
+
+    jsonargparse keeps those that the new class also has, so that SGD would receive the weight decay of AdamW.
+    """
+    if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+        previous.pop("init_args")
+
+
+# A private name: every way to name a class goes through this function, and jsonargparse has no setting for it.
+jsonargparse._typehints.discard_init_args_on_class_path_change = drop_other_arguments
 
 
 class Parser(LightningArgumentParser):
