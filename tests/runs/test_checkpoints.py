@@ -272,7 +272,7 @@ def test_a_change_that_the_state_lacks_something_for_is_refused(folder: Path) ->
     run = fit(*SMALL, "--model.optimizer=AdamW", "--runs=runs", "--test_after_fit=false")
     result = resume(run, "--model.optimizer.amsgrad=true", "--change=model.optimizer.amsgrad")
     assert result.status == 1
-    assert re.search("change=amsgrad: AdamW cannot go on so from this checkpoint.*max_exp_avg_sq", said(result.err))
+    assert re.search("change=amsgrad: AdamW cannot continue from this checkpoint.*max_exp_avg_sq", said(result.err))
     assert not (folder / "resumed" / "default" / "000").exists()
 
 

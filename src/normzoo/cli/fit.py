@@ -32,7 +32,6 @@ from normzoo.callbacks import (
     ExactResume,
     FiniteLoss,
     HParams,
-    LiveWriters,
     PredictionsCSV,
     ProgressBar,
     Record,
@@ -60,7 +59,8 @@ from normzoo.runs import config_files as configs
 from normzoo.runs.allowed import check_callables, check_class_paths, take_flags
 from normzoo.runs.checkpoint_io import write_safely
 from normzoo.runs.config import RunConfig
-from normzoo.runs.folders import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, newest_checkpoint, shared_run, unused
+from normzoo.runs.folders import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, shared_run, unused
+from normzoo.runs.loggers import continue_curves
 from normzoo.runs.storage import quiet_writers, unwritten
 
 # What a checkpoint says of the settings of its run.
@@ -277,7 +277,7 @@ class CLI(LightningCLI):
                 if not has(callbacks, Checkpoint):
                     callbacks += best(self.model, self.run / CHECKPOINTS)
                 callbacks.append(self.last())
-            callbacks += [HParams(flat(self.settings)), LiveWriters()]
+            callbacks.append(HParams(flat(self.settings)))
             if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
                 callbacks.append(FiniteLoss(self.settings.on_bad_loss, folder=self.run / FiniteLoss.FOLDER))
             callbacks.append(Record({key: self.config_dump.get(key) for key in RECORDED}))
@@ -313,9 +313,8 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         make_lean(self.trainer, self.model)
-        if self.run is not None and not self.is_new and is_first() and newest_checkpoint(self.run) is None:
-            for curves in self.run.glob("*tfevents*"):  # the run begins anew
-                curves.unlink()
+        if self.run is not None and not self.is_new:
+            continue_curves(self.trainer, self.run)
         # Several ranks begin again at the seed, once they know each other: one rank draws the same noise as they do.
         if self.settings.seed_everything is not False:
             reset_seed()
