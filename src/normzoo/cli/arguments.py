@@ -91,12 +91,6 @@ def add_options(parser: LightningArgumentParser, command: str) -> None:
         default=True,
         help="Let freed memory stay with the process: faster steps on a CPU under Linux, the same results.",
     )
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=40.0,
-        help="Of several ranks: seconds that one waits for another before all end.",
-    )
     if command == "fit":
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Test the best checkpoint when training has ended."

@@ -49,9 +49,8 @@ from normzoo.cli.arguments import (
 )
 from normzoo.cli.messages import cause, find_input_error
 from normzoo.cli.runtime import keep_pages
-from normzoo.distributed.leave import leave
+from normzoo.distributed.processes import RankProcesses, disconnect, require_commands
 from normzoo.distributed.sync import SyncNorms
-from normzoo.distributed.watch import Watch, watched
 from normzoo.errors import InputError, printable
 from normzoo.monitoring.lean import make_lean
 from normzoo.runs import checkpoints, contradictions
@@ -86,7 +85,6 @@ class CLI(LightningCLI):
     """
 
     lock: int | None = None
-    watch: Watch | None = None
 
     def __init__(self, arguments: Sequence[str], run: Path | None = None) -> None:
         self.command = arguments[0]
@@ -110,10 +108,8 @@ class CLI(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={"prog": "normzoo", "allow_abbrev": False, "description": None},
             )
-            if self.watch is not None:
-                self.watch.leave()
-            elif not connected:
-                leave()
+            if not connected:
+                disconnect()
         except BaseException as error:
             self.discard_run()
             ended: BaseException | None = unwritten(error, self.run, self.files)
@@ -122,8 +118,6 @@ class CLI(LightningCLI):
                     goes_on = f"; normzoo resume {self.run} goes on" if self.run and self.run.is_dir() else ""
                     print(f"normzoo: ended by {number.name}{goes_on}", file=sys.stderr)
                 ended = SystemExit(128 + number)
-            if self.watch is not None:
-                self.watch.fail(ended or find_input_error(error) or error)
             if ended is not None:
                 raise ended from error
             raise
@@ -166,8 +160,6 @@ class CLI(LightningCLI):
         configs.require_plausible(settings, Trainer)
         if not 0 <= settings.seed_everything < 2**32:
             raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
-        if not settings.patience > 0:
-            raise InputError(f"patience={settings.patience}: it is a number of seconds above 0; the default is 40.")
         if settings.weights_only is False:
             raise InputError("weights_only=False: reading objects could run code; a checkpoint is read without them.")
         settings.weights_only = True
@@ -297,12 +289,10 @@ class CLI(LightningCLI):
             self.files.append(self.predictions)
         if config.enable_progress_bar is not False and not has(callbacks, AnyProgressBar):
             callbacks.append(ProgressBar())
-        config.callbacks = callbacks
+        config.callbacks = [*callbacks, RankProcesses()]
         trainer = super().instantiate_trainer(**kwargs)
         write_safely(trainer)
-        self.watch = watched(trainer, self.settings.patience)
-        if self.watch is not None:
-            trainer.callbacks.insert(0, self.watch)  # type: ignore[attr-defined]  # set by Lightning, undeclared
+        require_commands(trainer)
         return trainer
 
     def last(self) -> ExactResume:

@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from normzoo.distributed.ranks import mean_over_ranks
-from normzoo.distributed.shard import shard
+from normzoo.distributed.shard import shard_network
 from normzoo.errors import InputError
 from normzoo.models._base import Network
 from normzoo.norms._base import Norm
@@ -157,13 +157,7 @@ class Classifier(LightningModule):
             self.trainer.num_sanity_val_steps = 0  # before training there is no reference batch to validate with
 
     def configure_model(self) -> None:
-        if self._device_mesh is None:  # which ModelParallelStrategy sets
-            return
-        # Lightning's strategy leaves this out, and a synchronized statistic is the only one that ranks agree on.
-        layer_sync = getattr(self.trainer.strategy, "_layer_sync", None)
-        if layer_sync is not None and self.trainer.training:
-            layer_sync.apply(self)
-        shard(self.net, self._device_mesh)
+        shard_network(self)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() == 4 and not self.channels_last:
