@@ -1,18 +1,21 @@
 """Which classes a checkpoint may name: what stands in it is imported and called when its network is built anew."""
 
+import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import jsonargparse
 import yaml
 
 from normzoo.errors import InputError
-from normzoo.runs.allowed import FLAG, PACKAGES, VARIABLE, acceptable, allowed, importable, is_path, reads_code, split
-from normzoo.runs.config_files import limited_to, load, read_text
+from normzoo.runs.allowed import CODE, FLAG, PACKAGES, VARIABLE, allowed, split
+from normzoo.runs.allowed import is_allowed as acceptable
+from normzoo.runs.config_files import load, read_text
 
 # What Lightning lets build a module anew.
 INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
@@ -99,3 +102,37 @@ def is_trusted(path: str) -> bool:
         return home in PACKAGES and (acceptable(path, target) or not callable(target))
     target = getattr(sys.modules.get(module), name, None)
     return isinstance(target, type) and target.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def reads_code(path: str) -> bool:
+    """Whether a path is of what reads or runs code, though its package is allowed."""
+    return f"{path}.".startswith(tuple(f"{one}." for one in CODE))
+
+
+def is_path(value: Any) -> bool:
+    """Whether a value is text that could be the path of a class, such as "my_norms.MaxNorm"."""
+    return isinstance(value, str) and "." in value and all(part.isidentifier() for part in value.split("."))
+
+
+def importable(package: str) -> bool:
+    """Whether there is a package or module of that name; does not import it."""
+    try:
+        return package in sys.modules or importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+@contextmanager
+def limited_to(packages: Collection[str]) -> Iterator[None]:
+    """Has parsers meanwhile import from some packages only."""
+    settings = jsonargparse._common.parsing_settings
+    before = dict(settings)
+    jsonargparse.set_parsing_settings(
+        instantiate_subclass_spec_in_any=False,
+        import_path_denylist=["*", *CODE],
+        import_path_allowlist=sorted(packages),
+    )
+    try:
+        yield
+    finally:
+        settings.update(before)
