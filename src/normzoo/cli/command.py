@@ -142,7 +142,7 @@ class Command(LightningCLI):
     def plain_config(self) -> dict[str, Any]:
         """The configuration as plain data, all defaults included."""
         text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
-        return yaml.safe_load(text)[self.command]  # type: ignore[no-any-return]  # YAML is not typed
+        return yaml.safe_load(text)[self.command]
 
     # Lightning's hooks, which have private names only.
 

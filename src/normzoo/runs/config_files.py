@@ -1,6 +1,7 @@
 """Config files, read as data: YAML of a bounded size, no duplicate keys, string keys only."""
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ ADVICE = "normzoo fit --print_config prints a whole config"
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]*(::|://)\S+")
 # Where addresses are meant: trackers of experiments and rendezvous of ranks.
 ADDRESSES = re.compile(r"(.*_)?(uri|url|host|init_method|entity|workspace)")
+
+FORMS: dict[str, tuple[type, str]] = {
+    "class_path": (str, "the path of one class, such as torch.nn.ReLU"),
+    "init_args": (dict, "a mapping from names of arguments to their values"),
+    "dict_kwargs": (dict, "a mapping from names of arguments to their values"),
+}
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 parse_yaml = jsonargparse.get_loader("yaml")
@@ -102,17 +109,13 @@ def require_settings(values: Any, shown: str, place: str = "") -> None:
         require_settings(value, shown, f"{place}[{key}]")
     for key, value in values.items() if isinstance(values, dict) else ():
         name = f"{place}.{key}".lstrip(".")
-        wanted, kind = {"class_path": ("the path of a class", str), "init_args": ("a mapping", dict)}.get(
-            key, ("", object)
-        )
-        if not isinstance(value, kind):
-            raise InputError(
-                f"{shown}: {name} is {wanted}, such as {wanted and EXAMPLES[key]}, not {repr(value)[:80]}."
-            )
+        if key in FORMS:
+            kind, what = FORMS[key]
+            if not isinstance(value, kind):
+                raise InputError(f"{shown}: {name} is {what}, not {repr(value)[:80]}.")
+        elif close := get_close_matches(key, FORMS, n=1, cutoff=0.8):
+            raise InputError(f"{shown}: {key!r} in {place or 'the file'} is unknown. Did you mean {close[0]}?")
         require_settings(value, shown, name)
-
-
-EXAMPLES = {"class_path": "torch.nn.ReLU", "init_args": "{inplace: true}"}
 
 
 def load(text: str) -> Any:
@@ -171,7 +174,7 @@ def guard() -> None:
     packages = allowed()
     jsonargparse.set_loader("yaml", load, (yaml.YAMLError,))
     # No setting: the parser reads files that a flag or a file names through this method, whatever their size and kind.
-    jsonargparse.Path.read_text = lambda path: guarded_text(path)  # type: ignore[attr-defined]  # not declared
+    jsonargparse.Path.read_text = guarded_text  # type: ignore[method-assign]  # on purpose
     jsonargparse.set_parsing_settings(
         config_read_mode_fsspec_enabled=False,  # Lightning turns it on: a file could name addresses to fetch
         instantiate_subclass_spec_in_any=False,
