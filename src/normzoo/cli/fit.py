@@ -190,12 +190,12 @@ class CLI(LightningCLI):
             saved["model"] = model
         asked = self.plain_config()
         parts = ("seed_everything", "model", "data")
-        known = [key for part in parts for key, _ in contradictions.leaves(asked[part], part)]
+        known = [key for part in parts for key, _ in contradictions.flatten(asked[part], part)]
         changes = [change for change in settings.change.split(",") if change]
         found = contradictions.differences(saved, asked, parts)
-        self.differences = contradictions.granted(
-            found, changes, known, str(file), checkpoints.is_within_epoch(checkpoint)
-        )
+        within_epoch = checkpoints.is_within_epoch(checkpoint)
+        contradictions.require_announced(found, changes, known, str(file), within_epoch)
+        self.differences = found
         self.has_new_limits = bool(contradictions.differences(saved, asked, ["trainer"]))
         settings.ckpt_path = str(file)
 
@@ -319,7 +319,7 @@ class CLI(LightningCLI):
         # Several ranks begin again at the seed, once they know each other: one rank draws the same noise as they do.
         if self.settings.seed_everything is not False:
             reset_seed()
-        with checkpoints.told_of_mismatch(kwargs.get("ckpt_path"), contradictions.listed(self.differences)):
+        with checkpoints.explain_mismatch(kwargs.get("ckpt_path"), contradictions.describe(self.differences)):
             self.trainer.fit(**kwargs)
 
     def discard_run(self) -> None:
@@ -357,8 +357,8 @@ class CLI(LightningCLI):
     @contextmanager
     def told_of_differences(self, file: str) -> Iterator[None]:
         """Says, when a checkpoint has been scored, which of its network's settings were not its own."""
-        lines = contradictions.listed(self.differences)
-        with checkpoints.told_of_mismatch(file, lines):
+        lines = contradictions.describe(self.differences)
+        with checkpoints.explain_mismatch(file, lines):
             yield
         if lines and self.trainer.is_global_zero:
             print(
