@@ -291,6 +291,12 @@ class Own(LightningModule):
 """
 
 
+TEST_STEP = """
+    def test_step(self, batch, batch_idx):
+        self.log("speed", self.speed)
+"""
+
+
 @pytest.mark.filterwarnings("ignore:.*validation_step", "ignore:.*val_dataloader")
 def test_the_rate_of_a_task_of_ones_own_changes_whatever_it_calls_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -303,6 +309,22 @@ def test_the_rate_of_a_task_of_ones_own_changes_whatever_it_calls_it(
     result = resume(run, "--model.speed=0.01", "--change=model.speed", "--allow=speedy")
     assert result.status == 0, result.err
     assert [group["lr"] for group in groups(torch.load(last(Path("resumed/default/000")), weights_only=True))] == [0.01]
+
+
+@pytest.mark.filterwarnings("ignore:.*validation_step", "ignore:.*val_dataloader")
+def test_a_task_that_does_not_save_its_arguments_is_built_as_its_run_was_configured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint records the configuration, and every command finds the task there."""
+    source = TASK.replace("        self.save_hyperparameters(logger=False)\n", "").replace("Own", "Bare") + TEST_STEP
+    (folder / "bare.py").write_text(source)
+    monkeypatch.syspath_prepend(str(folder))
+    run = fit("--model=bare.Bare", "--model.speed=0.125", "--trainer.max_epochs=1", "--runs=runs")
+    assert "hyper_parameters" not in torch.load(last(run), weights_only=True)
+    result = normzoo("test", *QUIET, f"--ckpt_path={run}", "--allow=bare")
+    assert result.status == 0, result.err
+    assert "0.125" in result.out
+    assert load_task(last(run)).speed == 0.125
 
 
 # Evaluation with other settings

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
 
-# The parts of a checkpoint that this package reads, and their types. Lightning writes the two REQUIRED ones always.
+# The parts of a checkpoint that this package reads, and their types.
 PARTS: dict[str, type] = {
     "pytorch-lightning_version": str,
     "state_dict": dict,
@@ -102,6 +102,8 @@ def reason(error: Exception) -> str:
     """The reason in one line, without torch's advice to load the file in an unsafe way."""
     if isinstance(error, pickle.UnpicklingError):
         return "it holds objects whose loading could run code, or is damaged"
+    if isinstance(error, BadZipFile):
+        return f"it is no archive of torch.save, or damaged: {error}"
     lines = (getattr(error, "strerror", None) or str(error)).strip().split(". ")[0].splitlines()
     return lines[0] if lines else type(error).__name__
 

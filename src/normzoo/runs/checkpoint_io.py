@@ -103,28 +103,38 @@ def confine_paths(trainer: Trainer, checkpoint: dict[str, Any], run: Path) -> No
         checkpoint: its state is changed.
         run: the folder of the run.
     """
+    states = checkpoint.get("callbacks", {})
     for callback in trainer.checkpoint_callbacks:
-        state = checkpoint.get("callbacks", {}).get(callback.state_key)
-        if not isinstance(callback, ModelCheckpoint) or not state:
-            continue
-        callback.current_score = state.get("current_score")  # Lightning saves it and does not restore it
-        old, new = str(state.get("dirpath")), str(callback.dirpath)
-        best, models = state.get("best_model_path") or "", state.get("best_k_models") or {}
-        is_same_run = old == new or (Path(best).is_relative_to(old) and followed(best, old, new).is_file())
-        paths = {state[name] for name in PATHS if state.get(name)} | {*models}
-        files = {path: followed(path, old, new) for path in paths}
-        if is_same_run and all(is_inside(file, run) for file in files.values()):
-            now = {path: str(file) for path, file in files.items()} | {"": ""}
-            found: dict[str, Any] = {name: now[state.get(name) or ""] for name in PATHS} | {"dirpath": new}
-            found["best_k_models"] = {now[path]: score for path, score in models.items()}
-        else:
-            found = {**dict.fromkeys(PATHS, ""), "best_k_models": {}}
-            if is_same_run:
-                rank_zero_warn(
-                    f"The checkpoint names best checkpoints outside of the run folder {run}: they are left untouched, "
-                    f"and the best one is chosen anew from here on."
-                )
-        checkpoint["callbacks"][callback.state_key] = {**state, **found}
+        if isinstance(callback, ModelCheckpoint) and (state := states.get(callback.state_key)):
+            callback.current_score = state.get("current_score")  # Lightning saves it and does not restore it
+            states[callback.state_key] = {**state, **files_in(run, state, str(callback.dirpath))}
+
+
+def files_in(run: Path, state: dict[str, Any], new: str) -> dict[str, Any]:
+    """The part of the state of a `ModelCheckpoint` that names files; empty unless all are in the folder of the run.
+
+    Args:
+        run: the folder.
+        state: as saved.
+        new: where the callback keeps its files now.
+    """
+    old, best, models = str(state.get("dirpath")), state.get("best_model_path") or "", state.get("best_k_models") or {}
+    forgotten: dict[str, Any] = {**dict.fromkeys(PATHS, ""), "best_k_models": {}}
+    if old != new and not (Path(best).is_relative_to(old) and followed(best, old, new).is_file()):
+        return forgotten  # another run, from whose checkpoint this one starts
+    files = {path: followed(path, old, new) for path in {state.get(name) for name in PATHS} | {*models} if path}
+    if not all(is_inside(file, run) for file in files.values()):
+        rank_zero_warn(
+            f"The checkpoint names best checkpoints outside of the run folder {run}: they are left untouched, and the "
+            f"best one is chosen anew from here on."
+        )
+        return forgotten
+    now = {path: str(file) for path, file in files.items()}
+    return {
+        **{name: now.get(state.get(name) or "", "") for name in PATHS},
+        "best_k_models": {now[path]: score for path, score in models.items()},
+        "dirpath": new,
+    }
 
 
 def followed(path: str, old: str, new: str) -> Path:
