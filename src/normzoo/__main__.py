@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from normzoo import __version__
-from normzoo.cli.runtime import share_cores
+from normzoo.cli.runtime import require_ranks, share_cores
 from normzoo.errors import InputError, printable
 
 COMMANDS = {
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             meant = f"did you mean {close[0]!r}? " if close else ""
             raise InputError(f"unknown command {command!r}: {meant}The commands are {', '.join(COMMANDS)}.")
         share_cores()
+        require_ranks()
         module = import_module(f"normzoo.cli.{EVALUATE.get(command, command)}")
         status = module.main(arguments if command in ("fit", *EVALUATE) else rest)
         sys.stdout.flush()

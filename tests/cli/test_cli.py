@@ -803,7 +803,7 @@ REFUSED: dict[str, str] = {
     "fit --ckpt_path=nowhere": "'nowhere'.*no checkpoint.*normzoo fit",
     "test --ckpt_path=RUN --model.net.hidden=[3]": r"another.*\[20, 64\].*\[3, 64\].*Leave out the --model",
     "predict --ckpt_path=RUN --model.net=ConvNet": "another architecture.*net.stack.*Leave out the --model",
-    "fit --ckpt_path=RUN --model.net.norm=LayerNorm": "trained otherwise.*BatchNorm.*LayerNorm.*config.yaml",
+    "fit --ckpt_path=RUN --model.net.norm=LayerNorm": "trained with other settings.*BatchNorm.*LayerNorm.*config.yaml",
     "predict --ckpt_path=RUN --output=no/where.csv": "no/where.csv.*folder",
     "predict --ckpt_path=RUN --output=folder.yaml": "folder.yaml.*folder",
     **{

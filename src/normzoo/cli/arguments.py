@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydoc import locate
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
+import torch
 import yaml
 from lightning.pytorch import Trainer
 
@@ -36,8 +36,7 @@ LINKS = {
 TARGETS = [target for targets in LINKS.values() for target in targets]
 
 UNSERIALIZABLE = "Unable to serialize instance"  # jsonargparse's text in the place of such a value
-
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+serialize_object = jsonargparse._typehints.serialize_as_import_path
 
 
 def drop_other_arguments(parser: Any, previous: Any, value: Any) -> None:
@@ -49,8 +48,17 @@ def drop_other_arguments(parser: Any, previous: Any, value: Any) -> None:
         previous.pop("init_args")
 
 
-# A private name: every way to name a class goes through this function, and jsonargparse has no setting for it.
+def serialize(value: Any) -> Any:
+    """A value for a config file, for which jsonargparse knows no type, such as a `numbers.Number`."""
+    if isinstance(value, str | int | float):
+        return value
+    return str(value) if isinstance(value, torch.device) else serialize_object(value)
+
+
+# Private names: every way to name a class, and every value of an unknown type, goes through these functions, and
+# jsonargparse has no settings for them.
 jsonargparse._typehints.discard_init_args_on_class_path_change = drop_other_arguments
+jsonargparse._typehints.serialize_as_import_path = serialize
 
 
 class Parser(LightningArgumentParser):
@@ -210,20 +218,6 @@ def require_arguments(arguments: Sequence[str]) -> None:
         if earlier and flag not in flags[:place]:
             raise InputError(
                 f"{earlier[0]} stands before {flag}, and a class starts from its own defaults: give {flag} first."
-            )
-
-
-def require_ranks() -> None:
-    """Raises `InputError` if the environment has a rank that is no number, or one left over without its world."""
-    for name in RANKS:
-        value = os.environ.get(name, "")
-        if value and not value.isdecimal():
-            raise InputError(
-                f"{name}={value!r} in the environment: expected the rank of this process, 0 or more; unset it."
-            )
-        if name in ("RANK", "LOCAL_RANK") and int(value or 0) and "WORLD_SIZE" not in os.environ:
-            raise InputError(
-                f"{name}={value} in the environment, without WORLD_SIZE: probably left over; unset {name}."
             )
 
 

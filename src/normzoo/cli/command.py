@@ -1,5 +1,6 @@
 """What the commands on a network share: LightningCLI with this project's parser, defaults, checks and messages."""
 
+import logging
 import os
 import signal
 import sys
@@ -27,7 +28,6 @@ from normzoo.cli.arguments import (
     Parser,
     add_options,
     require_arguments,
-    require_ranks,
     require_settings,
     spelled_out,
 )
@@ -120,7 +120,6 @@ class Command(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         arguments = take_flags(args)
         config_files.guard()
-        require_ranks()
         require_arguments(arguments)
         arguments = self.complete(arguments)
         try:
@@ -160,6 +159,7 @@ class Command(LightningCLI):
             keep_pages()
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advert)
 
     def instantiate_classes(self) -> None:
         try:
@@ -195,6 +195,11 @@ class Command(LightningCLI):
             callbacks: the user's.
         """
         return []
+
+
+def is_no_advert(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's is about the run, and not about another product."""
+    return "💡 Tip" not in record.getMessage()
 
 
 def as_list(given: Any) -> list[Any]:

