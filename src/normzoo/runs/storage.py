@@ -65,7 +65,7 @@ def described(error: OSError, run: Path | None, files: Sequence[Path]) -> str:
 def can_print() -> bool:
     """Whether standard output takes what is printed."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except (OSError, ValueError):  # full; closed
         return False
     return True
