@@ -307,3 +307,12 @@ def test_ci_runs_all_and_fails_when_one_does(ready: Checkout, fails: str) -> Non
     tries_lowest = sys.version_info[:2] == (3, 11)
     assert ("lowest in" in said) is tries_lowest
     assert said.count("passed, ") == 2 + tries_lowest - bool(fails)
+
+
+def wait_for(path: Path) -> None:
+    """Until `path` is there."""
+    for _ in range(200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
