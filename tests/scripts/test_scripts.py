@@ -148,7 +148,7 @@ def test_an_interrupted_install_is_taken_up_again(checkout: Checkout, how: signa
     assert process.returncode != 0
     (checkout.root / ".venv" / "busy").unlink(missing_ok=True)
     said = checkout.call("scripts/train")
-    assert "cut short; repairing it" in said
+    assert "interrupted; repairing it" in said
     assert "normzoo in" in said
     assert whole.exists()
     assert not half.exists()
