@@ -1,17 +1,12 @@
 """The LightningModules: network + loss + metrics + optimizer."""
 
-import io
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -21,12 +16,10 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from normzoo.distributed.ranks import mean_over_ranks
-from normzoo.distributed.shard import shard
+from normzoo.distributed.shard import shard_network
 from normzoo.errors import InputError
 from normzoo.models._base import Network
 from normzoo.norms._base import Norm
-from normzoo.runs.archive import load_checkpoint
-from normzoo.runs.checkpoint_classes import trusted_only
 from normzoo.tasks.schedules import WarmupCosine
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -106,48 +99,6 @@ class Classifier(LightningModule):
         self.curve: dict[str, float] = {}
         self.saved_steps: dict[str, Tensor] = {}
 
-    @_restricted_classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
-        **kwargs: Any,
-    ) -> Self:
-        """The task in a checkpoint, its network built anew, once the file is found whole and free of code.
-
-        Args:
-            checkpoint_path: a file, open or not, or its address, as `s3://...`.
-            map_location: the device for the weights.
-            hparams_file: as in Lightning.
-            strict: whether the weights must fit the network to the last.
-            weights_only: False reads objects too, by running what the file says, as Lightning does.
-            **kwargs: arguments of the task that are to be others than those saved.
-
-        Raises:
-            InputError: the file is damaged, holds what could run code, or names a class that could be anything.
-        """
-        load = super().load_from_checkpoint
-        if weights_only is False:
-            return load(checkpoint_path, map_location, hparams_file, strict, False, **kwargs)
-        name = str(checkpoint_path)
-        with ExitStack() as stack:
-            if hasattr(checkpoint_path, "read"):
-                stream = checkpoint_path
-            elif "://" in name:
-                stream = io.BytesIO(stack.enter_context(get_filesystem(name).open(name, "rb")).read())
-            elif Path(name).is_file():
-                stream = stack.enter_context(Path(name).open("rb"))
-            else:
-                raise InputError(f"checkpoint_path={name!r}: there is no such file; give a .ckpt file.")
-            stream.seek(0)
-            saved = load_checkpoint(stream).get("hyper_parameters") or {}
-            stack.enter_context(trusted_only(saved, name))
-            stream.seek(0)
-            return load(stream, map_location, hparams_file, strict, True, **kwargs)
-
     def setup(self, stage: str) -> None:
         if self.channels_last and self._device_mesh is None:  # FSDP wants the usual format
             self.net.to(memory_format=torch.channels_last)
@@ -157,13 +108,7 @@ class Classifier(LightningModule):
             self.trainer.num_sanity_val_steps = 0  # before training there is no reference batch to validate with
 
     def configure_model(self) -> None:
-        if self._device_mesh is None:  # which ModelParallelStrategy sets
-            return
-        # Lightning's strategy leaves this out, and a synchronized statistic is the only one that ranks agree on.
-        layer_sync = getattr(self.trainer.strategy, "_layer_sync", None)
-        if layer_sync is not None and self.trainer.training:
-            layer_sync.apply(self)
-        shard(self.net, self._device_mesh)
+        shard_network(self)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() == 4 and not self.channels_last:
