@@ -12,7 +12,7 @@ from normzoo.errors import InputError
 from normzoo.runs.allowed import again
 from normzoo.runs.folders import newest_checkpoint
 
-# These come from writing, whatever file it was (EIO nearly always); other reasons may also come from reading a data set.
+# These come from writing, whatever file it was (EIO mostly); other reasons may also come from reading a data set.
 WHILE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
