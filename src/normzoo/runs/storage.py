@@ -69,7 +69,7 @@ def how_to_continue(run: Path | None) -> str:
     if run is None:
         return "Fix the cause, or choose another file. A file that was begun is incomplete."
     if not run.is_dir():
-        return "There is no folder to continue in. Fix the cause, or choose another folder with --runs=FOLDER, and start again."
+        return "Fix the cause, or choose another folder with --runs=FOLDER, and start the run again."
     kept = newest_checkpoint(run)
     start = f"The last checkpoint is complete: {kept}." if kept else "There is no checkpoint yet."
     return f"{start} Fix the cause, then run:\n  normzoo resume {run}{again()}"
