@@ -36,6 +36,7 @@ from normzoo import norms
 from normzoo.callbacks import ExactResume
 from normzoo.data import Digits
 from normzoo.models import ConvNet
+from normzoo.runs import folders
 from normzoo.runs.atomic import written_whole
 from normzoo.runs.checkpoint_io import SafeCheckpointIO, write_safely
 from normzoo.tasks.classifier import Classifier
@@ -89,6 +90,13 @@ SETTINGS: dict[str, tuple[str, ...]] = {
               "--model.net.norm=PowerNorm", "--checkpoint_steps=3"),
     "by the clock": ("--checkpoint_minutes=0.0005", "--checkpoint_steps=null", "--trainer.check_val_every_n_epoch=2",
                      "--model.net.norm=MovingAverageBatchNorm", "--trainer.max_epochs=4", AUGMENT),
+}  # fmt: skip
+SETTINGS |= {
+    "scheduled accumulation": ("--trainer.limit_train_batches=17", "--checkpoint_steps=1", "--trainer.callbacks="
+                               + objects(("GradientAccumulationScheduler", {"scheduling": {"0": 2, "1": 3}}))),
+    "loggers of one's own": ("--trainer.log_every_n_steps=1", "--trainer.logger=" + objects(
+        ("lightning.pytorch.loggers.TensorBoardLogger", {"save_dir": "own", "name": "curves"}),
+        ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "own", "name": "rows"}))),
 }  # fmt: skip
 TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=32")
 RANKS: dict[str, tuple[str, ...]] = {
@@ -148,7 +156,14 @@ def left(run: Path) -> dict[str, Any]:
         f"{name}{key}": leaf for name in ("last.ckpt", "best.ckpt") for key, leaf in saved(run, name).items()
     }
     return {**checkpoints, **{f"TensorBoard {tag}": values for tag, values in records(run).items()},
-            **{f"left over: {part}": True for part in run.glob("**/*.part")}}  # fmt: skip
+            **{f"left over: {part}": True for part in run.glob("**/*.part")}, **own(run.parents[2])}  # fmt: skip
+
+
+def own(folder: Path) -> dict[str, Any]:
+    """What loggers of one's own wrote to `own/`; a run that begins anew does so in a new version."""
+    newest = max(folder.glob("own/curves/*"), default=folder), max(folder.glob("own/rows/*"), default=folder)
+    rows = [file.read_text() for file in newest[1].glob("metrics.csv")]
+    return {**{f"own {tag}": values for tag, values in records(newest[0]).items()}, "own rows": rows}
 
 
 def differences(one: dict[str, Any], two: dict[str, Any], leaving_out: str = "nothing") -> list[str]:
@@ -352,14 +367,22 @@ def test_two_ranks_that_lightning_starts_are_killed_and_go_on(trials: Trials) ->
 # The command, in this process.
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two epochs that has ended; to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("finished"))
+        patch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 2)
+        yield fit(*BRIEF, "--trainer.max_epochs=2")
+
+
 @pytest.fixture
-def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of two epochs that has ended, in the folder that the test stands in."""
+def ended(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same in the folder that the test is in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "normzoo.tasks.classifier.CURVE_POINTS", 2
-    )  # so that the end of an epoch lies between two points
-    return fit(*BRIEF, "--trainer.max_epochs=2")
+    # so that the end of an epoch lies between two points
+    monkeypatch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 2)
+    return Path(shutil.copytree(finished, tmp_path / "lightning_logs/default/000"))
 
 
 BRIEF = ("--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=3", "--model.net.hidden=[8]")
@@ -393,12 +416,58 @@ def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
     assert differences(left(whole), left(ended), leaving_out="_hparams_") == []
 
 
+ESSENTIAL = ("dropout", "accumulate", "plateau", "scheduled accumulation", "loggers of one's own")
+
+
+@pytest.mark.parametrize("setting", ESSENTIAL)
+def test_a_run_that_is_cut_off_within_an_epoch_ends_the_same(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off by an exception, after which nothing is saved either."""
+    monkeypatch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 5)
+    runs = []
+    for name, number in (("whole", 0), ("killed", 21)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        flags = (*COMMON, *SETTINGS[setting], "--trainer.max_epochs=2", "--test_after_fit=false")
+        with monkeypatch.context() as patch:
+            if number:
+                patch.setattr(Classifier, "training_step", dies_in_class(Classifier.training_step, number))
+            with pytest.raises(Killed) if number else nullcontext():
+                normzoo("fit", *flags)
+        runs.append(tmp_path / name / "lightning_logs/default/000")
+    result = normzoo("resume", str(runs[1]))
+    assert result.status == 0, result.err
+    assert differences(*map(left, runs)) == []
+
+
+def test_another_number_of_threads_is_reported(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are then rounded differently: a run cannot be exact."""
+    saved = torch.get_num_threads()
+    monkeypatch.setattr("normzoo.runs.exact_resume.torch.get_num_threads", lambda: saved + 3)
+    with pytest.warns(UserWarning, match=f"with {saved} threads, and this process uses {saved + 3}.*OMP_NUM_THREADS"):
+        assert normzoo("resume", str(ended), "--trainer.max_epochs=3").status == 0
+
+
+def test_images_that_have_changed_on_disk_are_reported(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Digits.read
+
+    def changed(self: Digits) -> Any:
+        train, test = read(self)
+        train.images[0, 0, 0] += 1
+        return train, test
+
+    monkeypatch.setattr(Digits, "read", changed)
+    with pytest.warns(UserWarning, match="Digits: the images in .* are not those of the checkpoint"):
+        assert normzoo("resume", str(ended), "--trainer.max_epochs=3").status == 0
+
+
 STOPPED = {
     "early stopping": (
         ("--trainer.callbacks=" + objects(("EarlyStopping", {"monitor": "val/loss", "stopping_threshold": 100.0})),),
         "--trainer.max_epochs=100001",
     ),
-    "time": (("--trainer.max_time=00:00:00:01",), "--trainer.max_time=00:00:00:02"),
+    "time": (('--trainer.max_time={"milliseconds": 300}',), '--trainer.max_time={"milliseconds": 600}'),
 }
 
 
@@ -456,23 +525,24 @@ def test_a_test_that_was_cut_off_is_done(lost: str, ended: Path) -> None:
         [_, last] = sorted(ended.glob("*tfevents*"), key=age)  # of the test
         last.unlink()
     config = (ended / "config.yaml").stat()
+    unchanged = config.st_ino, config.st_mtime_ns
     result = normzoo("resume", str(ended))
     assert result.status == 0, result.err
     assert "test/accuracy" in result.out
     assert differences(whole, left(ended)) == []
     assert (ended / "finished").is_file()
-    assert (ended / "config.yaml").stat() == config
+    config = (ended / "config.yaml").stat()
+    assert (config.st_ino, config.st_mtime_ns) == unchanged
     assert not (ended / "config-1.yaml").exists()
 
 
-def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(ended: Path) -> None:
-    whole = left(ended)
+def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(finished: Path, ended: Path) -> None:
     (ended / "finished").unlink()
     (ended / "checkpoints/last.ckpt").rename(ended / "checkpoints/.last.ckpt.1.part")
     result = normzoo("resume", str(ended))
     assert result.status == 0, result.err
     assert "from its beginning" in result.out
-    assert differences(whole, left(ended)) == []
+    assert differences(left(finished), left(ended)) == []
 
 
 def test_a_run_without_a_checkpoint_keeps_its_curves_until_it_begins_anew(ended: Path) -> None:
@@ -594,12 +664,9 @@ def test_predictions_follow_no_link(ended: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_is_still_going_on_is_refused(ended: Path) -> None:
     """As long as its process lives, however it ends."""
-    holding = (
-        "import sys, time, pathlib, normzoo.runs.folders as r; r.hold(pathlib.Path(sys.argv[1])); print(1, flush=True)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{holding}; time.sleep(100)", str(ended)], stdout=subprocess.PIPE, text=True
-    ) as holder:
+    holding = "import pathlib, runpy, sys, time; runpy.run_path(sys.argv[1])['hold'](pathlib.Path(sys.argv[2]))"
+    command = [sys.executable, "-c", f"{holding}; print(1, flush=True); time.sleep(100)", folders.__file__, str(ended)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "1\n"
         result = normzoo("resume", str(ended), "--trainer.max_epochs=3")
@@ -695,6 +762,18 @@ def test_every_norm_goes_on_amid_an_epoch(name: str, tmp_path: Path) -> None:
         train(tmp_path / "killed", killed, Digits(), **settings)
     train(tmp_path / "killed", task(), Digits(), **settings)
     assert last(tmp_path / "whole") == last(tmp_path / "killed")
+
+
+def dies_in_class(method: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """A method of a class, whose n-th call is interrupted."""
+    calls = iter(range(1, 1000))
+
+    def called(self: Any, *args: Any) -> Any:
+        if next(calls) == number:
+            raise Killed
+        return method(self, *args)
+
+    return called
 
 
 def dies(method: Callable[..., Any], number: int) -> Callable[..., Any]:
