@@ -23,15 +23,14 @@ def disturb(rank: int, where: str, how: str) -> None:
         how: "raise", "exit", "loop", the name of a signal, or seconds to sleep.
     """
     report_weights()
-    if int(os.environ["LOCAL_RANK"]) != rank:
-        return
+    is_it = int(os.environ["LOCAL_RANK"]) == rank
     owner = OWNERS.get(where, Classifier)
     original, calls = getattr(owner, where), 0
 
     def disturbed(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == (3 if where == "training_step" else 1):
+        if is_it and calls == (3 if where == "training_step" else 1):
             act(how)
         return original(*arguments, **named)
 
