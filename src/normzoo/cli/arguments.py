@@ -5,6 +5,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal, NoReturn
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, _InstantiatorFn
 from torch import nn
 
@@ -49,7 +50,15 @@ class Instantiator(_InstantiatorFn):
             for key, value in applied_instantiation_links.items()
             if key.startswith(own) and accepts(self.cli.config_dump.get(self.key), key.removeprefix(own))
         }
-        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+
+        def build(*args: Any, **kwargs: Any) -> Any:
+            module = class_type(*args, **kwargs)
+            if isinstance(module, LightningModule) and not module.hparams:
+                module.save_hyperparameters(logger=False)  # Lightning provides the configuration: checkpoints hold it
+            return module
+
+        # Lightning only calls it.
+        return super().__call__(build, *args, applied_instantiation_links=links, **kwargs)  # type: ignore[arg-type]
 
 
 def accepts(config: Any, target: str) -> bool:

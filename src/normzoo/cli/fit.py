@@ -37,6 +37,7 @@ from normzoo.callbacks import (
     ProgressBar,
     Record,
     SharedRun,
+    TrainingCurve,
 )
 from normzoo.cli.arguments import (
     LINKS,
@@ -67,7 +68,7 @@ from normzoo.runs.storage import quiet_writers, unwritten
 RECORDED = ("seed_everything", "model", "data", "trainer")
 
 NOISE = (
-    "The number of training batches",  # the task chooses a shorter interval itself
+    "The number of training batches",  # TrainingCurve sets a shorter interval
     ".*does not have many workers",  # images are in memory: workers would only copy them
     ".*LeafSpec",  # Lightning's own use of torch
     "Checkpoint directory .* exists and is not empty",
@@ -263,6 +264,8 @@ class CLI(LightningCLI):
             )
         if config.sync_batchnorm and not has(plugins, LayerSync):  # Lightning's own knows torch's BatchNorm only
             config.sync_batchnorm, config.plugins = False, [*plugins, SyncNorms()]
+        if self.command == "fit" and not has(callbacks, TrainingCurve):
+            callbacks.append(TrainingCurve())
         if self.command == "fit" and not config.fast_dev_run:
             if self.run is None:
                 self.run = shared_run(Path(self.settings.runs), self.settings.experiment)
@@ -351,7 +354,7 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         with self.told_of_differences(kwargs["ckpt_path"]):
             self.trainer.predict(**{**kwargs, "return_predictions": False})
-        if self.trainer.is_global_zero:
+        if any(callback.rows for callback in self.trainer.callbacks if isinstance(callback, PredictionsCSV)):  # type: ignore[attr-defined]
             print(f"predictions  {self.predictions}")
 
     @contextmanager
@@ -406,11 +409,11 @@ def flat(settings: Any) -> dict[str, bool | int | float | str]:
         "activation": name(net.get("activation")),
         "init": name(net.get("init")),
         "optimizer": name(optimizer),
-        "lr": float(optimizer.get("init_args.lr") or 0),
         "lr_scheduler": name(model.get("lr_scheduler")),
         "batch_size": int(data.get("init_args.batch_size") or 0),
         "max_epochs": int(settings.trainer.max_epochs or 0),
         "seed": int(settings.seed_everything),
+        **{key: v for key, v in (vars(model) if model else {}).items() if isinstance(v, bool | int | float | str)},
     }
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -31,6 +32,25 @@ class FSDP(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+
+def shard_network(module: LightningModule) -> None:
+    """Shards `module.net` if the strategy is FSDP, for `configure_model`; otherwise does nothing.
+
+    Args:
+        module: attached to a Trainer, with its network as the attribute `net`.
+
+    Raises:
+        InputError: the strategy splits layers too.
+    """
+    if module.device_mesh is None:
+        return
+    # Lightning applies SyncNorms under DDP but not under this strategy, and keeps the plugin in a private attribute.
+    layer_sync = getattr(module.trainer.strategy, "_layer_sync", None)
+    if layer_sync is not None and module.trainer.training:
+        layer_sync.apply(module)
+    assert isinstance(module.net, nn.Module)
+    shard(module.net, module.device_mesh)
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> None:
