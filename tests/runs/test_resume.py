@@ -35,10 +35,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from normzoo import norms
 from normzoo.callbacks import ExactResume
 from normzoo.data import Digits
+from normzoo.errors import InputError
 from normzoo.models import ConvNet
 from normzoo.runs import folders
 from normzoo.runs.atomic import written_whole
 from normzoo.runs.checkpoint_io import SafeCheckpointIO, write_safely
+from normzoo.runs.config import readable
 from normzoo.tasks.classifier import Classifier
 
 # How many random kills; more by hand.
@@ -400,6 +402,33 @@ def test_a_run_that_has_finished_says_so(ended: Path) -> None:
         assert "has finished" in result.out
         assert "--trainer.max_epochs" in result.out
     assert content(ended) == before
+
+
+ROTATION = "--data.augment=" + objects(("torchvision.transforms.v2.RandomRotation", {"degrees": 15}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of jsonargparse
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (ROTATION, "--model.net=ConvNet", "--model.net.widths=[4]"),
+        ("--trainer.callbacks=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"),
+    ],
+    ids=["a number of any kind", "a device"],
+)
+def test_a_value_that_jsonargparse_cannot_write_can_be_resumed(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fit("--trainer.limit_train_batches=2", "--trainer.max_epochs=2", "--test_after_fit=false", *flags)
+    assert "Unable to serialize" not in (run / "config.yaml").read_text()
+    result = normzoo("resume", str(run), "--trainer.max_epochs=3")
+    assert result.status == 0, result.err
+
+
+def test_a_value_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(InputError, match="degrees: its value cannot be written to .*config.yaml"):
+        readable("a: 1\ndegrees: Unable to serialize instance <object object at 0x7f>\n", Path("config.yaml"))
 
 
 def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
