@@ -1,7 +1,6 @@
 """Synchronized statistics: what the plugin changes in a network, what it restores, and that two ranks train as one."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +13,7 @@ import yaml
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchSyncBatchNorm
 from ranks import TwoRanks
+from spawned import DDP
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from normzoo import norms
 from normzoo.cli import fit as cli
 from normzoo.distributed import sync
-from normzoo.distributed.leave import DDP
 from normzoo.distributed.sync import SyncNorms
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm
@@ -171,13 +170,6 @@ def test_on_a_gpu_only_a_layer_of_ones_own_is_named() -> None:
 # The zoo
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
-    pool = TwoRanks(tmp_path_factory.mktemp("ranks"))
-    yield pool
-    pool.close()
-
-
 def seen(layer: Norm, x: Tensor, plugin: SyncNorms | None) -> list[Tensor]:
     """What a layer makes of a rank's batch, and its state."""
     if plugin:
@@ -253,7 +245,7 @@ def test_two_ranks_of_a_plain_trainer_train_as_one() -> None:
     one = trained(Task())
 
     def two(**plugins: Any) -> dict[str, Tensor]:
-        return trained(Task(), devices=2, strategy=DDP(start_method="spawn"), **plugins)
+        return trained(Task(), devices=2, strategy=DDP(), **plugins)
 
     assert largest_difference(one, two(plugins=[SyncNorms(), SafeCheckpointIO()])) < 1e-12
     assert largest_difference(one, two()) > 1e-3

@@ -49,7 +49,7 @@ def contents(checkpoint: Mapping[str, Any], config: Mapping[str, Any], file: Pat
         file: where it was read from.
     """
     model = checkpoint.get("hyper_parameters") or {}
-    weights = checkpoint["state_dict"]
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if hasattr(value, "numel")}
     said = checkpoint.get("normzoo") or {}
     return {
         "file": str(file),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from normzoo.errors import InputError
 from normzoo.monitoring.event_files import Sizes, event_loggers, take_back, written
 from normzoo.monitoring.random_state import random_state, set_random_state
+from normzoo.runs.checkpoint_io import confine_paths
+from normzoo.runs.folders import CHECKPOINTS
 from normzoo.runs.loggers import csv_loggers, csv_text, restore_csv
 
 KEY = "exact_resume"
@@ -206,7 +208,8 @@ class ExactResume(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        follow_folders(trainer, checkpoint)
+        folder = self.file.parent
+        confine_paths(trainer, checkpoint, folder.parent if folder.name == CHECKPOINTS else folder)
         self.found = checkpoint.get(KEY)
         self.saved_step = checkpoint["global_step"]
         trainer.num_sanity_val_steps = 0  # it passed before the first epoch
@@ -291,28 +294,3 @@ def warn_of_threads(saved: int | None, now: int) -> None:
             f"The checkpoint was written with {saved} threads, and this process uses {now}: sums are rounded "
             f"differently, so the resumed run is not equal to the bit. OMP_NUM_THREADS={saved} makes it so."
         )
-
-
-def follow_folders(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Has each `ModelCheckpoint` find its files where they are, if the folder was moved or copied since."""
-    for callback in trainer.checkpoint_callbacks:
-        state = checkpoint.get("callbacks", {}).get(callback.state_key)
-        if not isinstance(callback, ModelCheckpoint) or not state or not state.get("dirpath"):
-            continue
-        callback.current_score = state.get("current_score")  # which Lightning saves and does not restore
-        old, new = str(state["dirpath"]), str(callback.dirpath)
-        if old == new or not Path(state["best_model_path"] or "/").is_relative_to(old):
-            continue
-        if not (Path(new) / Path(state["best_model_path"]).relative_to(old)).is_file():
-            continue  # a run of its own, that starts from another's checkpoint
-
-        def moved(path: str, old: str = old, new: str = new) -> str:
-            return str(Path(new) / Path(path).relative_to(old)) if path and Path(path).is_relative_to(old) else path
-
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        checkpoint["callbacks"][callback.state_key] = {
-            **state,
-            **{name: moved(state[name]) for name in paths if name in state},
-            "best_k_models": {moved(path): score for path, score in state.get("best_k_models", {}).items()},
-            "dirpath": new,
-        }
