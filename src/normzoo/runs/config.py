@@ -1,6 +1,5 @@
 """The configuration of a run, in its folder."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from normzoo.errors import InputError
 from normzoo.runs.atomic import written_whole
 from normzoo.runs.folders import CONFIG, FINISHED, unused
 from normzoo.runs.loggers import save_versions
@@ -46,25 +44,10 @@ class RunConfig(SaveConfigCallback):
         earlier = self.file.read_text(encoding="utf-8") if self.file.is_file() else None
         if earlier is not None:
             config.ckpt_path = yaml.safe_load(earlier).get("ckpt_path")  # from which the run began
-        text = readable(self.parser.dump(config, skip_none=False), self.file)
+        text = self.parser.dump(config, skip_none=False)
         if earlier is not None and yaml.safe_load(text) == yaml.safe_load(earlier):
             return
         for file, content in ((unused(self.file), earlier), (self.file, text)):
             if content is not None:
                 with written_whole(file) as opened:
                     opened.write(content.encode())
-
-
-def readable(text: str, file: Path) -> str:
-    """A dumped configuration without what jsonargparse writes in the place of a value whose type it does not know.
-
-    Raises:
-        InputError: the value is not a number or a word.
-    """
-    text = re.sub(r"Unable to serialize instance ([\w.+-]+)$", r"\1", text, flags=re.MULTILINE)
-    if found := re.search(r"(\w+): (.*Unable to serialize instance.*)", text):
-        raise InputError(
-            f"{found[1]}: its value cannot be written to {file}, from which a run is resumed ({found[2]}); give it as "
-            f"a number, a word or a list."
-        )
-    return text
