@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo import norms
-from normzoo.callbacks import ExactResume
+from normzoo.callbacks import ExactResume, TrainingCurve
 from normzoo.data import Digits
 from normzoo.models import ConvNet
 from normzoo.runs import folders
@@ -68,7 +68,9 @@ COMMON = (
     "--checkpoint_steps=4",
 )
 # Else a short run has a point at every step, and nothing between two points to be lost.
-FEW_POINTS = "import normzoo.tasks.classifier; normzoo.tasks.classifier.CURVE_POINTS = 5\n"
+FEW_POINTS = (
+    "from normzoo.callbacks import TrainingCurve\nTrainingCurve.__init__.__defaults__ = (('loss', 'accuracy'), 5)\n"
+)
 CONV = ("--model.net=ConvNet", "--model.net.widths=[4,6]")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "dropout": ("--model.net.activation=Dropout", "--model.lr_scheduler=WarmupCosine"),
@@ -372,7 +374,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of two epochs that has ended; to be copied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("finished"))
-        patch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 2)
+        patch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 2))
         yield fit(*BRIEF, "--trainer.max_epochs=2")
 
 
@@ -381,7 +383,7 @@ def ended(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """The same in the folder that the test is in."""
     monkeypatch.chdir(tmp_path)
     # so that the end of an epoch lies between two points
-    monkeypatch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 2)
+    monkeypatch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 2))
     return Path(shutil.copytree(finished, tmp_path / "lightning_logs/default/000"))
 
 
@@ -400,6 +402,28 @@ def test_a_run_that_has_finished_says_so(ended: Path) -> None:
         assert "has finished" in result.out
         assert "--trainer.max_epochs" in result.out
     assert content(ended) == before
+
+
+ROTATION = "--data.augment=" + objects(("torchvision.transforms.v2.RandomRotation", {"degrees": 15}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of jsonargparse
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (ROTATION, "--model.net=ConvNet", "--model.net.widths=[4]"),
+        ("--trainer.callbacks=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"),
+    ],
+    ids=["a number of any kind", "a device"],
+)
+def test_a_value_that_jsonargparse_cannot_write_can_be_resumed(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fit("--trainer.limit_train_batches=2", "--trainer.max_epochs=2", "--test_after_fit=false", *flags)
+    assert "Unable to serialize" not in (run / "config.yaml").read_text()
+    result = normzoo("resume", str(run), "--trainer.max_epochs=3")
+    assert result.status == 0, result.err
 
 
 def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
@@ -424,7 +448,7 @@ def test_a_run_that_is_cut_off_within_an_epoch_ends_the_same(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off by an exception, after which nothing is saved either."""
-    monkeypatch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 5)
+    monkeypatch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 5))
     runs = []
     for name, number in (("whole", 0), ("killed", 21)):
         (tmp_path / name).mkdir()
