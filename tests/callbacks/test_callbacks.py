@@ -18,7 +18,7 @@ from tensorboard.summary.writer import record_writer
 from torch.utils.data import DataLoader
 
 from normzoo import norms
-from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar
+from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar, TrainingCurve
 from normzoo.data import Digits
 from normzoo.models import MLP
 from normzoo.monitoring.lean import hasten_checksums, masked_crc32c
@@ -64,7 +64,8 @@ def test_runs_share_the_columns_of_the_hparams_tab(runs: dict[str, Path]) -> Non
         given[name] = records["_hparams_/session_start_info"].session_start_info.hparams
         assert set(given[name]) == set(declared[name][0])
     first = declared["LayerNorm"]
-    assert all(other == first for other in declared.values())
+    for other in declared.values():
+        assert other == first
     assert {name: values["Norm"].string_value for name, values in given.items()} == {name: name for name in runs}
     assert "num_groups=4" in given["GroupNorm"]["Norm arguments"].string_value
     assert given["GroupNorm"]["lr"].number_value == 0.5
@@ -94,7 +95,7 @@ def test_the_tab_needs_no_logger(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_bar_shows_the_curve_and_no_version(tmp_path: Path) -> None:
+def test_the_bar_shows_the_curve_and_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
     class Bar(ProgressBar):
@@ -102,7 +103,9 @@ def test_the_bar_shows_the_curve_and_no_version(tmp_path: Path) -> None:
             seen.append(super().get_metrics(trainer, pl_module))
             return seen[-1]
 
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     task = Classifier(MLP((1, 8, 8), 10))
+    curve = TrainingCurve()
     trainer = Trainer(
         accelerator="cpu",
         logger=CSVLogger(tmp_path),  # has a version to show
@@ -110,20 +113,21 @@ def test_the_bar_shows_the_curve_and_no_version(tmp_path: Path) -> None:
         enable_model_summary=False,
         max_epochs=1,
         limit_train_batches=3,
-        callbacks=[Bar(per_second=1e9)],
+        callbacks=[curve, Bar(per_second=1e9)],
     )
     trainer.fit(task, Digits())
     assert seen[-1].keys() == {
         *("train/loss", "train/accuracy", "lr"),
         *("val/loss", "val/accuracy", "val/calibration_error"),
     }
-    assert seen[-1]["train/loss"] == f"{task.curve['train/loss']:.3g}"
+    assert seen[-1]["train/loss"] == f"{curve.newest['train/loss']:.3g}"
     assert float(seen[-1]["lr"]) == 1e-3
 
 
 def test_the_bar_moves_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With steps of 10 ms, it is drawn 5 times a second: every 20 steps."""
+    """With steps of 10 ms and 5 drawings per second, it is drawn every 20 steps."""
     clock = [0.0]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("normzoo.callbacks.progress.time.perf_counter", lambda: clock[0])
     drawn: list[int] = []
 

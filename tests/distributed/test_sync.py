@@ -1,7 +1,6 @@
 """Synchronized statistics: what the plugin changes in a network, what it restores, and that two ranks train as one."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -169,13 +168,6 @@ def test_on_a_gpu_only_a_layer_of_ones_own_is_named() -> None:
 
 
 # The zoo
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
-    pool = TwoRanks(tmp_path_factory.mktemp("ranks"))
-    yield pool
-    pool.close()
 
 
 def seen(layer: Norm, x: Tensor, plugin: SyncNorms | None) -> list[Tensor]:

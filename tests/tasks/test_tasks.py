@@ -1,4 +1,4 @@
-"""The classifier: what it optimizes, what it logs, that it learns with every norm, and what its checkpoints hold."""
+"""The classifier: what it optimizes and logs, that it learns with every norm, and what its checkpoints hold."""
 
 import math
 import pickle
@@ -18,12 +18,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR,
 from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo import norms
+from normzoo.callbacks import TrainingCurve
 from normzoo.data import Digits
 from normzoo.errors import InputError
 from normzoo.models import MLP, ConvNet, Network, ResNet
-from normzoo.norms import BatchNorm, GroupNorm, NoNorm, Norm, WeightNorm
-from normzoo.tasks.classifier import Classifier, parameter_groups
-from normzoo.tasks.schedules import WarmupCosine
+from normzoo.norms import BatchNorm, GroupNorm, Norm, WeightNorm
+from normzoo.tasks import Classifier, WarmupCosine, parameter_groups
 
 LAYERS = norms.layers()
 DENSE = {name: layer for name, layer in LAYERS.items() if layer.facts.dense}
@@ -47,17 +47,8 @@ class Memory(Logger):
         pass
 
 
-class Honest(Classifier):
-    """Also notes the loss of every step."""
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        self.__dict__.setdefault("steps", []).append(loss.item())
-        return loss
-
-
 class Noise(LightningDataModule):
-    """Random images in batches of uneven size, as a data set of somebody else's would hand them over."""
+    """Random images in batches of uneven size, from a LightningDataModule that is not an `ImageData`."""
 
     def __init__(self, samples: int = 50, batch_size: int = 8) -> None:
         super().__init__()
@@ -90,7 +81,7 @@ def train(task: Classifier, data: LightningDataModule | None = None, **settings:
     """Trains, and returns what was logged."""
     memory = Memory()
     seed_everything(0, verbose=False)
-    trainer(logger=memory, **settings).fit(task, data or digits())
+    trainer(logger=memory, callbacks=[TrainingCurve()], **settings).fit(task, data or digits())
     return memory.values
 
 
@@ -125,7 +116,7 @@ def test_only_weights_decay(layer: Callable[[int], Norm]) -> None:
     assert {names[id(p)] for p in decayed["params"]} == {name for name in names.values() if name.endswith(of_layers)}
 
 
-def test_frozen_parameters_are_left_alone() -> None:
+def test_frozen_parameters_do_not_change() -> None:
     network = net()
     network.hidden.requires_grad_(False)
     frozen = {id(p) for p in network.hidden.parameters()}
@@ -141,7 +132,7 @@ def test_frozen_parameters_are_left_alone() -> None:
     }
 
 
-def test_a_group_without_parameters_is_no_group() -> None:
+def test_empty_groups_are_dropped() -> None:
     assert len(parameter_groups(nn.Linear(2, 2, bias=False))) == 1
     shared = nn.Linear(2, 2)
     assert [len(g["params"]) for g in parameter_groups(nn.Sequential(shared, shared))] == [1, 1]
@@ -165,7 +156,7 @@ def test_decay_reaches_the_optimizer() -> None:
 
 
 def cosine(step: int, total: int, warmup: float, final: float) -> float:
-    """The formula, by hand."""
+    """The documented formula."""
     warm = round(warmup * total)
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -184,7 +175,7 @@ def test_warmup_cosine_is_its_formula(total: int, warmup: float, final: float) -
         assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.4 * share, 0.02 * share])
         optimizer.step()
         schedule.step()
-    for _ in range(3):  # a run that goes on stays where the schedule ended
+    for _ in range(3):  # after its end, the schedule is constant
         optimizer.step()
         schedule.step()
         assert schedule.get_last_lr() == pytest.approx([0.4 * final, 0.02 * final])
@@ -210,7 +201,7 @@ SCHEDULES: dict[str, tuple[Callable[[Optimizer], LRScheduler], Callable[[int], f
 
 
 def one_cycle(step: int) -> float:
-    """OneCycleLR by hand, with its defaults: up from 1/25 over the first 0.3, down to 1/250,000 at the end."""
+    """OneCycleLR with its defaults: up from 1/25 over the first 0.3, down to 1/250,000 at the end."""
     points = [(0, 1 / 25), (0.3 * 60 - 1, 1.0), (59, 1 / 25e4)]
     (a, low), (b, high) = points[:2] if step <= points[1][0] else points[1:]
     return low + (high - low) * (step - a) / (b - a)
@@ -226,13 +217,13 @@ def test_a_schedule_moves_by_step_or_by_epoch(
     assert [rates[t] for t in steps] == pytest.approx([0.1 * share(t) for t in steps], abs=1e-9)
 
 
-def test_a_run_without_an_end_has_no_schedule() -> None:
+def test_a_run_without_end_needs_total_steps() -> None:
     task = Classifier(net(), lr_scheduler=WarmupCosine)
     with pytest.raises(InputError, match="WarmupCosine.*no end.*max_epochs"):
         train(task, max_epochs=-1)
 
 
-def test_a_resumed_run_takes_up_the_schedule(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_schedule(tmp_path: Path) -> None:
     """The same rates as without the interruption; and a run made longer follows the longer schedule."""
     optimizer = partial(SGD, lr=0.1)
     build = partial(Classifier, optimizer=optimizer, lr_scheduler=WarmupCosine)
@@ -245,7 +236,8 @@ def test_a_resumed_run_takes_up_the_schedule(tmp_path: Path) -> None:
 
     def resumed(epochs: int) -> dict[int, float]:
         memory = Memory()
-        trainer(max_epochs=epochs, logger=memory).fit(build(net()), digits(), ckpt_path=str(tmp_path / "half.ckpt"))
+        resumed = trainer(max_epochs=epochs, logger=memory, callbacks=[TrainingCurve()])
+        resumed.fit(build(net()), digits(), ckpt_path=str(tmp_path / "half.ckpt"))
         return memory.values["lr"]
 
     assert resumed(4) == pytest.approx({t: whole[t] for t in range(41, 81)})
@@ -254,41 +246,7 @@ def test_a_resumed_run_takes_up_the_schedule(tmp_path: Path) -> None:
     assert longer == pytest.approx({t: 0.1 * cosine(t, 120, 0.05, 0) for t in longer})
 
 
-# The training curve
-
-
-@pytest.mark.parametrize("settings", [{}, {"log_every_n_steps": 3}, {"accumulate_grad_batches": 2}], ids=str)
-def test_the_curve_is_the_mean_of_the_true_losses(settings: dict[str, Any]) -> None:
-    """Every step counts once, also those after the last full interval."""
-    task = Honest(net(), optimizer=partial(SGD, lr=0.1))
-    data = Noise(samples=150, batch_size=2)  # 75 batches an epoch
-    log = train(task, data, max_epochs=3, limit_val_batches=0, **settings)
-    losses = task.__dict__["steps"]
-    assert len(losses) == 225
-    every = task.log_every
-    assert every == min(settings.get("log_every_n_steps", 50), 225 // 50)
-    expected = [sum(losses[i : i + every]) / len(losses[i : i + every]) for i in range(0, 225, every)]
-    assert list(log["train/loss"].values()) == pytest.approx(expected, rel=1e-5)
-    assert list(log["train/loss"]) == list(log["train/accuracy"]) == list(log["lr"])
-    assert max(log["train/loss"]) == (114 if "accumulate_grad_batches" in settings else 225)
-    assert task.curve["train/loss"] == list(log["train/loss"].values())[-1]
-
-
-def test_the_training_accuracy_is_that_of_the_samples() -> None:
-    """With a rate of 0 the network stays: the curve's points weigh out to its accuracy on the data."""
-    data = Noise()
-    task = Classifier(net(norm=NoNorm), optimizer=partial(SGD, lr=0.0), channels_last=False)
-    log = train(task, data, max_epochs=1)
-    images, labels = data.set.tensors
-    right = (task.net(images).argmax(1) == labels).float()
-    assert list(log["train/accuracy"].values()) == pytest.approx([part.mean().item() for part in right.split(8)])
-
-
-def test_a_short_run_has_a_curve_too() -> None:
-    log = train(Classifier(net()), max_steps=16)
-    assert list(log["train/loss"]) == list(range(1, 17))
-    log = train(Classifier(net(hidden=[])), digits(batch_size=6), max_epochs=3)  # 600 steps, a point every 12
-    assert list(log["train/loss"]) == list(range(12, 601, 12))
+# Evaluation
 
 
 def test_evaluation_is_over_samples_not_batches() -> None:
@@ -372,7 +330,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("given,message", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_trained_is_refused(given: Callable[[], object], message: str) -> None:
+def test_wrong_arguments_are_refused(given: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=f"(?s){message}"):
         given()
 

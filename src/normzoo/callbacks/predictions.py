@@ -1,24 +1,37 @@
 """Predictions in a file."""
 
 import csv
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from normzoo.errors import InputError
 
 Columns = dict[str, list[Any]]
 
 
 class PredictionsCSV(Callback):
-    """Writes what `predict_step` returns, a dictionary of vectors (N,), as a table with one row per sample.
+    """Writes what `predict_step` returns as a table with one row per sample.
 
-    Several ranks write one file: the first rank writes the rows of all when they have ended, batch by batch and in each
-    rank by rank, which is the order of the samples in this project's data sets.
+    `predict_step` returns a tensor (N,) or (N, K), or a dictionary or sequence of them: one column for each (N,), and K
+    columns for each (N, K). If it returns None, there is no file.
+
+    With several ranks, the first rank writes the rows of all at the end, batch by batch and in each batch rank by rank,
+    which is the order of the samples in `normzoo.data`.
 
     Args:
         output: the file.
+
+    Attributes:
+        rows: the number of rows written.
+
+    Raises:
+        InputError: while predicting, if `predict_step` returns anything else.
     """
 
     def __init__(self, output: Path) -> None:
@@ -35,9 +48,9 @@ class PredictionsCSV(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(outputs, dict):
+        if outputs is None:
             return
-        columns = {name: torch.as_tensor(values).tolist() for name, values in outputs.items()}
+        columns = table(outputs)
         if trainer.world_size > 1:
             self.kept.append(columns)
         else:
@@ -63,3 +76,40 @@ class PredictionsCSV(Callback):
                 for row in zip(*columns.values(), strict=True):
                     writer.writerow([self.rows, *row])
                     self.rows += 1
+
+
+def table(outputs: Any) -> Columns:
+    """The columns of a batch of predictions, all of one length.
+
+    >>> table(torch.tensor([[1, 2], [3, 4]]))
+    {'prediction_0': [1, 3], 'prediction_1': [2, 4]}
+    """
+    if isinstance(outputs, list | tuple):
+        outputs = {f"prediction_{i}": values for i, values in enumerate(outputs)}
+    named = outputs if isinstance(outputs, Mapping) else {"prediction": outputs}
+    columns = {name: values for key, value in named.items() for name, values in split(str(key), value)}
+    if len({len(values) for values in columns.values()}) != 1:
+        raise InputError(refusal({name: f"{len(values)} rows" for name, values in columns.items()}))
+    return columns
+
+
+def split(name: str, values: Any) -> Iterator[tuple[str, list[Any]]]:
+    """The columns of one value."""
+    try:
+        tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(refusal(f"a {type(values).__name__}")) from error
+    if tensor.ndim == 1:
+        yield name, tensor.tolist()
+    elif tensor.ndim == 2:
+        yield from ((f"{name}_{i}", column.tolist()) for i, column in enumerate(tensor.unbind(1)))
+    else:
+        raise InputError(refusal(f"a tensor {tuple(tensor.shape)}"))
+
+
+def refusal(found: Any) -> str:
+    """The message for predictions that are no table."""
+    return (
+        f"predict_step returned {found}; a table of predictions takes a tensor (N,) or (N, K), or a dictionary of them "
+        f"with one N. Return that, or None to write no file."
+    )

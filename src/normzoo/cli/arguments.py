@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 # Private, but the only way to choose which links reach a class that a flag names.
 from lightning.pytorch.cli import LightningArgumentParser, _InstantiatorFn
@@ -112,7 +112,15 @@ class Instantiator(_InstantiatorFn):
             for key, value in applied_instantiation_links.items()
             if key.startswith(prefix) and accepts(self.cli.config_dump.get(self.key), key.removeprefix(prefix))
         }
-        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+
+        def build(*args: Any, **kwargs: Any) -> Any:
+            module = class_type(*args, **kwargs)
+            if isinstance(module, LightningModule) and not module.hparams:
+                module.save_hyperparameters(logger=False)  # Lightning provides the configuration: checkpoints hold it
+            return module
+
+        # Lightning only calls it.
+        return super().__call__(build, *args, applied_instantiation_links=links, **kwargs)  # type: ignore[arg-type]
 
 
 def accepts(config: Any, target: str) -> bool:

@@ -44,7 +44,7 @@ from normzoo.runs.folders import is_first
 from normzoo.runs.storage import quiet_writers, unwritten
 
 NOISE = (
-    "The number of training batches",  # the task chooses a shorter interval itself
+    "The number of training batches",  # TrainingCurve sets a shorter one
     ".*does not have many workers",  # images are in memory: workers would only copy them
     ".*LeafSpec",  # Lightning's own use of torch
     "Checkpoint directory .* exists and is not empty",

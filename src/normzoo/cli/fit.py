@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from normzoo.callbacks import Change, ExactResume, FiniteLoss, HParams, Record, SharedRun
+from normzoo.callbacks import Change, ExactResume, FiniteLoss, HParams, Record, SharedRun, TrainingCurve
 from normzoo.cli.command import Command, has, report_file
 from normzoo.errors import InputError
 from normzoo.monitoring.lean import make_lean
@@ -64,20 +64,21 @@ class CLI(Command):
         settings.ckpt_path = str(file)
 
     def own_callbacks(self, config: Any, callbacks: Sequence[Callback]) -> list[Callback]:
+        curve = [] if has(callbacks, TrainingCurve) else [TrainingCurve()]
         if config.fast_dev_run:
             if self.run is not None:
                 raise InputError(
                     f"fast_dev_run={config.fast_dev_run}: a trial writes no files, and a run resumes in its folder; "
                     f"run 'normzoo fit -c {self.run / CONFIG} --trainer.fast_dev_run=true'."
                 )
-            return []
+            return curve
         run = self.run = self.run or self.new_run()
         self.save_config_kwargs = {"folder": run}
         if config.default_root_dir is None:
             config.default_root_dir = str(run)
         if config.logger is None or config.logger is True:
             config.logger = TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False)
-        added: list[Callback] = []
+        added: list[Callback] = [*curve]
         if config.enable_checkpointing is not False:
             if not has(callbacks, Checkpoint):
                 added += best(self.model, run / CHECKPOINTS)
@@ -171,11 +172,11 @@ def flat(settings: Any) -> dict[str, bool | int | float | str]:
         "activation": name(net.get("activation")),
         "init": name(net.get("init")),
         "optimizer": name(optimizer),
-        "lr": float(optimizer.get("init_args.lr") or 0),
         "lr_scheduler": name(model.get("lr_scheduler")),
         "batch_size": int(data.get("init_args.batch_size") or 0),
         "max_epochs": int(settings.trainer.max_epochs or 0),
         "seed": int(settings.seed_everything),
+        **{key: v for key, v in (vars(model) if model else {}).items() if isinstance(v, bool | int | float | str)},
     }
 
 

@@ -1,4 +1,5 @@
-"""The LightningModules, and their learning rate schedules."""
+"""The LightningModules, and what they share: learning rate schedules and parameter groups."""
 
 from normzoo.tasks.classifier import Classifier as Classifier
+from normzoo.tasks.parameter_groups import parameter_groups as parameter_groups
 from normzoo.tasks.schedules import WarmupCosine as WarmupCosine

@@ -11,18 +11,18 @@ from normzoo.errors import InputError
 
 
 class WarmupCosine(LRScheduler):
-    """Rises linearly, then falls along half a cosine, step by step.
+    """Warms the learning rate up linearly, then anneals it along half a cosine, step by step.
 
     `lr(t) = lr (t + 1) / (w + 1)` for t < w, then `lr (final + (1 - final) (1 + cos(pi (t - w) / (T - w))) / 2)`
 
     Args:
-        optimizer: whose rates are the highest ones.
-        total_steps: T, the length of the run in optimizer steps; None to be told by the task.
+        optimizer: its learning rates are the highest of the schedule.
+        total_steps: T, the length of the run in optimizer steps; None if the task calls `set_total_steps`.
         warmup: w as a share of T, in [0, 1).
         final: the last rate as a share of the highest, in [0, 1].
 
     Raises:
-        InputError: a share out of range.
+        InputError: a share is out of range.
 
     Reference: Ilya Loshchilov, Frank Hutter. SGDR: Stochastic Gradient Descent with Warm Restarts. 2016. arXiv
     1608.03983, equation 5; the warm-up is that of Priya Goyal et al. 2017, arXiv 1706.02677.
@@ -33,23 +33,28 @@ class WarmupCosine(LRScheduler):
     ) -> None:
         if not 0 <= warmup < 1 or not 0 <= final <= 1:
             raise InputError(
-                f"WarmupCosine(warmup={warmup}, final={final}): both are shares, warmup of the run in [0, 1) and "
-                f"final of the highest rate in [0, 1]; the defaults are 0.05 and 0."
+                f"WarmupCosine(warmup={warmup}, final={final}): both are shares; warmup, of the run, must be in [0, 1) "
+                f"and final, of the highest rate, in [0, 1]; the defaults are 0.05 and 0."
             )
         self.total_steps = total_steps
         self.warmup = warmup
         self.final = final
         super().__init__(optimizer)
 
-    def set_total_steps(self, total_steps: int) -> None:
-        """Tells the length of the run, in optimizer steps, before it starts."""
-        self.total_steps = total_steps
+    def set_total_steps(self, total_steps: float) -> None:
+        """Sets the length of the run in optimizer steps, before it starts; an `InputError` if it is infinite."""
+        if total_steps == math.inf:
+            raise InputError(
+                "WarmupCosine(total_steps=None): the run has no end; set trainer.max_epochs, trainer.max_steps or "
+                "total_steps."
+            )
+        self.total_steps = int(total_steps)
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = self.get_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where a run stands in the schedule, whose shape is that of the run that goes on: it may be a longer one."""
+        """The position in the schedule, without its length and shape: a resumed run may be longer."""
         shape = ("total_steps", "warmup", "final")
         return {name: value for name, value in super().state_dict().items() if name not in shape}
 
