@@ -372,7 +372,7 @@ def test_print_config_is_a_config(folder: Path) -> None:
 @pytest.mark.parametrize("flags,kept", [([], True), (["--keep_pages=false"], False)], ids=str)
 def test_pages_are_kept_unless_told_otherwise(flags: list[str], kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
-    monkeypatch.setattr("normzoo.cli.fit.keep_pages", lambda: calls.append(True))
+    monkeypatch.setattr("normzoo.cli.command.keep_pages", lambda: calls.append(True))
     assert normzoo("fit", *BRIEF, *flags).status == 0
     assert bool(calls) == kept
 

@@ -64,7 +64,7 @@ class CLI(Command):
         settings.ckpt_path = str(file)
 
     def own_callbacks(self, config: Any, callbacks: Sequence[Callback]) -> list[Callback]:
-        curve = [] if has(callbacks, TrainingCurve) else [TrainingCurve()]
+        curve: list[Callback] = [] if has(callbacks, TrainingCurve) else [TrainingCurve()]
         if config.fast_dev_run:
             if self.run is not None:
                 raise InputError(
