@@ -53,7 +53,7 @@ def serialize(value: Any) -> Any:
     """A value for a config file, for which jsonargparse knows no type, such as a `numbers.Number`."""
     if isinstance(value, str | int | float):
         return value
-    return str(value) if isinstance(value, torch.device) else serialize_object(value)
+    return str(value) if isinstance(value, torch.device) else serialize_object(value)  # type: ignore[no-untyped-call] # jsonargparse leaves it unannotated
 
 
 # Private names: every way to name a class, and every value of an unknown type, goes through these functions, and
