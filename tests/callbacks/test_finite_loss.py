@@ -4,6 +4,7 @@ import math
 import os
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class BadGradient(Bad):
 
 
 class AlwaysBad(Bad):
-    is_bad = property(lambda self: self.training, lambda self, value: None)  # type: ignore[assignment] # a constant
+    is_bad = property(lambda self: self.training, lambda self, value: None)
 
 
 class Masked(nn.Module):
@@ -174,7 +175,6 @@ CASES: dict[str, tuple[Callable[[], Task], type[Digits], str, str]] = {
 COMPILED = ("output", "gradient")
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler
 @pytest.mark.parametrize(
     ("case", "compiled"), [*((case, False) for case in CASES), *((case, True) for case in COMPILED)]
 )
@@ -186,10 +186,14 @@ def test_a_bad_step_is_not_applied(on_bad: Any, case: str, compiled: bool, tmp_p
     task, snapshot, callback = make(), Snapshot(), FiniteLoss(on_bad, folder=tmp_path)
     if compiled:
         task.network.compile(backend="eager")
-    context = pytest.raises(InputError) if on_bad == "stop" else pytest.warns(UserWarning, match=f"step {AT}: ")
-    with context as caught:
-        train(task, callback, snapshot, data=data, max_steps=AT + 2)
-    message = str(caught.value) if on_bad == "stop" else "\n".join(str(one.message) for one in caught)  # type: ignore[attr-defined] # of either
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            train(task, callback, snapshot, data=data, max_steps=AT + 2)
+            message = "\n".join(str(one.message) for one in caught)
+        except InputError as error:
+            message = str(error)
+            assert on_bad == "stop"
     assert f"step {AT}: " in message
     assert f"(epoch 0, batch {AT}, learning rate 0.01)" in message
     assert says in message
@@ -523,27 +527,24 @@ def test_replay_runs_no_code_of_a_folder(own: Path) -> None:
     ("name", "value", "words"),
     [
         ("unknown", 1, "not a step that FiniteLoss saved"),
-        ("buffers", [1], "buffers is a list"),
-        ("evaluating", None, "evaluating is a NoneType"),
-        ("factor", "x", "factor is a str"),
         ("batch", Path("a"), "could run code"),
     ],
 )
 def test_replay_refuses_a_file_that_is_no_step(name: str, value: Any, words: str, tmp_path: Path) -> None:
-    step = BadStep((), 0, 0, 0, {}, [], {}, 1.0, "32-true", 1, None, "", "")
+    step = BadStep((), 0, 0, 0, {}, [], {}, 1.0, "32-true", 1, None)
     (tmp_path / "config.yaml").touch()
     step.save(tmp_path / "rank0.pt")
-    assert find_steps(tmp_path, []) == {"0": step}
+    assert find_steps(tmp_path) == {"0": step}
     torch.save({**vars(step), name: value}, tmp_path / "rank0.pt")
     with pytest.raises(InputError, match=words):
-        find_steps(tmp_path, [])
+        find_steps(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "the folder of the step comes first"),
-        (("--rank=1",), "the folder of the step comes first"),
+        ((), "give the folder of the step"),
+        (("--rank=1",), "give the folder of the step"),
         (("nowhere",), "it has no rank0.pt"),
         (("python",), "torch.load"),
         (("python", "--rank=1"), "no step of rank 1"),

@@ -1,9 +1,9 @@
 """One training step, layer by layer: what each layer takes and returns, and the first that is not finite."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -69,53 +69,29 @@ def local(x: Tensor) -> Tensor:
 
 
 @dataclass
-class Row:
-    """One pass through a layer.
-
-    Args:
-        gradient: of the loss with respect to the output.
-        input_gradient: of the loss with respect to the input, through this layer only.
-    """
-
-    name: str
-    kind: str
-    is_leaf: bool
-    input: Numbers | None
-    output: Numbers | None
-    gradient: Numbers | None
-    input_gradient: Numbers | None
-
-    def events(self, *sites: str) -> Iterator[tuple[str, "Row", Numbers]]:
-        """The tensors that were read at these sites."""
-        for site in sites:
-            if (numbers := getattr(self, site)) is not None:
-                yield site, self, numbers
-
-
-@dataclass
 class Findings:
     """The result of looking at a step.
 
     Args:
         loss: what training_step returned; None if it returned nothing.
-        rows: the passes through the layers, in the order of execution.
+        visits: the passes through the layers, in the order of execution.
         offender: the name of the first layer that is not finite, "batch" or "loss"; empty if there is none.
         summary: the same in a sentence.
     """
 
     loss: float | None = None
-    rows: list[Row] = field(default_factory=list)
+    visits: Sequence[Visit] = ()
     offender: str = ""
     summary: str = ""
 
     def table(self) -> str:
         """One line per layer, in the order of execution; `>` marks the offender."""
-        lines = [("layer", "", "input", "output", "gradient of the output")]
-        for row in self.rows:
-            if row.is_leaf or row.name == self.offender:
-                mark = ">" if row.name == self.offender else ""
-                cells = ("-" if n is None else n.brief() for n in (row.input, row.output, row.gradient))
-                lines.append((mark + row.name, row.kind, *cells))
+        lines: list[tuple[str, ...]] = [("layer", "", "input", "output", "gradient of the output")]
+        for visit in self.visits:
+            if is_leaf(visit.module) or visit.name == self.offender:
+                mark = ">" if visit.name == self.offender else ""
+                cells = ("-" if n is None else n.brief() for n in (visit.input, visit.output, visit.gradient))
+                lines.append((mark + visit.name, type(visit.module).__name__, *cells))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -132,56 +108,47 @@ def inspect_step(replica: Replica, batch: Any, batch_idx: int, factor: float = 1
     original, module = replica.original, replica.refresh().module
     weights = {name: p.detach().clone().requires_grad_() for name, p in original.named_parameters() if p.requires_grad}
     gradients: dict[str, Numbers] = {}
-    with watch(module) as rows:
+    with watch(module) as (visits, input_gradients):
         loss = replica.loss(batch, batch_idx, weights)
         if loss is not None and weights:
             found = torch.autograd.grad(loss * factor, list(weights.values()), allow_unused=True)
             gradients = {name: Numbers.of(g) for name, g in zip(weights, found, strict=True) if g is not None}
-    findings = Findings(None if loss is None else float(loss.detach()), rows)
+    findings = Findings(None if loss is None else float(loss.detach()), visits)
     findings.offender, findings.summary = (
         blame_weights(original)
         or blame_batch(batch)
-        or blame_forward(rows, findings.loss)
-        or blame_backward(rows, gradients)
+        or blame_forward(visits, findings.loss)
+        or blame_backward(visits, input_gradients, gradients)
         or ("", "Repeated on a copy, the step is finite.")
     )
     return findings
 
 
 @contextmanager
-def watch(module: nn.Module) -> Iterator[list[Row]]:
-    """Reads all layers of a module; the list is filled at the end."""
-    clock, rows = count(), []
+def watch(module: nn.Module) -> Iterator[tuple[list[Visit], dict[int, Numbers]]]:
+    """Reads all layers: yields the passes through them, and place of a pass -> the gradient of its layer's input.
+
+    The gradient of an input is the part that comes through this layer.
+    """
+    clock = count()
     layers = {name: layer for name, layer in named_layers(module) if name}
     input_gradients: dict[int, Numbers] = {}
 
     def read(layer: nn.Module, x: Tensor) -> Numbers:
         return Numbers.of(x, next(clock))
 
-    def read_input_gradient(visit: Visit) -> Callable[[Tensor], None]:
-        return lambda gradient: input_gradients.update({id(visit): Numbers.of(gradient, next(clock))})
-
     def split_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Passes a layer a view of its input: the gradient of the view is the part that comes through this layer."""
         x = first_tensor(args)
         if x is None or not x.requires_grad or x.layout != torch.strided:
             return None
-        view = x.view_as(x)
-        view.register_hook(read_input_gradient(probe.visits[-1]))
+        place, view = len(probe.visits) - 1, x.view_as(x)
+        view.register_hook(lambda gradient: input_gradients.update({place: read(layer, gradient)}))
         return tuple(view if one is x else one for one in args)
 
-    probe = Probe(module, layers, input=read, output=read, gradient=read)
-    leaves = [layer for layer in layers.values() if is_leaf(layer)]
-    with probe:
-        handles = [layer.register_forward_pre_hook(split_input) for layer in leaves]
-        try:
-            yield rows
-        finally:
-            for handle in handles:
-                handle.remove()
-    for v in probe.visits:
-        kind, leaf = type(v.module).__name__, is_leaf(v.module)
-        rows.append(Row(v.name, kind, leaf, v.input, v.output, v.gradient, input_gradients.get(id(v))))
+    with Probe(module, layers, input=read, output=read, gradient=read) as probe, ExitStack() as stack:
+        for layer in filter(is_leaf, layers.values()):
+            stack.callback(layer.register_forward_pre_hook(split_input).remove)
+        yield probe.visits, input_gradients
 
 
 def is_leaf(layer: nn.Module) -> bool:
@@ -190,7 +157,7 @@ def is_leaf(layer: nn.Module) -> bool:
 
 
 Blame = tuple[str, str] | None
-"""The offender and a sentence about it, or None if all is finite."""
+"""The offender and a sentence about it; None if all is finite."""
 
 
 def bad_weight(module: nn.Module) -> tuple[str, Numbers] | None:
@@ -203,8 +170,7 @@ def bad_weight(module: nn.Module) -> tuple[str, Numbers] | None:
 
 def blame_weights(module: nn.Module) -> Blame:
     """A parameter that was not finite before the step."""
-    found = bad_weight(module)
-    if found is None:
+    if (found := bad_weight(module)) is None:
         return None
     name, numbers = found
     return name.rpartition(".")[0] or name, f"{name} was not finite before the step ({numbers})."
@@ -218,66 +184,73 @@ def blame_batch(batch: Any) -> Blame:
     return None
 
 
-def blame_forward(rows: Sequence[Row], loss: float | None) -> Blame:
+def blame_forward(visits: Sequence[Visit], loss: float | None) -> Blame:
     """The first layer of the forward pass."""
-    events = sorted((event for row in rows for event in row.events("input", "output")), key=lambda e: e[2].time)
-    outputs: list[Row] = []
-    first, last = None, None
-    for site, row, numbers in events:
+    sides = [(v, v.input, False) for v in visits] + [(v, v.output, True) for v in visits]
+    outputs: list[Visit] = []
+    first: tuple[Visit, Numbers, bool] | None = None
+    for visit, numbers, is_output in sorted((s for s in sides if s[1]), key=lambda side: side[1].time):
         if numbers.bad and first is None:
-            first, last = (site, row, numbers), outputs[-1] if outputs else None
-        elif first and not first[2].nan and site == "output" and not numbers.bad and has_infinite_input(row):
+            first, before = (visit, numbers, is_output), outputs[-1:]
+        elif is_output and not numbers.bad and first and not first[1].nan and visit.input and visit.input.infinite:
             first = None  # this layer made the infinities finite, as softmax does those of a mask
-        if site == "output":
-            outputs.append(row)
+        if is_output:
+            outputs.append(visit)
     if first is None and loss is not None and not math.isfinite(loss):
-        output = f" The last layer, {outputs[-1].name}, returns {outputs[-1].output}." if outputs else ""
-        return "loss", f"The output of every layer is finite; the loss that training_step computes is not.{output}"
+        last = f" The last layer, {outputs[-1].name}, returns {outputs[-1].output}." if outputs else ""
+        return "loss", f"The output of every layer is finite; the loss that training_step computes is not.{last}"
     if first is None:
         return None
-    site, row, numbers = first
-    if site == "output":
-        took = f"its input: {row.input}" if row.input else "its input is not a tensor"
-        return row.name, f"The first non-finite layer is {row.name} ({row.kind}); its output: {numbers}; {took}."
-    owner = enclosing(row, rows)
-    after = f"after {last.name} and " if last else ""
-    return owner, f"{owner} itself makes it, {after}before {row.name}, whose input is {numbers}."
+    visit, numbers, is_output = first
+    name = visit.name
+    if is_output:
+        its_input = visit.input or "not a tensor"
+        kind = type(visit.module).__name__
+        return name, f"The first non-finite layer is {name} ({kind}); its output: {numbers}; its input: {its_input}."
+    owner = enclosing(name, visits)
+    after = f"after {before[0].name} and " if before else ""
+    return owner, f"{owner} itself makes it, {after}before {name}, whose input is {numbers}."
 
 
-def has_infinite_input(row: Row) -> bool:
-    return row.input is not None and row.input.infinite > 0 and not row.input.nan
-
-
-def enclosing(row: Row, rows: Sequence[Row]) -> str:
-    """The name of the innermost layer that contains another, "training_step" if there is none."""
-    names = (other.name for other in rows if row.name.startswith(f"{other.name}."))
+def enclosing(name: str, visits: Sequence[Visit]) -> str:
+    """The innermost layer that contains another; "training_step" if there is none."""
+    names = (visit.name for visit in visits if name.startswith(f"{visit.name}."))
     return max(names, key=len, default="training_step")
 
 
-def blame_backward(rows: Sequence[Row], gradients: Mapping[str, Numbers]) -> Blame:
-    """The first layer of the backward pass, which is the last one of the forward pass."""
-    events = (event for row in rows for event in row.events("gradient", "input_gradient"))
-    found: list[tuple[int, str, str]] = []
-    bad = sorted((event for event in events if event[2].bad), key=lambda event: event[2].time)
+def blame_backward(
+    visits: Sequence[Visit], input_gradients: Mapping[int, Numbers], gradients: Mapping[str, Numbers]
+) -> Blame:
+    """The first layer of the backward pass, which is the last one of the forward pass.
+
+    Args:
+        visits: the passes through the layers.
+        input_gradients: place of a pass -> the gradient of its input.
+        gradients: parameter -> its gradient.
+    """
+    found: list[tuple[int, str, str]] = []  # place in the forward pass, offender, reason
+    events = [(i, n, True) for i, n in input_gradients.items()]
+    events += [(i, visit.gradient, False) for i, visit in enumerate(visits) if visit.gradient]
+    bad = [event for event in events if event[1].bad]
     if bad:
-        site, row, numbers = bad[0]
-        place = next(i for i, one in enumerate(rows) if one is row)
-        if site == "input_gradient":
-            says = f"the gradient of its input: {numbers}; the gradient of its output: {row.gradient}; its input: "
-            found.append((place, row.name, f"{says}{row.input}"))
+        place, numbers, is_input = min(bad, key=lambda event: event[1].time)
+        visit = visits[place]
+        if is_input:
+            reason = f"the gradient of its input: {numbers}; that of its output: {visit.gradient}"
+            found.append((place, visit.name, f"{reason}; its input: {visit.input}"))
         else:
-            later = any(one.gradient is not None for one in rows[place + 1 :])
-            says = f"the gradient of the output of {row.name} ({row.kind}): {numbers}"
-            found.append((place + 1, enclosing(row, rows) if later else "loss", says))
+            is_last = all(later.gradient is None for later in visits[place + 1 :])
+            reason = f"the gradient of the output of {visit.name}: {numbers}"
+            found.append((place + 1, "loss" if is_last else enclosing(visit.name, visits), reason))
     for name, numbers in gradients.items():
-        places = [i for i, row in enumerate(rows) if name.startswith(f"{row.name}.")]
-        if numbers.bad and places:
-            row = max((rows[i] for i in places), key=lambda one: len(one.name))
-            if row.gradient is None or not row.gradient.bad:
-                found.append((places[-1], row.name, f"the gradient of {name}: {numbers}; its input: {row.input}"))
-        elif numbers.bad:
-            found.append((-1, name, f"its gradient: {numbers}"))
+        places = [i for i, visit in enumerate(visits) if name.startswith(f"{visit.name}.")]
+        place = max(places, key=lambda i: (len(visits[i].name), i), default=-1)
+        if numbers.bad and place < 0:
+            found.append((place, name, f"its gradient: {numbers}"))
+        elif numbers.bad and not (visits[place].gradient and visits[place].gradient.bad):
+            reason = f"the gradient of {name}: {numbers}; its input: {visits[place].input}"
+            found.append((place, visits[place].name, reason))
     if not found:
         return None
-    _, name, says = max(found, key=lambda one: one[0])
-    return name, f"The loss is finite; the backward pass is not, first in {name}: {says}."
+    _, offender, reason = max(found)
+    return offender, f"The loss is finite; the backward pass is not, first in {offender}: {reason}."

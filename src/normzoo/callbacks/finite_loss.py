@@ -2,8 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,18 +26,10 @@ from normzoo.runs.exact_resume import ExactResume
 
 SAVED = 3
 """The number of skipped steps that are saved: each holds the weights, and the first are the most useful."""
-
-
-@dataclass
-class Suspect:
-    """A batch whose loss or gradients are not finite, with the state from before it."""
-
-    batch: Any
-    batch_idx: int
-    buffers: dict[str, Tensor | None]
-    random: dict[str, Any]
-    loss: float | None
-    """None if the loss is finite."""
+ADVICE = (
+    "Try a smaller learning rate or --trainer.gradient_clip_val=1; to skip such steps, --on_bad_loss=skip (in Python, "
+    "FiniteLoss('skip'))."
+)
 
 
 class FiniteLoss(Callback):
@@ -118,7 +109,7 @@ class FiniteLoss(Callback):
 
     def reset_step(self) -> None:
         """Forgets what was seen since the last update."""
-        self.suspect: Suspect | None = None
+        self.suspect: BadStep | None = None
         self.losses: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -138,7 +129,7 @@ class FiniteLoss(Callback):
         # Of several batches whose gradients accumulate, which one is bad.
         accumulates = trainer.accumulate_grad_batches > 1
         if accumulates and self.suspect is None and not is_finite(pl_module.parameters(), self.losses):
-            self.suspect = self.current()
+            self.suspect = self.current(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -151,10 +142,24 @@ class FiniteLoss(Callback):
             self.in_a_row = 0
         self.reset_step()
 
-    def current(self) -> Suspect:
-        """The present batch."""
+    def current(self, trainer: Trainer, module: LightningModule) -> BadStep:
+        """The present batch, with the state from before it; its loss is None if it is finite."""
         losses = [loss for loss in map(float, self.losses) if not math.isfinite(loss) and not self.is_scaled(loss)]
-        return Suspect(self.batch, self.batch_idx, *self.before.kept(), losses[0] if losses else None)
+        buffers, random = self.before.kept()
+        scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
+        return BadStep(
+            batch=self.batch,
+            batch_idx=self.batch_idx,
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            buffers=buffers,
+            evaluating=[name for name, layer in module.named_modules() if not layer.training],
+            random=random,
+            factor=scale / trainer.accumulate_grad_batches,
+            precision=str(trainer.precision),
+            ranks=self.ranks.size,
+            loss=losses[0] if losses else None,
+        )
 
     def is_scaled(self, loss: float) -> bool:
         """Whether an infinite loss may be finite without its scale."""
@@ -168,26 +173,27 @@ class FiniteLoss(Callback):
         Raises:
             InputError: the run stops.
         """
-        suspect = self.suspect or self.current()
-        losses = self.ranks.gather(suspect.loss)
+        step = self.suspect or self.current(trainer, module)
+        losses = self.ranks.gather(step.loss)
         if self.scaler is not None and losses == [None] * len(losses) and self.scaler.get_scale() > 1:
             return  # the scaler skips the step, and lowers its scale
         self.in_a_row += 1
         spoiled = bad_weight(module) is not None
         stops = self.on_bad == "stop" or spoiled or self.in_a_row >= self.most_in_a_row
-        set_buffers(module, suspect.buffers)
+        set_buffers(module, step.buffers)
         broadcast_buffers(trainer)
         if stops or len(self.skipped) < SAVED:
             with same_random_numbers(module.device):
-                set_random_state(suspect.random, module.device)
-                findings = self.inspect(trainer, module, suspect)
-                folder, trouble = self.save(trainer, module, suspect, findings)
-            lines = [
-                *self.describe(trainer, optimizer, suspect, losses, findings),
-                *self.describe_result(trainer, spoiled, stops),
-                *describe_files(folder, trouble),
-                *self.advise(spoiled),
-            ]
+                set_random_state(step.random, module.device)
+                findings = self.inspect(trainer, module, step)
+                lines = [
+                    describe_step(optimizer, step, losses),
+                    *self.describe_layer(step, findings),
+                    *self.describe_result(trainer, spoiled, stops),
+                    *self.save(trainer, step, findings),
+                ]
+            if self.on_bad == "stop" and not spoiled:
+                lines.append(ADVICE)
             if stops:
                 raise InputError("\n".join(lines))
             rank_zero_warn("\n".join(lines))
@@ -195,89 +201,49 @@ class FiniteLoss(Callback):
         if self.scaler is None:  # which skips the step itself
             optimizer.zero_grad(set_to_none=True)  # optimizers leave parameters without a gradient as they are
 
-    def inspect(self, trainer: Trainer, module: LightningModule, suspect: Suspect) -> Findings:
+    def inspect(self, trainer: Trainer, module: LightningModule, step: BadStep) -> Findings:
         """Repeats the step on a copy, layer by layer."""
         try:
             if self.must_ask:
                 raise InputError("the weights may be sharded over the ranks")
-            return inspect_step(Replica(trainer, module), suspect.batch, suspect.batch_idx, self.factor(trainer))
+            return inspect_step(Replica(trainer, module), step.batch, step.batch_idx, step.factor)
         except Exception as error:  # whatever the user's step raises on a copy
             return Findings(summary=f"The first layer is not known: {str(error) or type(error).__name__}")
 
-    def factor(self, trainer: Trainer) -> float:
-        """What the loss is multiplied by before the backward pass."""
-        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        return float(scale / trainer.accumulate_grad_batches)
-
-    def save(
-        self, trainer: Trainer, module: LightningModule, suspect: Suspect, findings: Findings
-    ) -> tuple[Path, str | None]:
-        """Writes the step, and returns its folder and what could not be written."""
+    def save(self, trainer: Trainer, step: BadStep, findings: Findings) -> list[str]:
+        """Writes the step of every rank and a checkpoint, and says where they are."""
         root = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / self.FOLDER)
         folder = Path(self.ranks.gather(str(root / f"{trainer.global_step:06d}"))[0])
-        step = BadStep(
-            batch=suspect.batch,
-            batch_idx=suspect.batch_idx,
-            epoch=trainer.current_epoch,
-            step=trainer.global_step,
-            buffers=suspect.buffers,
-            evaluating=[name for name, layer in module.named_modules() if not layer.training],
-            random=suspect.random,
-            factor=self.factor(trainer),
-            precision=str(trainer.precision),
-            ranks=self.ranks.size,
-            loss=findings.loss if suspect.loss is None else suspect.loss,
-            offender=findings.offender,
-            summary=findings.summary,
-        )
-        trouble = None
-        try:
+        step.loss = findings.loss if step.loss is None else step.loss
+        step.offender, step.summary = findings.offender, findings.summary
+
+        def write_step() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             step.save(folder / f"rank{trainer.global_rank}.pt")
             if trainer.is_global_zero:
                 (folder / "layers.txt").write_text(f"{findings.summary}\n\n{findings.table()}\n")
                 if (config := root.parent / "config.yaml").is_file():
                     shutil.copyfile(config, folder / "config.yaml")
-        except OSError as error:
-            trouble = f"{folder} could not be written ({error.strerror or error})"
-        troubles = [one for one in self.ranks.gather(trouble) if one]
-        return folder, troubles[0] if troubles else self.save_checkpoint(trainer, folder / "checkpoints" / "last.ckpt")
 
-    def save_checkpoint(self, trainer: Trainer, file: Path) -> str | None:
-        """Writes the checkpoint where a run has its own, so that all commands take the folder for a run."""
+        def write_checkpoint() -> None:
+            # Where a run has its own: all commands take the folder for a run.
+            trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
+
         self.saving = True
-        try:
-            trainer.save_checkpoint(file, weights_only=False)
-        except (OSError, RuntimeError) as error:
-            return f"{file} could not be written ({getattr(error, 'strerror', None) or error})"
-        finally:
-            self.saving = False
-        return None
+        troubles = [trouble for trouble in self.ranks.gather(attempt(write_step)) if trouble]
+        trouble = troubles[0] if troubles else attempt(write_checkpoint)
+        self.saving = False
+        return [f"Nothing was saved: {folder} could not be written ({trouble})."] if trouble else describe_files(folder)
 
     # The message.
 
-    def describe(
-        self,
-        trainer: Trainer,
-        optimizer: Optimizer,
-        suspect: Suspect,
-        losses: Sequence[float | None],
-        findings: Findings,
-    ) -> list[str]:
-        """Where the step is, and the first layer."""
-        bad = {rank: loss for rank, loss in enumerate(losses) if loss is not None}
-        on_ranks = f" on rank {', '.join(map(str, bad))}" if bad and self.ranks.many else ""
-        what = f"the loss is {next(iter(bad.values()))}{on_ranks}" if bad else "the loss is finite, a gradient is not"
-        rates = " and ".join(dict.fromkeys(f"{group['lr']:.6g}" for group in optimizer.param_groups))
-        lines = [
-            f"step {trainer.global_step}: {what} "
-            f"(epoch {trainer.current_epoch}, batch {suspect.batch_idx}, learning rate {rates})"
-        ]
+    def describe_layer(self, step: BadStep, findings: Findings) -> list[str]:
+        """The first layer that is not finite."""
         # Layers that synchronize carry a bad batch from one rank to all: it is named first, then any layer.
         seen = self.ranks.gather((findings.offender, findings.summary))
         rank = min(range(len(seen)), key=lambda r: (seen[r][0] != "batch", not seen[r][0]))
-        lines.append(f"On rank {rank}: {seen[rank][1]}" if self.ranks.many else seen[rank][1])
-        if findings.loss is not None and suspect.loss is not None and math.isfinite(findings.loss):
+        lines = [f"On rank {rank}: {seen[rank][1]}" if self.ranks.many else seen[rank][1]]
+        if step.loss is not None and findings.loss is not None and math.isfinite(findings.loss):
             lines.append(
                 f"Repeated on a copy, the loss is {findings.loss:.6g}: training_step changes its batch, or depends on "
                 f"more than weights, buffers and the random numbers of torch, NumPy and Python."
@@ -294,14 +260,6 @@ class FiniteLoss(Callback):
             return ["The step was not applied."]
         row = f", the {self.in_a_row}th in a row" if stops else ""
         return [f"The step was skipped{row}: weights, optimizer and buffers keep the values from before it."]
-
-    def advise(self, spoiled: bool) -> list[str]:
-        if self.on_bad == "skip" or spoiled:
-            return []
-        return [
-            "Try a smaller learning rate or --trainer.gradient_clip_val=1; to skip such steps, --on_bad_loss=skip "
-            "(in Python, FiniteLoss('skip'))."
-        ]
 
     # Checkpoints.
 
@@ -346,10 +304,26 @@ def is_finite(parameters: Iterable[Tensor], losses: Sequence[Tensor]) -> bool:
     return all(flag.item() == 0 for flag in flags)
 
 
-def describe_files(folder: Path, trouble: str | None) -> list[str]:
+def describe_step(optimizer: Optimizer, step: BadStep, losses: Sequence[float | None]) -> str:
+    """Which step it is, and which ranks have a bad loss."""
+    bad = {str(rank): loss for rank, loss in enumerate(losses) if loss is not None}
+    on_ranks = f" on rank {', '.join(bad)}" if bad and len(losses) > 1 else ""
+    what = f"the loss is {next(iter(bad.values()))}{on_ranks}" if bad else "the loss is finite, a gradient is not"
+    rates = " and ".join(dict.fromkeys(f"{group['lr']:.6g}" for group in optimizer.param_groups))
+    return f"step {step.step}: {what} (epoch {step.epoch}, batch {step.batch_idx}, learning rate {rates})"
+
+
+def attempt(write: Callable[[], None]) -> str | None:
+    """Writes files, and returns why that failed."""
+    try:
+        write()
+    except (OSError, RuntimeError) as error:  # torch raises the latter
+        return str(getattr(error, "strerror", None) or error)
+    return None
+
+
+def describe_files(folder: Path) -> list[str]:
     """Where the step is saved, and how to repeat it."""
-    if trouble:
-        return [f"Nothing was saved: {trouble}."]
     lines = [f"The state before it, the batch and a table of all layers are in {folder}:"]
     if (folder / "config.yaml").is_file():
         return [*lines, f"  normzoo replay {folder}{again()}"]

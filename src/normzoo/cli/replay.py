@@ -1,5 +1,6 @@
 """The command `normzoo replay`: repeats a training step that was not finite, layer by layer."""
 
+import argparse
 import contextlib
 import math
 from collections.abc import Sequence
@@ -11,22 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from normzoo.callbacks._bad_step import BadStep, set_buffers
 from normzoo.callbacks._layer_table import Findings, inspect_step
-from normzoo.cli.arguments import given
 from normzoo.cli.fit import CLI
 from normzoo.errors import InputError, printable
 from normzoo.monitoring.random_state import set_random_state
 from normzoo.monitoring.replica import Replica, same_random_numbers
 
-HELP = """usage: normzoo replay RUN/bad/STEP [--rank=N] [options of normzoo fit]
-
-Repeat a training step whose loss or gradients were not finite, from the weights, the batch and the random numbers that
-were saved, and show the input, output and gradient of every layer. The exit status is 0 if the loss and the first
-non-finite layer are those of the training, else 1.
-
-  --rank=N  repeat the step of this rank (default: the first rank that was not finite)
-
-  normzoo replay lightning_logs/digits_mlp/000/bad/000001
-"""
 TOLERANCE = 1e-4  # another machine, or a compiled network, rounds differently
 
 
@@ -106,22 +96,22 @@ def is_reproduced(step: BadStep, findings: Findings) -> bool:
     return same and findings.offender == step.offender != ""
 
 
-def find_steps(folder: Path, ranks: Sequence[str]) -> dict[str, BadStep]:
+def find_steps(folder: Path, rank: str | None = None) -> dict[str, BadStep]:
     """The saved steps: rank -> step.
 
     Args:
         folder: of the step.
-        ranks: the value of --rank, if given.
+        rank: the only one to read.
 
     Raises:
         InputError: there are none.
     """
     files = {file.stem.removeprefix("rank"): file for file in sorted(folder.glob("rank*.pt"))}
-    wanted = {rank: file for rank, file in files.items() if not ranks or rank == ranks[-1]}
+    wanted = {one: file for one, file in files.items() if rank in (None, one)}
     if not wanted:
-        have = f"it has ranks {', '.join(files)}" if files else "it has no rank0.pt"
-        which = f"no step of rank {ranks[-1]}" if files else "no saved step"
-        raise InputError(f"{folder}: {which} ({have}); give the folder from the error message, RUN/bad/STEP.")
+        have = f"it has the ranks {', '.join(files)}" if files else "it has no rank0.pt"
+        which = f"step of rank {rank}" if files else "saved step"
+        raise InputError(f"{folder}: no {which} ({have}); give the folder from the error message, RUN/bad/STEP.")
     if not (folder / "config.yaml").is_file():
         raise InputError(
             f"{folder} has no config.yaml, since the training was not started by 'normzoo fit'. In Python, "
@@ -133,28 +123,28 @@ def find_steps(folder: Path, ranks: Sequence[str]) -> dict[str, BadStep]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs `normzoo replay`, and returns 0 if the step was reproduced, else 1."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError("replay: the folder of the step comes first: normzoo replay RUN/bad/STEP [options]")
-    folder = Path(arguments[0])
-    ranks = given("--rank", arguments)
-    steps = find_steps(folder, ranks)
+    parser = argparse.ArgumentParser(
+        prog="normzoo replay",
+        allow_abbrev=False,
+        description="Repeat a training step whose loss or gradients were not finite, from the weights, the batch and "
+        "the random numbers that were saved, and show the input, output and gradient of every layer.",
+        epilog="The exit status is 0 if loss and first layer are those of the training, else 1. Other options are "
+        "those of normzoo fit, such as --data.root=FOLDER.",
+    )
+    parser.add_argument("folder", nargs="?", help="the folder of the step: RUN/bad/STEP")
+    parser.add_argument("--rank", help="whose batch (default: the first rank that was not finite)")
+    given, others = parser.parse_known_args(arguments)
+    if given.folder is None:
+        raise InputError("replay: give the folder of the step: normzoo replay RUN/bad/STEP")
+    folder = Path(given.folder)
     # The first rank with a bad batch, else the first one with a bad layer.
-    rank, step = min(steps.items(), key=lambda item: (item[1].offender != "batch", not item[1].offender))
-    cli = ReplayCLI(folder, step, without_rank(arguments[1:]))
-    findings = cli.replay.findings
+    steps = find_steps(folder, given.rank).items()
+    rank, step = min(steps, key=lambda item: (item[1].offender != "batch", not item[1].offender))
+    findings = ReplayCLI(folder, step, others).replay.findings
     if findings is None:
         raise InputError(f"{folder}: the training ended before the step; does its config.yaml fit its checkpoint?")
     report(step, findings, rank)
     return 0 if is_reproduced(step, findings) else 1
-
-
-def without_rank(flags: Sequence[str]) -> list[str]:
-    """The options of `normzoo fit`."""
-    pairs = zip(["", *flags], flags, strict=False)
-    return [flag for last, flag in pairs if "--rank" not in (last, flag) and not flag.startswith("--rank=")]
 
 
 def report(step: BadStep, findings: Findings, rank: str) -> None:
