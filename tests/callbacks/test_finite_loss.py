@@ -415,7 +415,7 @@ class Bad(nn.Module):
 class Mine(LightningModule):
     def __init__(self, at: int = 3, width: int = 8):
         super().__init__()
-        layers = [nn.Flatten(), nn.Linear(64, width), nn.BatchNorm1d(width), Bad(at), nn.Linear(width, 10)]
+        layers = [nn.Sequential(nn.Flatten(), nn.Dropout()), nn.Linear(64, width), nn.BatchNorm1d(width), Bad(at), nn.Linear(width, 10)]
         self.net = nn.Sequential(*layers)
 
     def on_train_epoch_start(self):
