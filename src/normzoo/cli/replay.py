@@ -1,4 +1,4 @@
-"""The command `normzoo replay`: a training step that was not finite, once more, layer by layer."""
+"""The command `normzoo replay`: repeats a training step that was not finite, layer by layer."""
 
 import argparse
 import contextlib
@@ -9,26 +9,23 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from normzoo.callbacks._bad_step import BadStep
-from normzoo.callbacks._layer_table import Findings, look
+from normzoo.callbacks._bad_step import BadStep, set_buffers
+from normzoo.callbacks._layer_table import Findings, inspect_step
 from normzoo.cli.fit import CLI
 from normzoo.errors import InputError, printable
-from normzoo.monitoring.lean import make_lean
 from normzoo.monitoring.random_state import set_random_state
 from normzoo.monitoring.replica import Replica, same_random_numbers
 
-# A step on another machine, or one that ran compiled, rounds otherwise.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # another machine, or a compiled network, rounds differently
 
 
 class Replayed(Exception):
-    """The step has been run: no error, but what ends the training that was begun for it."""
+    """Ends the training after the step."""
 
 
 class Replay(Callback):
-    """Runs a saved step in the place of the first that a resumed training would make, and ends the training.
+    """Repeats a saved step in place of the first step of a resumed training.
 
     Args:
         step: what was saved.
@@ -40,116 +37,124 @@ class Replay(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = self.step
-        if trainer.fit_loop.restarted_mid_epoch:  # of which Lightning does not tell the module that it begins
+        if trainer.fit_loop.restarted_mid_epoch:  # then Lightning does not call it
             pl_module.on_train_epoch_start()
-        places = dict(pl_module.named_modules())
-        for name, value in step.buffers.items():
-            prefix, _, last = name.rpartition(".")
-            owner = places.get(prefix)
-            if owner is not None and last in owner._buffers:
-                owner._buffers[last] = None if value is None else value.to(pl_module.device)
-        for name in step.evaluating:
-            if name in places:
-                places[name].training = False
+        set_buffers(pl_module, step.buffers)
+        for name, layer in pl_module.named_modules():
+            if name in step.evaluating:
+                layer.training = False
         saved = trainer.strategy.batch_to_device(step.batch, pl_module.device, dataloader_idx=0)
         with same_random_numbers(pl_module.device):
             set_random_state(step.random, pl_module.device)
-            self.findings = look(Replica(trainer, pl_module), saved, step.batch_idx, step.factor)
+            self.findings = inspect_step(Replica(trainer, pl_module), saved, step.batch_idx, step.factor)
         raise Replayed
 
 
 class ReplayCLI(CLI):
-    """The training that a step is of, up to the step: on one process, and without a trace.
+    """Resumes the training of a step on one process, up to the step, and writes nothing.
 
     Args:
         folder: of the step.
-        step: what was saved of it.
-        arguments: options of `normzoo fit` that differ, such as where the data lies.
+        step: what was saved.
+        arguments: options of `normzoo fit`.
     """
 
-    def __init__(self, folder: Path, step: BadStep, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, step: BadStep, arguments: Sequence[str]) -> None:
         self.replay = Replay(step)
         checkpoint = folder / "checkpoints" / "last.ckpt"
         super().__init__(["fit", "-c", str(folder / "config.yaml"), *arguments, f"--ckpt_path={checkpoint}"])
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
-        self.save_config_callback = None
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self._get(self.config_init, "trainer")
-        config.callbacks, config.plugins = [self.replay], None
-        config.logger = config.enable_checkpointing = config.sync_batchnorm = False
-        config.enable_progress_bar = config.enable_model_summary = config.fast_dev_run = False
+        self.save_config_callback = None
+        config = self.config_init.fit.trainer
+        config.callbacks = config.plugins = config.profiler = config.max_time = None
+        config.logger = config.enable_checkpointing = config.sync_batchnorm = config.fast_dev_run = False
+        config.enable_progress_bar = config.enable_model_summary = False
         config.devices, config.num_nodes, config.strategy, config.num_sanity_val_steps = 1, 1, "auto", 0
-        config.max_time = config.profiler = None
         if not torch.cuda.is_available():
             config.accelerator = "cpu"
-        return LightningCLI.instantiate_trainer(self, **kwargs)
+        return super().instantiate_trainer(**kwargs)
+
+    def own_callbacks(self, config: Any, callbacks: Sequence[Callback]) -> list[Callback]:
+        return [self.replay]
 
     def fit(self, **kwargs: Any) -> None:
-        make_lean(self.trainer, self.model)
         with contextlib.suppress(Replayed):
-            self.trainer.fit(**{**kwargs, "weights_only": True})  # the folder may be a stranger's
+            self.trainer.fit(**kwargs)
 
     def after_fit(self) -> None:
-        """Nothing was trained."""
+        """Does nothing: there was no training."""
 
 
-def reproduced(step: BadStep, seen: Findings) -> bool:
-    """Whether a step that ran again has the loss, and the first layer that is not finite, of the one that was saved."""
-    then, now = step.findings["loss"], seen.loss
-    if then is None or now is None:
-        same = then is now
-    elif math.isfinite(then) and math.isfinite(now):
-        same = math.isclose(then, now, rel_tol=TOLERANCE)
+def is_reproduced(step: BadStep, findings: Findings) -> bool:
+    """Whether the loss and the first layer are those of the training."""
+    before, now = step.loss, findings.loss
+    if before is None or now is None:
+        same = before is now
     else:
-        same = then == now or (math.isnan(then) and math.isnan(now))
-    return same and seen.offender == step.findings["offender"] and bool(seen.offender)
+        same = before == now or math.isclose(before, now, rel_tol=TOLERANCE) or (math.isnan(before) and math.isnan(now))
+    return same and findings.offender == step.offender != ""
+
+
+def find_steps(folder: Path, rank: str | None = None) -> dict[str, BadStep]:
+    """The saved steps: rank -> step.
+
+    Args:
+        folder: of the step.
+        rank: the only one to read.
+
+    Raises:
+        InputError: there are none.
+    """
+    files = {file.stem.removeprefix("rank"): file for file in sorted(folder.glob("rank*.pt"))}
+    wanted = {one: file for one, file in files.items() if rank in (None, one)}
+    if not wanted:
+        have = f"it has the ranks {', '.join(files)}" if files else "it has no rank0.pt"
+        which = f"step of rank {rank}" if files else "saved step"
+        raise InputError(f"{folder}: no {which} ({have}); give the folder from the error message, RUN/bad/STEP.")
+    if not (folder / "config.yaml").is_file():
+        raise InputError(
+            f"{folder} has no config.yaml, since the training was not started by 'normzoo fit'. In Python, "
+            f"torch.load({str(next(iter(wanted.values())))!r}, weights_only=True)['batch'] is the batch, and "
+            f"{folder / 'checkpoints' / 'last.ckpt'} has the weights."
+        )
+    return {rank: BadStep.load(file) for rank, file in wanted.items()}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `normzoo replay` and returns the exit status: 0 where the step was reproduced."""
+    """Runs `normzoo replay`, and returns 0 if the step was reproduced, else 1."""
     parser = argparse.ArgumentParser(
         prog="normzoo replay",
-        description="Run a training step again whose loss or gradients were not finite, from the weights, the batch "
-        "and the random numbers that were saved of it, and show what every layer made of them.",
-        epilog="Exit status: 0 if loss and first layer are those of the training, else 1. Other options are those of "
-        "normzoo fit, as --data.root=FOLDER.",
+        allow_abbrev=False,
+        description="Repeat a training step whose loss or gradients were not finite, from the weights, the batch and "
+        "the random numbers that were saved, and show the input, output and gradient of every layer.",
+        epilog="The exit status is 0 if loss and first layer are those of the training, else 1. Other options are "
+        "those of normzoo fit, such as --data.root=FOLDER.",
     )
-    parser.add_argument("folder", type=Path, help="the folder of the step: RUN/bad/STEP")
-    parser.add_argument("--rank", type=int, default=None, help="whose batch (default: the first that was not finite)")
+    parser.add_argument("folder", nargs="?", help="the folder of the step: RUN/bad/STEP")
+    parser.add_argument("--rank", help="whose batch (default: the first rank that was not finite)")
     given, others = parser.parse_known_args(arguments)
-    folder: Path = given.folder
-    files = sorted(folder.glob("rank*.pt"), key=lambda file: (len(file.name), file.name))
-    wanted = [file for file in files if given.rank is None or file.stem == f"rank{given.rank}"]
-    if not wanted:
-        have = f"there are {', '.join(file.stem for file in files)}" if files else "it holds no rank0.pt"
-        raise InputError(
-            f"{folder}: no step of {'a training' if given.rank is None else f'rank {given.rank}'} is saved there "
-            f"({have}); give the folder that the message named, RUN/bad/STEP."
-        )
-    if not (folder / "config.yaml").is_file():
-        raise InputError(
-            f"{folder} has no config.yaml, which tells the network: the training was not started by 'normzoo fit'. "
-            f"In Python: normzoo.callbacks._bad_step.BadStep.load({str(wanted[0])!r}) has the batch."
-        )
-    steps = [(file, BadStep.load(file)) for file in wanted]
-    offenders = [step.findings["offender"] for _, step in steps]
-    first = min(range(len(steps)), key=lambda i: (offenders[i] != "batch", not offenders[i]))
-    file, step = steps[first]
-    cli = ReplayCLI(folder, step, others)
-    seen = cli.replay.findings
-    if seen is None:
+    if given.folder is None:
+        raise InputError("replay: give the folder of the step: normzoo replay RUN/bad/STEP")
+    folder = Path(given.folder)
+    # The first rank with a bad batch, else the first one with a bad layer.
+    steps = find_steps(folder, given.rank).items()
+    rank, step = min(steps, key=lambda item: (item[1].offender != "batch", not item[1].offender))
+    findings = ReplayCLI(folder, step, others).replay.findings
+    if findings is None:
         raise InputError(f"{folder}: the training ended before the step; does its config.yaml fit its checkpoint?")
-    same = reproduced(step, seen)
-    of_rank = f", {file.stem}" if step.ranks > 1 else ""
+    report(step, findings, rank)
+    return 0 if is_reproduced(step, findings) else 1
+
+
+def report(step: BadStep, findings: Findings, rank: str) -> None:
+    """Prints the table, and what differs from the training."""
+    of_rank = f", rank {rank}" if step.ranks > 1 else ""
     precision = printable(step.precision)
     print(f"step {step.step}, epoch {step.epoch}, batch {step.batch_idx}, precision {precision}{of_rank}\n")
-    print(seen.table())
-    print(f"\nloss in the training  {step.loss}\nloss now              {seen.loss}\n{seen.says}")
-    if not same:
-        print(f"Not reproduced. In the training: {printable(str(step.findings['says']))}")
+    print(findings.table())
+    print(f"\nloss in training  {step.loss}\nloss in replay    {findings.loss}\n{findings.summary}")
+    if not is_reproduced(step, findings):
+        print(f"Not reproduced. In training: {printable(step.summary)}")
         if step.ranks > 1:
-            print(f"It ran on {step.ranks} ranks: layers that synchronize saw the samples of all, here those of one.")
-    return 0 if same else 1
+            print(f"It ran on {step.ranks} ranks: synchronized layers saw the samples of all, here only those of one.")
