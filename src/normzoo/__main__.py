@@ -1,24 +1,28 @@
-"""The command `normzoo`: finds out what is asked for before it imports what that needs."""
+"""The command `normzoo`: runs a command, and imports only what it needs."""
 
 import os
 import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 
 from normzoo import __version__
+from normzoo.cli.runtime import require_ranks, share_cores
 from normzoo.errors import InputError, printable
 
 COMMANDS = {
     "fit": "train a network, then test the best checkpoint",
-    "resume": "go on with a run that was cut off, to the end it would have had",
+    "resume": "continue a run that was interrupted, to the end it would have had",
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",
-    "replay": "run a step again whose loss was NaN or infinite, and show every layer",
+    "replay": "repeat a step whose loss was NaN or infinite, and show every layer",
     "checkpoint": "show what a checkpoint holds, without running anything in it",
     "norms": "list the normalization layers, or show one layer's card",
 }
+
+EVALUATE = dict.fromkeys(("validate", "test", "predict"), "evaluate")  # the module of a command, where it is another
 
 HELP = """usage: normzoo COMMAND [options]
 
@@ -29,8 +33,8 @@ commands:
 
   normzoo COMMAND --help lists a command's options; normzoo fit --model.net.help=MLP those of a class.
 
-  --allow=my_package  lets a config file or a checkpoint name classes of a package of yours; several with commas.
-                      So does NORMZOO_ALLOW=my_package. A class that you type as the value of a flag needs neither.
+  --allow=my_package  lets config files and checkpoints name classes of your package; separate several by commas.
+                      NORMZOO_ALLOW=my_package does the same. A class that you type as a flag needs neither.
 
 examples:
   normzoo fit                                            # an MLP with BatchNorm on scikit-learn's digits
@@ -45,14 +49,16 @@ examples:
 
 
 def shortened(message: str) -> str:
-    """A message without the middle of words of hundreds of letters, such as a value that is a whole file."""
+    """A message whose words of 300 letters or more, such as a whole file given as a value, are shortened."""
     return re.sub(r"\S{300,}", lambda word: f"{word[0][:100]} ... {word[0][-20:]}", message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, or 1 with one message on standard error."""
+    """Runs one command, whose module is imported here, and returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, *rest = arguments or ["--help"]
+    if os.getcwd() not in sys.path and not sys.flags.safe_path:  # for classes of the user's, as with `python -m`
+        sys.path.append(os.getcwd())
     if command in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -64,29 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             close = get_close_matches(command, COMMANDS, n=1)
             meant = f"did you mean {close[0]!r}? " if close else ""
             raise InputError(f"unknown command {command!r}: {meant}The commands are {', '.join(COMMANDS)}.")
-        if command == "norms":
-            from normzoo.cli import norms
-
-            norms.main(rest)
-        elif command == "resume":
-            from normzoo.cli import resume
-
-            resume.main(rest)
-        elif command == "checkpoint":
-            from normzoo.cli import checkpoint
-
-            checkpoint.main(rest)
-        else:
-            from normzoo.cli.runtime import share_cores
-
-            share_cores()
-            if command == "replay":
-                from normzoo.cli import replay
-
-                return replay.main(rest)
-            from normzoo.cli import fit  # and with it torch
-
-            fit.main(arguments)
+        share_cores()
+        require_ranks()
+        module = import_module(f"normzoo.cli.{EVALUATE.get(command, command)}")
+        status = module.main(arguments if command in ("fit", *EVALUATE) else rest)
+        sys.stdout.flush()
     except InputError as error:
         if os.environ.get("NORMZOO_TRACEBACK"):
             raise
@@ -95,7 +83,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("normzoo: interrupted", file=sys.stderr)
         return 130
-    return 0
+    except OSError as error:
+        if error.filename is not None or can_print():
+            raise
+        discard_output()
+        if not isinstance(error, BrokenPipeError):
+            print(f"normzoo: error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+            return 1
+        return 128 + 13  # as a program that SIGPIPE ended
+    return status or 0
+
+
+def can_print() -> bool:
+    """Whether standard output can still be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def discard_output() -> None:
+    """Connects standard output to nothing, since Python writes what is left when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

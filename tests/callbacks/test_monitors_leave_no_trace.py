@@ -16,6 +16,7 @@ import torch
 from commands import BRIEF, normzoo, process
 from lightning.pytorch.loggers import TensorBoardLogger
 from monitored import MONITORS, QUIET, Written, classifier, fit, hooks, suite, written
+from spawned import DDP
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -30,7 +31,6 @@ from normzoo.callbacks import (
     RunningStatistics,
 )
 from normzoo.callbacks.running_statistics import keeps_statistics
-from normzoo.distributed.leave import DDP
 from normzoo.distributed.sync import SyncNorms
 from normzoo.errors import InputError
 from normzoo.models import MLP, ConvNet, ResNet
@@ -441,7 +441,7 @@ class Shared(pl.LightningModule):
 
 
 def on_ranks(ranks: int, folder: Path, task: Shared, **settings: Any) -> None:
-    two = {"devices": 2, "strategy": DDP(start_method="spawn")} if ranks == 2 else {"devices": 1}
+    two = {"devices": 2, "strategy": DDP()} if ranks == 2 else {"devices": 1}
     trainer = pl.Trainer(
         **{**QUIET, "max_epochs": 2, "limit_val_batches": 0, **settings},
         **two,  # type: ignore[arg-type]

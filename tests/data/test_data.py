@@ -16,6 +16,7 @@ import torchvision
 from datasets import DATA_SETS, FILE_DATA_SETS, accept_stand_ins, idx_bytes, write_stand_in
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
+from spawned import DDP
 from torch import Tensor, nn
 from torchvision.transforms import functional, v2
 from torchvision.transforms.v2 import Transform
@@ -23,7 +24,6 @@ from torchvision.transforms.v2 import Transform
 from normzoo.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageData, Images, RandomFlip, RandomShift
 from normzoo.data._files import FileData
 from normzoo.data._sampler import EvalBatches, TrainBatches
-from normzoo.distributed.leave import DDP
 from normzoo.errors import InputError
 
 every_data_set = pytest.mark.parametrize("cls", DATA_SETS, ids=lambda cls: cls.__name__)
@@ -473,7 +473,7 @@ def test_two_ranks_train_and_evaluate_together_as_one(tmp_path: Path) -> None:
     seen = []
     for ranks in (1, 2):
         data = SeededByRank(batch_size=300 // ranks, eval_batch_size=46 // ranks, val_size=181)
-        strategy = "auto" if ranks == 1 else DDP(start_method="spawn")
+        strategy = "auto" if ranks == 1 else DDP()
         run = trainer(devices=ranks, strategy=strategy, num_sanity_val_steps=0)
         run.fit(Ranks(tmp_path), datamodule=data)
         batches = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]

@@ -14,6 +14,7 @@ import yaml
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchSyncBatchNorm
 from ranks import TwoRanks
+from spawned import DDP
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -21,7 +22,6 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from normzoo import norms
 from normzoo.cli import fit as cli
 from normzoo.distributed import sync
-from normzoo.distributed.leave import DDP
 from normzoo.distributed.sync import SyncNorms
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm
@@ -253,7 +253,7 @@ def test_two_ranks_of_a_plain_trainer_train_as_one() -> None:
     one = trained(Task())
 
     def two(**plugins: Any) -> dict[str, Tensor]:
-        return trained(Task(), devices=2, strategy=DDP(start_method="spawn"), **plugins)
+        return trained(Task(), devices=2, strategy=DDP(), **plugins)
 
     assert largest_difference(one, two(plugins=[SyncNorms(), SafeCheckpointIO()])) < 1e-12
     assert largest_difference(one, two()) > 1e-3

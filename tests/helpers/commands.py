@@ -40,6 +40,7 @@ def normzoo(*arguments: str) -> Result:
         redirect_stdout(out),
         redirect_stderr(err),
         patch.dict(os.environ),
+        patch.object(sys, "path", [*sys.path]),  # the command adds the current folder
         patch("normzoo.cli.runtime.ctypes"),  # the C library's settings would stay for all tests that follow
     ):
         os.environ.pop("NORMZOO_TRACEBACK", None)

@@ -23,7 +23,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "step": ("normzoo.tasks.classifier", "Classifier.training_step"),
     "batch end": ("normzoo.tasks.classifier", "Classifier.on_train_batch_end"),
     "validation": ("normzoo.tasks.classifier", "Classifier.validation_step"),
-    "epoch end": ("normzoo.runs.exact_resume", "ExactResume.epoch_is_done"),
+    "epoch end": ("normzoo.runs.exact_resume", "ExactResume.end_epoch"),
     "sizes": ("normzoo.runs.exact_resume", "written"),
     "write": ("normzoo.runs.checkpoint_io", "torch.save"),
     "rename": ("normzoo.runs.atomic", "Path.replace"),

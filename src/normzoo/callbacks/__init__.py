@@ -15,6 +15,5 @@ from normzoo.monitoring.schedule import Every as Every
 from normzoo.monitoring.schedule import Logarithmic as Logarithmic
 from normzoo.runs.change import Change as Change
 from normzoo.runs.exact_resume import ExactResume as ExactResume
-from normzoo.runs.live_writers import LiveWriters as LiveWriters
 from normzoo.runs.record import Record as Record
 from normzoo.runs.shared_run import SharedRun as SharedRun

@@ -1,4 +1,4 @@
-"""Turns what the argument parser says into one message: what was given, the rule, the remedy."""
+"""Turns the error of the argument parser into one message: the value, the rule and the remedy."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from normzoo import data, models, norms
 from normzoo.errors import InputError
 from normzoo.runs.allowed import resolve
 
-# What can stand under a key, by the key's last part.
+# Last part of a key -> the names of this package's classes that it accepts.
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "norm": norms.layers,
     "then": norms.layers,
@@ -18,56 +18,102 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "init": lambda: subclasses(models, models.Init),
     "data": lambda: subclasses(data, data.ImageData),
 }
+# Arguments of a class that the network, the task or the data module passes.
+PASSED = {"num_features", "input_shape", "num_classes", "params", "optimizer"}
 
-# Lines of the parser's nested message that say nothing to a user: its own types, and the alternatives not meant.
+# Lines of the parser's nested message that say nothing to a user.
 NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Problem with given class_path|Expected a path but"
     r"|Expected a <class 'NoneType'>"
 )
 KEY = re.compile(r'Parser key "([^"]*)":\s*')
-# What a class is given by the network, the task or the data set, not by the user.
-HANDED_OVER = {"num_features", "input_shape", "num_classes", "params", "optimizer"}
 WRAPPING = re.compile(r"Type \S*Callable\S* ?\S* expects a function or a callable class: ")
+UNKNOWN = r"(?:[Oo]ption '([^']*)' is not accepted|Key '([^']*)' is not expected)"
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:
-    """The core of a parser's message: which key, what was wrong, and the choices there are.
+    """The essence of a parser's message: the key, what was wrong, and the choices.
 
     Args:
         message: the parser's.
-        options: all that the parser takes, without their dashes.
+        options: all options of the parser, without their dashes.
     """
     keys, said = innermost(message) if KEY.search(message) else ([], " ".join(message.split()))
-    path = ".".join(keys)
-    unknown_class = re.search(r"Expected a dot import path string: ?(\S*)", said)
-    unknown_option = re.search(r"[Oo]ption '([^']*)' is not accepted|Key '([^']*)' is not expected", said)
-    known = sorted(CHOICES.get(keys[-1] if keys else "", tuple)())
-    taken = arguments_of(message)
-    if unknown_option and taken:
-        name = (unknown_option[1] or unknown_option[2]).split(".")[0]
-        close = nearest(name, [*taken[1], "class_path", "init_args"])
-        said = f"{taken[0]} takes no {name!r}.{close} It takes {', '.join(taken[1]) or 'nothing'}"
-    elif several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", message):
-        said = f"there are several {several[1]}; give the path of one: {several[2]}"
-    elif unknown_class:
-        name = unknown_class[1]
-        choices = f" Known are {', '.join(known)}." if known else ""
-        said = f"there is no {name!r}.{nearest(name, known)}{choices} Your own goes by its path, my_package.{name}"
-    elif said.startswith("unrecognized arguments"):
+    key = f"{'.'.join(keys)}: " if keys else ""
+    choices = sorted(CHOICES.get(keys[-1] if keys else "", tuple)())
+    said = (
+        unknown_argument(said, message)
+        or unknown_class(said, message, choices)
+        or unknown_option(said, options)
+        or wrong_value(said, message)
+        or said
+    )
+    return f"{key}{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
+
+
+def unknown_argument(said: str, message: str) -> str | None:
+    """The message for an argument that a class does not have."""
+    found = re.search(UNKNOWN, said)
+    taken = arguments_of(message) if found else None
+    if found is None or taken is None:
+        return None
+    name, (owner, arguments) = (found[1] or found[2]).split(".")[0], taken
+    close = nearest(name, arguments) or nearest(name, ["class_path", "init_args"], cutoff=0.8)
+    others = [layer for layer, kind in norms.layers().items() if name in signature(kind).parameters]
+    elsewhere = (
+        f" {', '.join(sorted(others, key=len)[:3])} {'has' if len(others) == 1 else 'have'} it."
+        if owner in norms.layers() and others
+        else ""
+    )
+    return f"{owner} has no argument {name!r}.{close}{elsewhere} Its arguments are {', '.join(arguments) or 'none'}"
+
+
+def unknown_class(said: str, message: str, choices: list[str]) -> str | None:
+    """The message for the name of a class that does not exist, or does not fit."""
+    if several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", message):
+        return f"there are several {several[1]}; give the path of one: {several[2]}"
+    if name := re.search(r"Expected a dot import path string: ?(\S*)", said):
+        known = f" Choices: {', '.join(choices)}." if choices else ""
+        own = f"Give your own by its path, my_package.{name[1]}"
+        return f"there is no {name[1]!r}.{nearest(name[1], choices)}{known} {own}"
+    if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", said):
+        return f"there is no '{missing[1]}.{missing[2]}'.{nearest(missing[2], choices)}"
+    if base := re.search(r"^Not a valid subclass of (\w+)", said):
+        return f"expected the name of a {base[1]}, or class_path and init_args of one"
+    if base := re.search(r"Expected '([\w.]+)' to be .*?<class '(?:[\w.]+\.)?(\w+)'>", said):
+        return f"{base[1]!r} is no {base[2]}, and does not build one"
+    return None
+
+
+def unknown_option(said: str, options: Iterable[str]) -> str | None:
+    """The message for an option that the command does not have."""
+    if said.startswith("unrecognized arguments"):
         name = said.split()[-1].lstrip("-").split("=")[0]
-        rule = "options of the network are under --model.net, of the task under --model"
-        said = f"{said}.{nearest(name, options, prefix='--')} {rule[0].upper()}{rule[1:]}"
-    elif unaccepted := re.search(r"does not accept option '([^']*)'", said):
-        said = f"{said}.{nearest_key(unaccepted[1], options)}"
-    elif said.startswith("Expected a"):
-        said = f"expected {expected(message) or 'the name of a class'}; got {value_in(message)}"
-    elif missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", said):
-        said = f"there is no '{missing[1]}.{missing[2]}'.{nearest(missing[2], known)}"
-    elif base := re.search(r"^Not a valid subclass of (\w+)", said):
-        said = f"expected the name of a {base[1]}, or class_path and init_args of one"
-    elif base := re.search(r"Expected '([\w.]+)' to be .*?<class '(?:[\w.]+\.)?(\w+)'>", said):
-        said = f"{base[1]!r} is no {base[2]}, and does not build one"
-    return f"{path + ': ' if path else ''}{said.rstrip('.')}{'' if said.endswith('?') else '.'}"
+        rule = "Options of the network start with --model.net, those of the task with --model"
+        return f"{said}.{nearest(name, options, prefix='--')} {rule}"
+    if option := re.search(r"does not accept option '([^']*)'", said):
+        return f"{said}.{nearest_key(option[1], options)}"
+    return None
+
+
+def wrong_value(said: str, message: str) -> str | None:
+    """The message for a value of the wrong type."""
+    if not said.startswith("Expected a"):
+        return None
+    types = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
+    lists = ("collections.abc.Sequence", "tuple")
+    kinds = [f"a value of type {'list' if name in lists else name}" for name in types if name != "NoneType"]
+    words = dict.fromkeys(re.findall(r"Expected an? typing.Literal\[(.*?)\]", message))
+    expected = " or ".join([*kinds, f"one of {', '.join(words)}"] if words else kinds) or "the name of a class"
+    value = re.search(
+        r"(?:Got|Given) value: (?!Namespace|NestedArg)([^\n]*?)(?:\. Got value: .*)?$", message, re.MULTILINE
+    )
+    return f"expected {expected}; got {shortened(value[1]) if value else 'another value'}"
+
+
+def shortened(value: str) -> str:
+    """A value in quotes, without the middle of a long one."""
+    return repr(value if len(value) <= 200 else f"{value[:100]} ... {value[-20:]}")
 
 
 def cause(error: Exception) -> str:
@@ -77,7 +123,7 @@ def cause(error: Exception) -> str:
 
 
 def innermost(message: str) -> tuple[list[str], str]:
-    """The keys that lead to the first thing a nested message says, and that thing."""
+    """The keys that lead to the first statement in a nested message, and the statement."""
     stack: list[tuple[int, str]] = []
     for line in message.splitlines():
         indent, text = len(line) - len(line.lstrip()), WRAPPING.sub("", line.strip().removeprefix("- "))
@@ -92,56 +138,33 @@ def innermost(message: str) -> tuple[list[str], str]:
 
 
 def arguments_of(message: str) -> tuple[str, list[str]] | None:
-    """The name and the arguments of the innermost class that a message speaks of."""
-    unknown = r"(?:[Oo]ption '[^']*' is not accepted|Key '[^']*' is not expected)"
-    paths = re.findall(unknown + r"[^\n]*?class_path='([\w.]+)'", message) or re.findall(
-        r"given class_path '([\w.]+)'", re.split(unknown, message)[0]
-    )
-    if not paths:
-        return None
-    named: Any = resolve(paths[-1])  # imports nothing: what a message quotes may be anybody's words
+    """The name and the arguments of the innermost class in a message."""
+    paths = re.findall(rf"{UNKNOWN}[^\n]*?class_path='([\w.]+)'", message)
+    found = [path for *_, path in paths] or re.findall(r"given class_path '([\w.]+)'", re.split(UNKNOWN, message)[0])
+    named: Any = resolve(found[-1]) if found else None  # imports nothing
     if not isinstance(named, type):
         return None
     try:
         parameters = signature(named).parameters
     except ValueError:  # a class that is not written in Python
         return None
+    variadic = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     names = [
         name
         for name, parameter in parameters.items()
-        if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
-        and not (name in HANDED_OVER and parameter.default is Parameter.empty)
+        if parameter.kind not in variadic and not (name in PASSED and parameter.default is Parameter.empty)
     ]
-    return paths[-1].rsplit(".", 1)[-1], names
+    return named.__name__, names
 
 
-def expected(message: str) -> str:
-    """All that a message says could stand there."""
-    found = re.findall(r"Expected an? <class '([\w.]+)'>", message)
-    types = dict.fromkeys("list" if name in ("collections.abc.Sequence", "tuple") else name for name in found)
-    words = dict.fromkeys(re.findall(r"Expected an? typing.Literal\[(.*?)\]", message))
-    kinds = [f"a value of type {name}" for name in types if name != "NoneType"]
-    return " or ".join(kinds + [f"one of {', '.join(words)}"] * bool(words))
-
-
-def value_in(message: str) -> str:
-    """The value that a message is about."""
-    value = re.search(
-        r"(?:Got|Given) value: (?!Namespace|NestedArg)([^\n]*?)(?:\. Got value: .*)?$", message, re.MULTILINE
-    )
-    if not value:
-        return "another value"
-    return repr(value[1] if len(value[1]) <= 200 else f"{value[1][:100]} ... {value[1][-20:]}")
-
-
-def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
-    """A question after the names most like the one given."""
-    close = get_close_matches(given, list(known), n=3, cutoff=0.4)
+def nearest(given: str, known: Iterable[str], prefix: str = "", cutoff: float = 0.4) -> str:
+    """A question with the names most similar to the given one."""
+    close = get_close_matches(given, list(known), n=3, cutoff=cutoff)
     return f" Did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
 
 
 def nearest_key(given: str, options: Iterable[str]) -> str:
-    """The same for a key with dots, of which the first part that nobody knows is the wrong one."""
+    """The same for a key with dots, by the first part that does not exist."""
     known = [option for option in options if not option.endswith(".help")]
     above = ""
     for part in given.split("."):
@@ -153,12 +176,12 @@ def nearest_key(given: str, options: Iterable[str]) -> str:
 
 
 def subclasses(room: object, base: type) -> list[str]:
-    """The names in a room of the classes derived from a base."""
+    """The names of a module's classes that are derived from a base."""
     return [n for n, c in vars(room).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """The `InputError` that a chain of exceptions began with, if one did."""
+    """The `InputError` in a chain of exceptions, if there is one."""
     while error is not None:
         if isinstance(error, InputError):
             return error

@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, ClassVar
+from zlib import crc32
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
@@ -88,6 +91,7 @@ class ImageData(LightningDataModule, ABC):
         self._seed = 0
         self._train: Images | None = None
         self._test: Images | None = None
+        self._crc: int | None = None
         self._constants: dict[tuple[torch.device, torch.Size, bool], tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
@@ -165,12 +169,26 @@ class ImageData(LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on in the same order; its place in the epoch is in Lightning's progress."""
-        return {"shuffle_seed": self._seed}
+        return {"shuffle_seed": self._seed, "fingerprint": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the order of the run that was saved, unless `shuffle_seed` asks for another."""
+        saved, now = state_dict.get("fingerprint"), self._fingerprint()
+        if None not in (saved, now) and saved != now:
+            rank_zero_warn(
+                f"{type(self).__name__}: the images in {self.root!r} are not those of the checkpoint (fingerprint "
+                f"{now}, not {saved}). A run that continues with them is not exact: bring back the files, or start a "
+                f"new run."
+            )
         if self.shuffle_seed is None:
             self._seed = state_dict["shuffle_seed"]
+
+    def _fingerprint(self) -> int | None:
+        """A checksum of all images and labels, None before they are read."""
+        if self._crc is None and self._train is not None:
+            parts = [part for images in self._images() for part in (images.images, images.labels)]
+            self._crc = reduce(lambda crc, part: crc32(part.contiguous().numpy().data, crc), parts, 0)
+        return self._crc
 
     def _eval_loader(
         self, images: Images, rows: Tensor, batch_size: int, batches_done: Callable[[], int] | None = None

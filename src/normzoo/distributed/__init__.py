@@ -1,4 +1,4 @@
-"""Training on several ranks: statistics and losses over all of them, and parameters that they share out."""
+"""Training on several ranks: batch statistics and losses over all of them, and sharded parameters."""
 
 from normzoo.distributed.ranks import mean_over_ranks as mean_over_ranks
 from normzoo.distributed.shard import FSDP as FSDP

@@ -1,66 +1,66 @@
-"""What monitors tell each other between ranks: small things, by a group of their own, with an end to waiting."""
+"""Small values that callbacks exchange between ranks."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# A rank that waits this long for another, which has ended or stands still, gives up with an error.
-PATIENCE = timedelta(minutes=5)
-
-
-def patience() -> timedelta:
-    """How long to wait for another rank: no longer than the training does."""
-    try:
-        own: timedelta = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout  # type: ignore[union-attr]
-    except (RuntimeError, AttributeError):  # the training has no group for CPUs
-        return PATIENCE
-    return min(own, PATIENCE)
-
 
 class Ranks:
-    """The processes that train together; one process is a special case that costs nothing.
+    """The processes that train together; a single process exchanges nothing.
 
-    Values are exchanged in a gloo group of their own: in float64, on CPUs, whatever the training uses.
+    Values travel over gloo, on CPUs, whatever the training uses: its own process group where that is gloo, a new one
+    otherwise. All ranks must create, use and close it together.
+
+    Attributes:
+        many: whether there are several ranks.
+        size: the number of ranks.
     """
 
     def __init__(self) -> None:
         self.many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.size = dist.get_world_size() if self.many else 1
-        self.group: Any = dist.new_group(backend="gloo", timeout=patience()) if self.many else None
+        self.group: Any = dist.new_group(backend="gloo") if self.many and dist.get_backend() != "gloo" else None
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Destroys the process group, if it is not that of the training."""
         if self.group is not None and dist.is_initialized():
             dist.destroy_process_group(self.group)
         self.group = None
         self.many = False
 
     def gather(self, value: Any, error: Exception | None = None) -> list[Any]:
-        """What every rank has, in the order of ranks. All ranks must call it.
+        """The value of each rank, in the order of ranks. All ranks must call it.
+
+        Args:
+            value: of this rank; anything that pickles.
+            error: why this rank has no value.
 
         Raises:
-            Exception: this rank's error, or a RuntimeError with that of another rank: all fail together.
+            Exception: this rank's error, or a RuntimeError with that of another rank: all ranks raise.
         """
         if not self.many:
             if error is not None:
                 raise error
             return [value]
-        told = None if error is None else f"{type(error).__name__}: {error}"
+        message = None if error is None else f"{type(error).__name__}: {error}"
         answers: list[Any] = [None] * self.size
-        dist.all_gather_object(answers, (told, None if told else value), group=self.group)
+        dist.all_gather_object(answers, (message, None if message else value), group=self.group)
         if error is not None:
             raise error
-        for rank, (trouble, _) in enumerate(answers):
-            if trouble:
-                raise RuntimeError(f"rank {rank} could not take its sample: {trouble}")
+        for rank, (failure, _) in enumerate(answers):
+            if failure:
+                raise RuntimeError(f"rank {rank} could not take its sample: {failure}")
         return [answer for _, answer in answers]
 
     def total(self, tensors: Sequence[Tensor], error: Exception | None = None) -> list[Tensor]:
-        """The sum of each tensor over all ranks. All must call it, with the same shapes.
+        """The sum of each tensor over all ranks, computed in float64. All ranks must call it, with the same shapes.
+
+        Args:
+            tensors: of this rank.
+            error: why this rank has none.
 
         Raises:
             Exception: this rank's error, or a RuntimeError with that of another rank.

@@ -1,4 +1,4 @@
-"""What a task of one's own needs to train on several ranks as on one."""
+"""The loss of a task on several ranks."""
 
 import torch
 import torch.distributed as dist
@@ -8,18 +8,21 @@ from normzoo.norms._ops.ranks import ranks
 
 
 def mean_over_ranks(loss: Tensor, samples: int) -> Tensor:
-    """A rank's loss, scaled such that what distributed training averages is the mean over the samples of all ranks.
+    """A rank's loss, scaled so that the average that DDP and FSDP take is the mean over the samples of all ranks.
 
-    `loss_r n_r R / sum_r n_r`, for R ranks. DDP and FSDP average gradients over ranks, whatever their batches: with 5
-    and 3 samples, each of the 3 would count as much as 5/3. Where all ranks have equally many samples, or there is one
-    rank, the loss stays what it is, to the bit.
+    `loss_r n_r R / sum_r n_r` for R ranks. DDP and FSDP average gradients over ranks, whatever the batch sizes: of 5
+    and 3 samples, each of the 3 would count 5/3 times as much. With equal batch sizes, or one rank, the loss is
+    unchanged, bit for bit.
 
-    Every rank must call it in every training step, also one whose batch is empty: its loss counts as 0, with gradients
-    of 0, which the others wait for.
+    Every rank must call it in every training step, even with an empty batch: its loss is then 0, with gradients of 0,
+    which the other ranks wait for.
 
     Args:
-        loss: this rank's, the mean over its samples.
-        samples: how many this rank has.
+        loss: scalar, the mean over this rank's samples.
+        samples: the number of this rank's samples.
+
+    >>> mean_over_ranks(torch.tensor(0.5), 32)  # one rank
+    tensor(0.5000)
     """
     group = ranks()
     if group is None:

@@ -1,6 +1,8 @@
-"""TensorBoard's files of a run: how far a checkpoint goes in them, and how they are taken back to it."""
+"""TensorBoard's event files of a run: how far a checkpoint goes in them, and how to cut them back to it."""
 
+import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -18,52 +20,60 @@ def event_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
 
 
 def event_files(logger: TensorBoardLogger) -> list[Path]:
-    """All that lie in a logger's folder, of this process and of those before it."""
+    """All event files in a logger's folder, of this process and of those before it."""
     return sorted(Path(logger.log_dir).glob("*tfevents*"))
 
 
-def own_file(logger: TensorBoardLogger) -> str:
-    """The name of the one that this process writes; by its first process."""
-    return Path(logger.experiment._get_file_writer().event_writer._file_name).name
-
-
 def goes_on(trainer: Trainer) -> bool:
-    """Whether a Trainer continues the curves that its checkpoint comes from: by its first process.
+    """Whether a Trainer continues the curves that its checkpoint comes from: on the first process.
 
-    A run that starts from another's checkpoint, in a folder of its own, does not.
+    A run that starts from another run's checkpoint, in a folder of its own, does not.
     """
     if not trainer.ckpt_path or not trainer.is_global_zero:
         return False
-    return any(file.name != own_file(logger) for logger in event_loggers(trainer) for file in event_files(logger))
+    return any(len(event_files(logger)) > 1 for logger in event_loggers(trainer))  # more than the one just opened
 
 
-def written(logger: TensorBoardLogger) -> Sizes:
-    """The files of a logger and their sizes, once all is on the disk."""
+def written(logger: TensorBoardLogger, before: Mapping[str, int]) -> Sizes:
+    """The files of a logger and their sizes, once all is on the disk.
+
+    Args:
+        logger: the logger.
+        before: what this function returned last time; empty at first.
+
+    Raises:
+        OSError: TensorBoard's writer thread could not write, or a file was deleted meanwhile: curves are lost.
+    """
     logger.experiment.flush()
-    return {file.name: file.stat().st_size for file in event_files(logger)}
+    sizes = {file.name: file.stat().st_size for file in event_files(logger)}
+    for name, size in before.items():
+        if sizes.get(name, 0) < size:
+            file = Path(logger.log_dir, name)
+            raise FileNotFoundError(errno.ENOENT, "it was deleted during the run", str(file))
+    return sizes
 
 
-def take_back(logger: TensorBoardLogger, sizes: Sizes, step: int) -> None:
-    """Takes the files back to what they were, so that what is written again stands there once.
+def take_back(logger: TensorBoardLogger, sizes: Mapping[str, int], step: int) -> None:
+    """Cuts the files back to their sizes at a checkpoint, so that a resumed run writes no step twice.
 
-    Nothing happens where there is none of the files: the run goes on in another folder. A folder that was moved or
-    copied is as good as the old one.
+    Does nothing if none of the files is there: the run continues in another folder. The folder may have been moved.
 
     Args:
         logger: writes to a new file.
-        sizes: what `written` said when the checkpoint was made.
+        sizes: what `written` returned when the checkpoint was made.
         step: of the checkpoint.
     """
-    files = {file.name: file for file in event_files(logger) if file.name != own_file(logger)}
+    writer = logger.experiment.file_writer
+    new = Path(writer.event_writer._file_name).name  # no public name tells a writer's file
+    files = {file.name: file for file in event_files(logger) if file.name != new}
     if not files.keys() & sizes.keys():
         return
     for name in sizes.keys() - files.keys():
-        rank_zero_warn(f"{logger.log_dir}: the file {name} is not there any more, and with it a part of the curves.")
+        rank_zero_warn(f"{logger.log_dir}: the file {name} is missing, and with it a part of the curves.")
     for name, file in files.items():
         if name not in sizes:
             file.unlink()
         elif file.stat().st_size > sizes[name]:
             os.truncate(file, sizes[name])
-    # For a TensorBoard that is running and has read what is gone: it forgets what comes after the checkpoint.
-    start = Event(session_log=SessionLog(status=SessionLog.START))
-    logger.experiment._get_file_writer().add_event(start, step + 1)
+    # Tells a TensorBoard that is running to forget what it has read after the checkpoint.
+    writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)

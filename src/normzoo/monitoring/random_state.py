@@ -11,7 +11,7 @@ from normzoo.errors import InputError
 
 
 def readers(device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Generator -> what reads its state: those of torch, NumPy and Python, and that of a device.
+    """Generator -> the function that reads its state: those of torch, NumPy and Python, and that of a device.
 
     Args:
         device: where this process computes.
@@ -29,7 +29,7 @@ def readers(device: torch.device) -> dict[str, Callable[[], Any]]:
 
 
 def numpy_state() -> list[Any]:
-    """The state of NumPy's generator."""
+    """The state of NumPy's global generator."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one is what libraries draw from
     return [str(name), np.asarray(keys).tolist(), *rest]
 
@@ -40,10 +40,10 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Has all generators go on as they did after `random_state`.
+    """Sets all generators to a state that `random_state` returned.
 
     Raises:
-        InputError: the state is none.
+        InputError: it is not such a state.
     """
     try:
         set_each(state, device)
@@ -54,7 +54,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def set_each(state: dict[str, Any], device: torch.device) -> None:
-    """Sets the generators, one by one."""
+    """Sets the generators, without a check."""
     torch.set_rng_state(state["torch"].cpu())
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002 - as above

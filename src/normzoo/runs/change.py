@@ -1,4 +1,4 @@
-"""Another learning rate from here on, and whatever else of an optimizer and its schedule a resumed run changes."""
+"""Another learning rate from here on, or another setting of an optimizer or its schedule, for a resumed run."""
 
 import copy
 from collections.abc import Mapping
@@ -10,12 +10,14 @@ from torch.optim import Optimizer
 
 from normzoo.errors import InputError
 
+SCHEDULE = "model.lr_scheduler."
+
 
 class Change(Callback):
-    """Has what is asked for win over what a checkpoint holds, for the settings named, when a run is resumed.
+    """Lets new settings of the optimizer and its schedule win over those in the checkpoint of a resumed run.
 
-    A Trainer takes up the state of optimizers and schedules from the checkpoint, and with it their old arguments. A new
-    learning rate moves the whole schedule: the rate of now, and all to come, by the ratio of new to old.
+    A Trainer restores optimizers and schedules from the checkpoint, with their old arguments. A new learning rate
+    scales the whole schedule: the rate of now, and all to come, by new / old.
 
     Args:
         changes: key -> (old, new), the keys spelled as flags: `model.optimizer.lr`.
@@ -28,100 +30,87 @@ class Change(Callback):
         self.changes = {
             key: pair for key, pair in changes.items() if key.startswith("model.") and not key.startswith("model.net")
         }
-        self.checkpoint: dict[str, Any] | None = None
-
-    # The state is changed after the optimizers are built and before they take it up. Most strategies read the
-    # checkpoint before they build, FSDP after.
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.checkpoint = checkpoint
-        if trainer.optimizers:
-            self.apply(trainer)
+        self.groups: list[list[dict[str, Any]]] = []
+        self.schedules: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.checkpoint is not None:
-            self.apply(trainer)
+        """Notes the settings as built, before the Trainer restores the old ones."""
+        self.groups = [[settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        self.schedules = [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
 
-    def apply(self, trainer: Trainer) -> None:
-        """Writes the new settings into the state that the Trainer is about to take up."""
-        checkpoint, self.checkpoint = self.checkpoint, None
-        assert checkpoint is not None
-        states = checkpoint["optimizer_states"]
-        for optimizer, state in zip(trainer.optimizers, states, strict=False):
-            for group, old in zip(optimizer.param_groups, state["param_groups"], strict=False):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer, groups in zip(trainer.optimizers, self.groups, strict=True):
+            for group, built in zip(optimizer.param_groups, groups, strict=True):
                 for key, pair in self.changes.items():
-                    change_group(key, pair, group, old)
-            require_step(optimizer, state, [key.rpartition(".")[2] for key in self.changes])
-        for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
-            groups = states[trainer.optimizers.index(config.scheduler.optimizer)]["param_groups"]
-            for key in self.changes:
-                if key.startswith("model.lr_scheduler."):
-                    state.pop(key.rpartition(".")[2], None)
-            rebase(config.scheduler, state, [group["lr"] for group in groups])
+                    change_group(key, pair, group, built)
+            require_step(optimizer, [key.rpartition(".")[2] for key in self.changes])
+        names = [key.removeprefix(SCHEDULE) for key in self.changes if key.startswith(SCHEDULE)]
+        for config, state in zip(trainer.lr_scheduler_configs, self.schedules, strict=True):
+            change_schedule(config.scheduler, state, ["base_lrs", *names])
 
 
-def change_group(key: str, pair: tuple[Any, Any], group: dict[str, Any], old: dict[str, Any]) -> None:
-    """Changes one setting of a saved group of parameters.
+def settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of parameters without the parameters."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def change_group(key: str, pair: tuple[Any, Any], group: dict[str, Any], built: Mapping[str, Any]) -> None:
+    """Changes one setting of a group of parameters.
 
     Args:
         key: the setting.
         pair: its old and its new value.
-        group: the group as the optimizer is built now.
-        old: the group as saved, which is changed.
+        group: as restored, which is changed.
+        built: as built from the new settings.
     """
     name = key.rpartition(".")[2]
-    if key.startswith("model.lr_scheduler."):
-        old.update(
-            {other: group[other] for other in ("initial_lr", "max_lr", "min_lr") if other in old and name in group}
-        )
+    if key.startswith(SCHEDULE):
+        limits = ("initial_lr", "max_lr", "min_lr") if name in built else ()
+        group.update({limit: built[limit] for limit in limits if limit in group})
         return
-    if name not in group:  # a task of one's own may call the rate by another name: it goes by its value
-        base = ("lr", group.get("initial_lr", group["lr"]), old.get("initial_lr", old["lr"]))
-        values = [base, *((other, group[other], old.get(other)) for other in group.keys() - {"params", "lr"})]
-        matches = [other for other, now, before in values if pair == (before, now)]
-        if not matches:
-            return
-        name = matches[0]
+    if name not in built:  # the argument of a task of one's own, such as `speed`: its values tell which setting it is
+        old, new = ({**of, "lr": of.get("initial_lr", of["lr"])} for of in (group, built))
+        name = next((other for other in new if pair == (old.get(other), new[other])), "")
     if name == "lr":
-        base, before = group.get("initial_lr", group["lr"]), old.get("initial_lr", pair[0])
-        old["lr"] = old["lr"] * (base / before) if before else base
-        if "initial_lr" in old:
-            old["initial_lr"] = base
-    else:
-        old[name] = group[name]
+        change_rate(pair, group, built)
+    elif name:
+        group[name] = built[name]
 
 
-def rebase(scheduler: Any, state: dict[str, Any], rates: list[Any]) -> None:
-    """Has a saved schedule, and those it is made of, go out from the rates of the optimizer as it is built now.
-
-    Args:
-        scheduler: as it is built now.
-        state: as saved, which is changed.
-        rates: the rate of now of each group of parameters.
-    """
-    if "base_lrs" in state:
-        state["base_lrs"] = list(scheduler.base_lrs)
-    if "_last_lr" in state:
-        state["_last_lr"] = list(rates)
-    for part, inner in zip(getattr(scheduler, "_schedulers", ()), state.get("_schedulers", ()), strict=False):
-        rebase(part, inner, rates)
+def change_rate(pair: tuple[Any, Any], group: dict[str, Any], built: Mapping[str, Any]) -> None:
+    """Scales the rate of a group of parameters; a schedule may have moved it from where it began."""
+    old, new = pair
+    if "initial_lr" in group and "initial_lr" in built:
+        old, new = group["initial_lr"], built["initial_lr"]
+        group["initial_lr"] = new
+    group["lr"] = group["lr"] * (new / old) if old else built["lr"]
 
 
-def require_step(optimizer: Optimizer, state: dict[str, Any], names: list[str]) -> None:
-    """Raises `InputError` unless an optimizer can go on from a state, tried on a copy of its first parameter."""
-    group, old = optimizer.param_groups[0], state["param_groups"][0]
-    if not old["params"] or old["params"][0] not in state["state"] or not set(names) & (old.keys() - {"lr"}):
+def change_schedule(scheduler: Any, built: Mapping[str, Any], names: list[str]) -> None:
+    """Gives a schedule, and those it consists of, the values of some attributes as built."""
+    for name in names:
+        if name in built:
+            setattr(scheduler, name, built[name])
+    # SequentialLR and ChainedScheduler have no public name for the schedules they consist of.
+    for part, inner in zip(getattr(scheduler, "_schedulers", ()), built.get("_schedulers", ()), strict=True):
+        change_schedule(part, inner, names)
+
+
+def require_step(optimizer: Optimizer, names: list[str]) -> None:
+    """Raises `InputError` unless an optimizer can step from its state, tried on a copy of its first parameter."""
+    group = optimizer.param_groups[0]
+    parameter: torch.Tensor | None = next(iter(group["params"]), None)
+    if parameter is None or parameter not in optimizer.state or not set(names) & (group.keys() - {"lr"}):
         return
-    parameter = torch.nn.Parameter(group["params"][0].detach().clone())
-    parameter.grad = torch.zeros_like(parameter)
-    arguments = {name: value for name, value in old.items() if name != "params"}
+    copied = torch.nn.Parameter(parameter.detach().clone())
+    copied.grad = torch.zeros_like(copied)
+    kind: Any = type(optimizer)
     try:
-        kind: Any = type(optimizer)
-        tried = kind([{**arguments, "params": [parameter]}])
-        tried.state[parameter] = copy.deepcopy(state["state"][old["params"][0]])
+        tried = kind([{**settings(group), "params": [copied]}])
+        tried.state[copied] = copy.deepcopy(optimizer.state[parameter])
         tried.step()
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"change={','.join(names)}: {type(optimizer).__name__} cannot go on so from this checkpoint "
-            f"({type(error).__name__}: {error}); start a run without --ckpt_path."
+            f"change={','.join(names)}: {type(optimizer).__name__} cannot continue from this checkpoint with the "
+            f"change ({type(error).__name__}: {error}); start a run without --ckpt_path."
         ) from error

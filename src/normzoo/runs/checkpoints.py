@@ -1,4 +1,4 @@
-"""Which checkpoint is meant, and what it says of the run that wrote it."""
+"""Finds the checkpoint that the user means, and reads how its run was configured and how far it got."""
 
 import re
 import traceback
@@ -10,28 +10,26 @@ from typing import Any
 from normzoo.errors import InputError
 from normzoo.runs.archive import load_checkpoint as load_checkpoint
 from normzoo.runs.archive import walk
-from normzoo.runs.checkpoint_classes import require_trusted
 from normzoo.runs.config_files import read_settings
 from normzoo.runs.folders import CHECKPOINTS, numbered
 
-# Lightning's words for a checkpoint of a run -> the files of a run that are meant, the newest last.
+# Lightning's words for a checkpoint -> the files in the folder of a run.
 WORDS = {"last": f"{CHECKPOINTS}/last.ckpt", "best": f"{CHECKPOINTS}/best.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
 
-# What a run needs to go on, beside weights.
+# What a run is resumed from, beside weights.
 TO_RESUME = ("epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers")
-PROGRESS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict")
 
 
 def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
-    """The checkpoint file that is meant by a file, the folder of a run or of an experiment, or a word.
+    """Finds the checkpoint file for a file, the folder of a run or of an experiment, or a word.
 
-    Of a run the best checkpoint counts, else the last; of an experiment the newest run that has one. The words `last`,
-    `best` and `hpc` mean that checkpoint of the newest run of the experiment that has one.
+    Of a run it is the best checkpoint, else the last; of an experiment that of the newest run that has one. The words
+    `last`, `best` and `hpc` mean that checkpoint of the newest run of the experiment that has one.
 
     Args:
         path: the file, folder or word.
         root: the folder of all experiments.
-        experiment: the experiment that a word is about.
+        experiment: the experiment for a word.
 
     Raises:
         InputError: there is none.
@@ -46,7 +44,7 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
             f"at the runs of another experiment. {advice(root)}"
         )
     if path.startswith("registry"):
-        raise InputError(f"ckpt_path={path!r}: checkpoints come from files here, not from a registry; download it.")
+        raise InputError(f"ckpt_path={path!r}: a checkpoint is a local file, not from a registry; download it.")
     if given.is_file():
         return given
     if given.is_dir():
@@ -59,7 +57,7 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
 
 
 def advice(root: Path) -> str:
-    """Which checkpoint could be meant: the newest of all runs."""
+    """A sentence that names the newest checkpoint of all runs."""
     found = sorted(root.glob(f"**/{CHECKPOINTS}/*.ckpt"), key=lambda p: p.stat().st_mtime)
     if not found:
         return f"No run under {root} has one yet: train with 'normzoo fit', or give the path of a .ckpt file."
@@ -67,44 +65,42 @@ def advice(root: Path) -> str:
 
 
 def saved_model(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
-    """The class and the arguments of the LightningModule in a checkpoint, None where it does not say.
-
-    Raises:
-        InputError: a class in it could be anything.
-    """
+    """The class path and the arguments of the task in a checkpoint, None for one that was trained in Python."""
     saved = dict(checkpoint.get("hyper_parameters") or {})
-    require_trusted(saved, file)
     saved.pop("_instantiator", None)
-    path = saved.pop("_class_path", None)
-    if not path:  # made in Python, whose hyperparameters may be anything
-        return None
-    require_settings(saved, "hyper_parameters", file)
-    return {"class_path": path, "init_args": saved}
+    if path := saved.pop("_class_path", None):
+        model: Any = {"class_path": path, "init_args": saved}
+    else:  # the task does not save its arguments
+        model = saved_config(checkpoint, file).get("model")
+        if not isinstance(model, dict):
+            return None
+        model = {"init_args": {}, **model}
+    require_settings(model, "the task", file)
+    return model
 
 
 def saved_data(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
-    """The class and the arguments of the data set of a checkpoint's run, None where nothing says."""
-    data = saved_config(checkpoint, file).get("data")
-    if isinstance(data, dict) and checkpoint.get("normzoo"):
-        require_trusted(data, file)
+    """The class path and the arguments of the data module of a checkpoint's run, None where they are unknown."""
+    data: dict[str, Any] | None = saved_config(checkpoint, file).get("data")
     return data
 
 
 def saved_config(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The configuration of a checkpoint's run: what the checkpoint says, else the `config.yaml` of its run."""
+    """The configuration of a checkpoint's run: from the checkpoint, else from the `config.yaml` of its run."""
     if config := (checkpoint.get("normzoo") or {}).get("config"):
         require_settings(config, "normzoo.config", file)
         return dict(config)
     written = file.parent.parent / "config.yaml"
-    if file.parent.name != CHECKPOINTS or not written.is_file():
-        return {}
-    return read_settings(written)
+    is_in_run = file.parent.name == CHECKPOINTS and written.is_file()
+    return read_settings(written) if is_in_run else {}
 
 
-def require_settings(values: Mapping[str, Any], key: str, file: Path) -> None:
-    """Raises `InputError` unless all that stands under a key of a checkpoint is what flags and config files can say."""
+def require_settings(values: Any, key: str, file: Path) -> None:
+    """Raises `InputError` unless a part of a checkpoint holds only what flags and config files can give."""
     for place, value in walk(values, key):
-        if not isinstance(value, str | int | float | list | tuple | dict) and value is not None:
+        if not isinstance(value, str | int | float | list | tuple | dict | None) or (
+            place in (key, f"{key}.init_args") and not isinstance(value, dict)
+        ):
             raise InputError(
                 f"ckpt_path={str(file)!r} holds a {type(value).__name__} for {place}, which is no setting; give a "
                 f"checkpoint that 'normzoo fit' wrote."
@@ -112,18 +108,15 @@ def require_settings(values: Mapping[str, Any], key: str, file: Path) -> None:
 
 
 def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
-    """Raises `InputError` if a checkpoint holds less than a run needs to go on."""
+    """Raises `InputError` if a checkpoint holds less than a run is resumed from."""
     missing = [part for part in TO_RESUME if part not in checkpoint]
-    if not missing:
-        fit_loop = checkpoint["loops"].get("fit_loop", {})
-        missing = [f"loops.fit_loop.{part}" for part in PROGRESS if not isinstance(fit_loop.get(part), dict)]
-        batches = fit_loop.get("epoch_loop.batch_progress")
-        for key, name in (("total", "completed"), ("current", "ready")) if isinstance(batches, dict) else ():
-            if not isinstance(batches.get(key), dict) or not isinstance(batches[key].get(name), int):
-                missing.append(f"loops.fit_loop.epoch_loop.batch_progress.{key}.{name}")
+    try:
+        batches_before(checkpoint), is_within_epoch(checkpoint)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        missing = missing or ["the progress of its training loop"]
     if missing:
         raise InputError(
-            f"ckpt_path={str(file)!r} lacks {', '.join(missing)}: it can be tested, but a run cannot go on from it; "
+            f"ckpt_path={str(file)!r} lacks {', '.join(missing)}: it can be tested, but no run can be resumed from it; "
             f"give a checkpoint that 'normzoo fit' wrote."
         )
 
@@ -131,23 +124,21 @@ def require_resumable(checkpoint: Mapping[str, Any], file: Path) -> None:
 def is_within_epoch(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint was written between the first and the last batch of an epoch."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    begun = (progress.get("current") or {}).get("ready", 0) > 0
-    return begun and not progress.get("is_last_batch", False)
+    return progress["current"]["ready"] > 0 and not progress["is_last_batch"]
 
 
 def batches_before(checkpoint: Mapping[str, Any]) -> int:
-    """How many batches the run that wrote a checkpoint had trained on."""
-    total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].get("total") or {}
-    return int(total.get("completed", 0))
+    """The number of batches that the run of a checkpoint had trained on."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"])
 
 
 @contextmanager
-def told_of_mismatch(file: str | None, differences: str = "") -> Iterator[None]:
-    """Raises an `InputError` that lists the differences when a checkpoint does not fit what is configured.
+def explain_mismatch(file: str | None, differences: str = "") -> Iterator[None]:
+    """Turns the error of a checkpoint that does not fit the configured task into one readable `InputError`.
 
     Args:
         file: the checkpoint.
-        differences: the settings that are not those of the checkpoint, one on each line.
+        differences: the settings that differ from the checkpoint's, one on each line.
     """
     settings = f"\n{differences}" if differences else ""
     try:
@@ -155,25 +146,24 @@ def told_of_mismatch(file: str | None, differences: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if "loading state_dict" not in str(error):
-            if not is_restoring(error):
-                raise
-            said = " ".join(str(error).split())[:300]
+        if "loading state_dict" in str(error):  # torch's message, in which each line names a tensor
+            lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+            shown = "\n  ".join(lines[:8]) + (f"\n  and {len(lines) - 8} more differences" if len(lines) > 8 else "")
             raise InputError(
-                f"ckpt_path={file!r} cannot be taken up ({type(error).__name__}: {said}).{settings}\n"
-                f"Give a checkpoint of a run with these settings: those of its config.yaml."
+                f"ckpt_path={file!r} holds another architecture than the one configured:{settings}\n  {shown}\n"
+                f"Leave out the --model flags (test, validate and predict read the network from the checkpoint), or "
+                f"give those of its run: its config.yaml."
             ) from error
-        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        shown = "\n  ".join(re.sub(r"copying a param with shape |from checkpoint, ", "", line) for line in lines[:8])
-        more = f"\n  and {len(lines) - 8} more differences" if len(lines) > 8 else ""
-        raise InputError(
-            f"ckpt_path={file!r} holds another architecture than the one configured:{settings}\n  {shown}"
-            f"{more}\nLeave out the --model flags (test, validate and predict read the network from the checkpoint), "
-            f"or give those of the run that wrote it: its config.yaml."
-        ) from error
+        if is_restoring(error):
+            raise InputError(
+                f"ckpt_path={file!r} cannot be restored ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
+                f"{settings}\nGive a checkpoint of a run with these settings: those of its config.yaml."
+            ) from error
+        raise
 
 
 def is_restoring(error: Exception) -> bool:
-    """Whether an error came up while a Trainer took up the state in a checkpoint."""
+    """Whether an error was raised while a Trainer restored a checkpoint."""
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    # Lightning has no hook around it; if these functions get other names, the error is shown as it is.
     return bool(names & {"_restore_modules_and_callbacks", "restore_training_state"})

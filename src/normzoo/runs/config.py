@@ -9,6 +9,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from normzoo.runs.atomic import written_whole
 from normzoo.runs.folders import CONFIG, FINISHED, unused
+from normzoo.runs.loggers import save_versions
 
 
 class RunConfig(SaveConfigCallback):
@@ -30,6 +31,7 @@ class RunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self.file.is_file():
             self.save()
+            save_versions(trainer, self.file.parent)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

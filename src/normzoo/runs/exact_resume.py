@@ -1,27 +1,31 @@
-"""Can a run that was killed go on as if nothing had happened?"""
+"""Can a run that was killed continue as if nothing had happened?"""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.monitoring.event_files import event_loggers, take_back, written
+from normzoo.monitoring.event_files import Sizes, event_loggers, take_back, written
 from normzoo.monitoring.random_state import random_state, set_random_state
+from normzoo.runs.checkpoint_io import confine_paths
+from normzoo.runs.folders import CHECKPOINTS
+from normzoo.runs.loggers import csv_loggers, csv_text, restore_csv
 
 KEY = "exact_resume"
-"""Of a checkpoint: where this callback's part stands."""
+"""The key of this callback's part of a checkpoint."""
 
 
 class ExactResume(Checkpoint):
-    """Writes `last.ckpt` from which training goes on to the very numbers of a run that was never interrupted.
+    """Writes `last.ckpt`, from which a resumed run ends with the very numbers of one that was never interrupted.
 
     The command line adds it to every run. In Python, with the plugin that makes writing survive a kill:
 
@@ -33,25 +37,28 @@ class ExactResume(Checkpoint):
         seed_everything(0)
         trainer.fit(model, data, ckpt_path=exact.file if exact.file.is_file() else None, weights_only=True)
 
-    If there is no checkpoint yet, remove first what the attempt before has logged: the command line does.
+    If there is no checkpoint yet, first remove the event files of the attempt before: the command line does.
 
     Beside what Lightning saves, a checkpoint holds the state of the random number generators of every rank, the newest
-    metrics, which schedules and early stopping look at, and how far TensorBoard's files went. When the run goes on, the
-    files are taken back to that point, so that no step stands in them twice. Checkpoints are written between two
-    batches: after an optimizer step, its records and its validation, and at the end of each epoch after all that is
-    done there, plateau schedules included; never amid batches whose gradients accumulate.
+    metrics, which schedules and early stopping read, the sizes of TensorBoard's files and the rows of a `CSVLogger`.
+    On resume the files are cut back to that point, so that no step is in them twice. Checkpoints are written between
+    two batches, after the optimizer step, its logging and its validation, and at the end of each epoch after all its
+    hooks and schedules; never while gradients accumulate.
 
-    Within an epoch the loader must be able to go on where it was, as those of `normzoo.data` are, and `training_step`
-    log nothing with `on_epoch=True`, whose mean over the epoch Lightning does not keep. For others, such as torch's
-    DataLoader with `shuffle=True`, write checkpoints at the end of epochs only: `every_minutes=0`. So do where
-    callbacks rely on `on_train_epoch_start`, as StochasticWeightAveraging: Lightning does not call it amid an epoch.
+    Within an epoch the loader must be able to continue where it was, as those of `normzoo.data` are, and
+    `training_step` must log nothing with `on_epoch=True`, whose mean over the epoch Lightning does not keep. Otherwise,
+    as with torch's DataLoader with `shuffle=True`, write checkpoints at the end of epochs only: `every_minutes=0`. The
+    same holds for callbacks that rely on `on_train_epoch_start`, such as StochasticWeightAveraging: Lightning does not
+    call it within an epoch. GradientAccumulationScheduler is called.
+
+    A resumed run is equal to the bit on the same machine, with the same versions and number of threads.
 
     Args:
         folder: where `last.ckpt` is kept.
         every_steps: optimizer steps between checkpoints within an epoch; None for none by steps.
         every_minutes: minutes between checkpoints within an epoch, by the clock of the first rank; 0 for none by time.
         keep_stop: whether a run that early stopping or a limit of time has ended stays ended when it is resumed; false
-            has it go on until they end it again.
+            continues it until they end it again.
 
     Raises:
         InputError: a number out of range; in `setup`, a second one in the same Trainer.
@@ -78,14 +85,15 @@ class ExactResume(Checkpoint):
         self.seconds = 60 * every_minutes
         self.keep_stop = keep_stop
         self.found: dict[str, Any] | None = None
+        self.sizes: list[Sizes] = []
         self.saved_step = -1
         self.saved_time = 0.0
-        self.look_at = 0
+        self.next_look = 0
         """The step at which to look at the clock again."""
-        self.began = False
-        self.unhook: list[Callable[[], None]] = []
-
-    # Lightning has no hook between two batches, nor after all that belongs to an epoch: its loops are listened to.
+        self.started = False
+        self.validated = False
+        """Whether validation has run since the last batch."""
+        self.wrapped: list[tuple[Any, str]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if (number := sum(isinstance(one, ExactResume) for one in trainer.checkpoint_callbacks)) > 1:
@@ -95,78 +103,78 @@ class ExactResume(Checkpoint):
             )
         self.file = Path(trainer.strategy.broadcast(str(self.file)))  # where the first rank writes
 
+    # Lightning has no hook between two batches, nor after all that belongs to an epoch: methods of its loops are
+    # wrapped while a Trainer fits.
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.release()
+        self.unwrap()
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared
             return
-        self.began = False
+        self.started, self.sizes = False, []
         epochs, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        self.wrap(trainer, epochs, "run", self.run)
+        self.wrap(trainer, epochs, "on_advance_start", self.start_epoch)
+        self.wrap(trainer, epochs, "on_advance_end", self.end_epoch)
+        self.wrap(trainer, batches, "on_advance_end", self.end_batch)
+        self.wrap(trainer, batches.val_loop, "run", self.validate)
 
-        def begin() -> None:
-            if not self.began:
-                self.began = True
-                self.restore(trainer)
+    def wrap(
+        self, trainer: Trainer, loop: Any, name: str, around: Callable[[Trainer, Callable[[], Any]], None]
+    ) -> None:
+        """Has a loop call `around(trainer, method)` in the place of a method."""
+        method = getattr(loop, name)
+        setattr(loop, name, lambda *args: around(trainer, lambda: method(*args)))
+        self.wrapped.append((loop, name))
 
-        def listen(loop: Any, name: str, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
-            method = getattr(loop, name)
-
-            def heard(*args: Any) -> None:
-                if before:
-                    before()
-                method(*args)
-                if after:
-                    after()
-
-            setattr(loop, name, heard)
-            self.unhook.append(lambda: delattr(loop, name))
-
-        listen(epochs, "on_advance_start", begin, None)
-        listen(batches, "on_advance_end", None, lambda: self.batch_is_done(trainer))
-        listen(epochs, "on_advance_end", None, lambda: self.epoch_is_done(trainer))
-        listen(epochs, "run", None, lambda: self.run_is_done(trainer))
-
-    def release(self) -> None:
-        """Leaves the loops as they were."""
-        while self.unhook:
-            self.unhook.pop()()
+    def unwrap(self) -> None:
+        """Restores the methods."""
+        while self.wrapped:
+            delattr(*self.wrapped.pop())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.release()
+        self.unwrap()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.release()
+        self.unwrap()
 
-    # When.
+    # When to save.
 
-    def batch_is_done(self, trainer: Trainer) -> None:
+    def validate(self, trainer: Trainer, run: Callable[[], Any]) -> None:
+        """Runs the validation."""
+        run()
+        self.validated = True
+
+    def end_batch(self, trainer: Trainer, end: Callable[[], Any]) -> None:
         """Writes a checkpoint if one is due; the last batch of an epoch waits for the end of the epoch."""
+        end()
         loop, step = trainer.fit_loop.epoch_loop, trainer.global_step
+        validated, self.validated = self.validated, False
+        if validated:
+            return  # from here Lightning would resume with the end of this step once more; the next batch will do
+        done, count = loop.batch_progress.current.ready, trainer.accumulate_grad_batches
+        if loop.batch_progress.is_last_batch or done == trainer.num_training_batches or done % count:
+            return
         at_end = 0 <= loop.max_steps <= step  # a run that ends within an epoch may be made longer
-        if step == self.saved_step or not (at_end or self.is_due(trainer, step)):
-            return
-        if loop._num_ready_batches_reached() or loop._should_accumulate():
-            return
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        if loop._should_check_val_fx(fetcher):
-            return  # Lightning would begin with the end of this step once more; the next one will do
-        self.save(trainer)
+        if step != self.saved_step and (at_end or self.is_due(trainer, step)):
+            self.save(trainer)
 
     def is_due(self, trainer: Trainer, step: int) -> bool:
         """Whether steps or minutes have passed since the last checkpoint; the same answer on all ranks."""
         if self.every_steps is not None and step - self.saved_step >= self.every_steps:
             return True
-        if not self.seconds or step < self.look_at:
+        if not self.seconds or step < self.next_look:
             return False
         waited = time.monotonic() - self.saved_time
         if trainer.world_size > 1:  # asking costs more than a small step: it is done some twenty times per checkpoint
             waited = trainer.strategy.broadcast(waited)
             pace = (step - self.saved_step) / max(waited, 1e-9)
-            self.look_at = step + max(1, int(pace * self.seconds / 20))
+            self.next_look = step + max(1, int(pace * self.seconds / 20))
         return waited >= self.seconds
 
-    def epoch_is_done(self, trainer: Trainer) -> None:
-        """Writes a checkpoint, unless a run that ends within an epoch has left one at this step."""
+    def end_epoch(self, trainer: Trainer, end: Callable[[], Any]) -> None:
+        """Writes a checkpoint, unless a run that ends within an epoch has written one at this step."""
+        end()
+        self.validated = False
         if trainer.global_step != self.saved_step:
             self.save(trainer)
 
@@ -174,105 +182,114 @@ class ExactResume(Checkpoint):
         """Writes `last.ckpt`."""
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.file, weights_only=False)
-        self.saved_time, self.look_at = time.monotonic(), trainer.global_step
+        self.saved_time, self.next_look = time.monotonic(), trainer.global_step
 
-    def run_is_done(self, trainer: Trainer) -> None:
-        """Does what comes after the last batch, where just that was cut off: then no loop has run."""
-        loop = trainer.fit_loop
-        if self.began or self.found is None or loop.max_batches == 0:
-            return
-        self.began = True
-        loop.on_run_start()
-        self.restore(trainer)
-        progress: Any = loop.epoch_progress.current
-        if progress.processed < progress.started:
-            loop.on_advance_end()
-        loop.on_run_end()
-
-    # What.
+    # What to save.
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds to any checkpoint what Lightning leaves out. All ranks are here."""
+        """Adds to any checkpoint what Lightning leaves out; called on all ranks."""
         own = {
             "random": random_state(trainer.strategy.root_device),
-            "metrics": {
-                name: value.detach().cpu() if isinstance(value, Tensor) else value
-                for name, value in trainer.callback_metrics.items()
-            },
+            "metrics": moved_to(torch.device("cpu"), trainer.callback_metrics),
         }
         ranks = [own]
         if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
             ranks = [own] * trainer.world_size
             dist.all_gather_object(ranks, own)
-        writers = event_loggers(trainer) if trainer.is_global_zero else []
-        checkpoint[KEY] = {
-            "ranks": ranks,
-            "should_stop": trainer.should_stop,
-            "events": [written(logger) for logger in writers],
-        }
+        checkpoint[KEY] = {"ranks": ranks, "should_stop": trainer.should_stop, "threads": torch.get_num_threads()}
+        if trainer.is_global_zero:  # raises where curves are lost: a resumed run would not write them again
+            writers = event_loggers(trainer)
+            before = self.sizes or [{} for _ in writers]
+            self.sizes = [written(one, sizes) for one, sizes in zip(writers, before, strict=True)]
+        checkpoint[KEY]["events"] = self.sizes
+        checkpoint[KEY]["csv"] = [csv_text(one) for one in csv_loggers(trainer)] if trainer.is_global_zero else []
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        follow_folders(trainer, checkpoint)
+        folder = self.file.parent
+        confine_paths(trainer, checkpoint, folder.parent if folder.name == CHECKPOINTS else folder)
         self.found = checkpoint.get(KEY)
         self.saved_step = checkpoint["global_step"]
         trainer.num_sanity_val_steps = 0  # it passed before the first epoch
         if self.found is None:
-            rank_zero_warn("The checkpoint is of a run without ExactResume: random numbers begin anew.")
+            rank_zero_warn("The checkpoint is of a run without ExactResume: random numbers start anew.")
             return
         trainer.should_stop = self.found["should_stop"] and self.keep_stop
+        if trainer.strategy.root_device.type == "cpu":
+            warn_of_threads(self.found.get("threads"), torch.get_num_threads())
         if trainer.is_global_zero:
             for logger, sizes in zip(event_loggers(trainer), self.found["events"], strict=False):
                 take_back(logger, sizes, checkpoint["global_step"])
+            if Path(trainer.ckpt_path or "").resolve().parent == self.file.resolve().parent:  # not of another run
+                for one, text in zip(csv_loggers(trainer), self.found.get("csv", []), strict=False):
+                    restore_csv(one, text)
 
-    def restore(self, trainer: Trainer) -> None:
-        """Takes up random numbers and metrics, after all that a start draws and before the first batch is fetched."""
-        self.saved_time, self.look_at = time.monotonic(), trainer.global_step
-        found, self.found = self.found, None
-        if found is None:
-            self.saved_step = max(self.saved_step, 0)
+    # Where to start.
+
+    def start_epoch(self, trainer: Trainer, advance: Callable[[], Any]) -> None:
+        """Starts an epoch; the first of a resumed run with what was restored."""
+        if self.started:
+            advance()
             return
-        if len(found["ranks"]) != trainer.world_size:
-            rank_zero_warn(
-                f"The checkpoint is of {len(found['ranks'])} processes, and {trainer.world_size} go on: random numbers "
-                f"begin anew."
-            )
-            return
-        own = found["ranks"][trainer.global_rank]
-        device = trainer.strategy.root_device
-        trainer.callback_metrics.update(
-            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in own["metrics"].items()}
-        )
-        trainer.fit_loop._restarting = False  # else plateau schedules would miss the end of this epoch
-        progress = trainer.fit_loop.epoch_progress.current
-        if progress.ready == progress.completed:  # a new epoch begins: like any other, with a new iterator
-            trainer.fit_loop._resuming_from_checkpoint = False
+        self.started = True
+        self.restore(trainer)
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        if self.found is not None and progress.ready == progress.completed:  # a new epoch: with a new iterator
             trainer.fit_loop.epoch_loop.restarting = False
             trainer.fit_loop.epoch_loop.reset_restart_stage()
+        advance()
+        if self.found is not None:
+            trainer.fit_loop.on_iteration_done()  # it no longer restarts: else plateau schedules would miss this epoch
+        self.found = None
+
+    def run(self, trainer: Trainer, run: Callable[[], Any]) -> None:
+        """Runs all epochs. If only what comes after the last batch was cut off, no loop has run: it is done here."""
+        run()
+        loop = trainer.fit_loop
+        if self.started or self.found is None or loop.max_batches == 0:
+            return
+        self.started = True
+        loop.on_run_start()
+        self.restore(trainer)
+        loop.on_iteration_done()
+        progress: Any = loop.epoch_progress.current
+        if progress.processed < progress.started:
+            loop.on_advance_end()
+        loop.on_run_end()
+
+    def restore(self, trainer: Trainer) -> None:
+        """Restores metrics and random numbers, after all that a start draws and before the first batch is fetched."""
+        self.saved_time, self.next_look = time.monotonic(), trainer.global_step
+        self.validated = False
+        for callback in trainer.callbacks:  # type: ignore[attr-defined] # set by Lightning, undeclared
+            if isinstance(callback, GradientAccumulationScheduler):  # Lightning calls it at the start of an epoch only
+                callback.on_train_epoch_start(trainer, trainer.lightning_module)
+        if self.found is None:
+            self.saved_step = max(self.saved_step, 0)
+            return
+        if len(self.found["ranks"]) != trainer.world_size:
+            rank_zero_warn(
+                f"The checkpoint is of {len(self.found['ranks'])} processes, and the run continues with "
+                f"{trainer.world_size}: random numbers start anew."
+            )
+            self.found = None
+            return
+        own = self.found["ranks"][trainer.global_rank]
+        device = trainer.strategy.root_device
+        trainer.callback_metrics.update(moved_to(device, own["metrics"]))
         set_random_state(own["random"], device)
 
 
-def follow_folders(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Has each `ModelCheckpoint` find its files where they are, if the folder was moved or copied since."""
-    for callback in trainer.checkpoint_callbacks:
-        state = checkpoint.get("callbacks", {}).get(callback.state_key)
-        if not isinstance(callback, ModelCheckpoint) or not state or not state.get("dirpath"):
-            continue
-        callback.current_score = state.get("current_score")  # which Lightning saves and does not restore
-        old, new = str(state["dirpath"]), str(callback.dirpath)
-        if old == new or not Path(state["best_model_path"] or "/").is_relative_to(old):
-            continue
-        if not (Path(new) / Path(state["best_model_path"]).relative_to(old)).is_file():
-            continue  # a run of its own, that starts from another's checkpoint
+def moved_to(device: torch.device, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics on a device, without their gradients."""
+    return {name: value.detach().to(device) if isinstance(value, Tensor) else value for name, value in metrics.items()}
 
-        def moved(path: str, old: str = old, new: str = new) -> str:
-            return str(Path(new) / Path(path).relative_to(old)) if path and Path(path).is_relative_to(old) else path
 
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        checkpoint["callbacks"][callback.state_key] = {
-            **state,
-            **{name: moved(state[name]) for name in paths if name in state},
-            "best_k_models": {moved(path): score for path, score in state.get("best_k_models", {}).items()},
-            "dirpath": new,
-        }
+def warn_of_threads(saved: int | None, now: int) -> None:
+    """Warns if a CPU sums in another order than in the run that wrote the checkpoint."""
+    if saved not in (None, now):
+        rank_zero_warn(
+            f"The checkpoint was written with {saved} threads, and this process uses {now}: sums are rounded "
+            f"differently, so the resumed run is not equal to the bit. OMP_NUM_THREADS={saved} makes it so."
+        )

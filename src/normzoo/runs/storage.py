@@ -1,9 +1,8 @@
-"""What is said when the files of a run cannot be written: what, where, how much space there is, and what to do."""
+"""One message when a file of a run cannot be written: which file, why, and how to continue."""
 
 import errno
 import os
-import re
-import shutil
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,119 +12,83 @@ from normzoo.errors import InputError
 from normzoo.runs.allowed import again
 from normzoo.runs.folders import newest_checkpoint
 
-# What a system calls the reason -> what it means, and what to do.
-REASONS = {
-    errno.ENOSPC: ("the disk is full", "make room"),
-    errno.EDQUOT: ("the quota of this user is used up", "make room or have it raised"),
-    errno.EFBIG: ("the file would be larger than this process may write", "raise the limit (ulimit -f)"),
-    errno.EACCES: ("this user may not write there", "make it writable"),
-    errno.EPERM: ("this user may not write there", "make it writable"),
-    errno.EROFS: ("the file system can only be read", "make it writable"),
-    errno.ENOENT: ("it is not there any more", "find out who deletes or moves the folders of runs"),
-    errno.ENOTDIR: ("a file stands where a folder should be", "move that file away"),
-    errno.EEXIST: ("a file stands where a folder should be", "move that file away"),
-    errno.EISDIR: ("a folder stands where a file should be", "move that folder away"),
-    errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n)"),
-    errno.EIO: ("the device fails", "see what ails the disk"),
-}
-# These are of writing, whatever file it was; the others also of reading a data set.
-OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-# torch's own writer says no more than this.
-BY_TORCH = re.compile(r"PytorchStreamWriter failed|iostream error|unexpected pos|Parent directory .* does not exist")
+# These come from writing, whatever file it was (EIO nearly always); other reasons may also come from reading a data set.
+WHILE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def unwritten(error: BaseException, run: Path | None, files: Sequence[Path] = ()) -> InputError | None:
-    """What to say where a command ended since it could not write its files; None where it ended otherwise.
+    """The message for a command that ended because it could not write a file; None if it ended for another reason.
 
     Args:
-        error: what ended it.
+        error: the exception that ended the command. The oldest in its chain counts: the rest are consequences.
         run: the run's folder, None if there is none.
-        files: others that it writes.
+        files: other files that the command writes.
     """
-    chain = list(chained(error))  # the newest first: what came after is but a consequence
-    for one in reversed(chain):
+    for one in reversed(list(chain(error))):
         if isinstance(one, InputError):
             return None if one is error else one
-        reason = why(one, [*files, *([run] if run else [])])
-        if reason is not None:
-            return message(one, reason, run, files)
+        if isinstance(one, OSError) and is_of_writing(one, [*files, *([run] if run else [])]):
+            return InputError(f"{described(one, run, files)}.\n{how_to_continue(run)}")
     return None
 
 
-def chained(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that it came of."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it came from, the newest first."""
+    seen: set[int] = set()  # `raise a from b` makes a circle where b came from a
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def why(error: BaseException, places: Sequence[Path]) -> int | None:
-    """The system's number of the reason why a file in one of these places could not be written; else None."""
-    if isinstance(error, RuntimeError) and BY_TORCH.search(str(error)):
-        return 0
-    if not isinstance(error, OSError) or error.errno is None:
-        return None
-    if error.errno in OF_WRITING:
-        return error.errno
-    file = path_of(error)
-    within = file is not None and any(file.absolute().is_relative_to(place.absolute()) for place in places)
-    return error.errno if within else None
+def is_of_writing(error: OSError, places: Sequence[Path]) -> bool:
+    """Whether an error comes from writing, or from any use of a file in one of these places."""
+    if error.errno in WHILE_WRITING:
+        return True
+    name = error.filename2 or error.filename
+    file = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else None
+    return file is not None and any(file.is_relative_to(place.absolute()) for place in places)
 
 
-def path_of(error: BaseException) -> Path | None:
-    """The file that an error is about."""
-    names = [getattr(error, name, None) for name in ("filename2", "filename")]
-    name = next((n for n in names if isinstance(n, str | bytes)), None)
-    return Path(os.fsdecode(name)) if name else None
-
-
-def message(error: BaseException, reason: int, run: Path | None, files: Sequence[Path]) -> InputError:
-    """The message."""
-    file = path_of(error) or (files[0] if files else run) or Path()
-    place = next((p for p in (file, *file.absolute().parents) if p.exists()), Path())
-    said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    means, remedy = REASONS.get(reason, (said, "see what keeps it from being written"))
-    lines = [f"{file} could not be written: {means}.{space(place)}"]
-    if run is None:
-        whose = " What it holds is not complete." if file.exists() else ""
-        lines.append(f"{remedy[0].upper()}{remedy[1:]}, or name another file.{whose}")
-    elif not run.is_dir():
-        other = "" if reason == errno.ENOENT else ", or choose another folder with --runs=FOLDER"
-        lines.append(f"The run is gone. {remedy[0].upper()}{remedy[1:]}{other}, and start it again.")
+def described(error: OSError, run: Path | None, files: Sequence[Path]) -> str:
+    """Which file could not be written, and why."""
+    name = error.filename2 or error.filename
+    if isinstance(name, str | bytes):
+        file = os.fsdecode(name)
+    elif not can_print():
+        file = "standard output"
     else:
-        kept = newest_checkpoint(run)
-        whole = f"The last checkpoint is whole: {kept}." if kept else "There was no checkpoint yet."
-        lines.append(f"{whole} {remedy[0].upper()}{remedy[1:]}, and go on:\n  normzoo resume {run}{again()}")
-    return InputError("\n".join(lines))
+        file = str(files[0] if files else run or "a file")
+    return f"{file} could not be written: {error.strerror or error}"
 
 
-def space(place: Path) -> str:
-    """How much there is."""
+def can_print() -> bool:
+    """Whether standard output takes what is printed."""
     try:
-        usage = shutil.disk_usage(place)
-    except OSError:
-        return ""
-    return f" {amount(usage.free)} of {amount(usage.total)} are free at {place}."
+        sys.stdout.flush()
+    except (OSError, ValueError):  # full; closed
+        return False
+    return True
 
 
-def amount(size: float) -> str:
-    """Bytes in words."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TB"
+def how_to_continue(run: Path | None) -> str:
+    """What to do once the cause is fixed."""
+    if run is None:
+        return "Fix the cause, or choose another file. A file that was begun is incomplete."
+    if not run.is_dir():
+        return "The run's folder is gone. Fix the cause, or choose another folder with --runs=FOLDER, and start again."
+    kept = newest_checkpoint(run)
+    start = f"The last checkpoint is complete: {kept}." if kept else "There is no checkpoint yet."
+    return f"{start} Fix the cause, then run:\n  normzoo resume {run}{again()}"
 
 
 @contextmanager
 def quiet_writers() -> Iterator[None]:
-    """Has TensorBoard's writer thread keep its error for the training, which raises it, and not print it as well."""
+    """Keeps Python from printing the error of TensorBoard's writer thread, which the next flush raises again."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
+        # TensorBoard's class is private, and nothing else tells its thread from those of a DataLoader.
         if type(args.thread).__name__ != "_AsyncWriterThread":
             before(args)
 
