@@ -55,13 +55,13 @@ def by_family() -> dict[str, list[type[Norm]]]:
 
 
 def with_table(readme: str) -> str:
-    """The README with its table of the zoo made anew, between the markers."""
-    rows = ["| layer | statistics over | what it does | paper |", "|---|---|---|---|"]
-    for members in by_family().values():
-        for layer in members:
-            row = describe(layer)
-            name = f"[`{row['name']}`](docs/zoo.md#{row['name'].lower()})"
-            rows.append(f"| {name} | {row['over']} | {cell(row['summary'])} | {link(layer)} |")
+    """The README with its table of the zoo, a row for each family, between the markers."""
+    rows = ["| family | layers |", "|---|---|"]
+    for family, members in by_family().items():
+        heading = f"{family}: {FAMILIES[family]}"
+        anchor = re.sub(r"[^a-z -]", "", heading).replace(" ", "-")
+        names = ", ".join(layer.__name__ for layer in members)
+        rows.append(f"| [{family}](docs/zoo.md#{anchor}): {FAMILIES[family]} | {names} |")
     assert SECTION.search(readme), "README.md has lost its markers <!-- zoo --> and <!-- /zoo -->"
     return SECTION.sub(lambda _: "\n".join(["", *rows, "", ""]), readme, count=1)
 
@@ -100,8 +100,8 @@ def the_page(costs: Costs | None) -> str:
 def index() -> str:
     """A line for each layer."""
     rows = [
-        "| layer | family | statistics over | parameters | state | on (N, C) | paper |",
-        "|---|---|---|---|---|---|---|",
+        "| layer | family | what it does | statistics over | parameters | state | on (N, C) | paper |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for family, members in by_family().items():
         for layer in members:
@@ -109,6 +109,7 @@ def index() -> str:
             cells = (
                 f"[{row['name']}](#{row['name'].lower()})",
                 family,
+                cell(row["summary"]),
                 row["over"],
                 ", ".join(f"`{name}`" for name in row["parameters"]),
                 ", ".join(f"`{name}`" for name in row["state"]),

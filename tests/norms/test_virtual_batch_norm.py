@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from normzoo.errors import InputError
 from normzoo.norms import VirtualBatchNorm
-from normzoo.norms._ops.known import known_positive
+from normzoo.norms._ops.buffers import known_positive
 
 C = 4
 

@@ -265,6 +265,7 @@ def hostile_classes() -> dict[str, Callable[[dict[str, Any]], Any]]:
             ("optimizer",),
             {"class_path": "torch.fx.graph_module.reduce_graph_module", "init_args": source},
         ),
+        "a module of source code": (("net", "init_args", "norm"), {"class_path": "torch.fx.GraphModule"}),
         "a norm in a string": (("net", "init_args", "norm"), '{"class_path": "evil.Norm"}'),
         "a norm in a string of YAML": (("net", "init_args", "norm"), "class_path: evil.Norm"),
         "a norm in a file": (("net", "init_args", "norm"), "norm.yaml"),

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo import norms
-from normzoo.callbacks import ExactResume
+from normzoo.callbacks import ExactResume, TrainingCurve
 from normzoo.data import Digits
 from normzoo.models import ConvNet
+from normzoo.runs import folders
 from normzoo.runs.atomic import written_whole
 from normzoo.runs.checkpoint_io import SafeCheckpointIO, write_safely
 from normzoo.tasks.classifier import Classifier
@@ -63,11 +64,13 @@ COMMON = (
     "--trainer.max_epochs=3",
     "--trainer.limit_train_batches=12",
     "--trainer.log_every_n_steps=5",  # not a divisor of an epoch: points of the curve lie across its end
-    "--model.net.hidden=[24,20]",
     "--checkpoint_steps=4",
 )
+HIDDEN = "--model.net.hidden=[24,20]"
 # Else a short run has a point at every step, and nothing between two points to be lost.
-FEW_POINTS = "import normzoo.tasks.classifier; normzoo.tasks.classifier.CURVE_POINTS = 5\n"
+FEW_POINTS = (
+    "from normzoo.callbacks import TrainingCurve\nTrainingCurve.__init__.__defaults__ = (('loss', 'accuracy'), 5)\n"
+)
 CONV = ("--model.net=ConvNet", "--model.net.widths=[4,6]")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "dropout": ("--model.net.activation=Dropout", "--model.lr_scheduler=WarmupCosine"),
@@ -90,12 +93,25 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "by the clock": ("--checkpoint_minutes=0.0005", "--checkpoint_steps=null", "--trainer.check_val_every_n_epoch=2",
                      "--model.net.norm=MovingAverageBatchNorm", "--trainer.max_epochs=4", AUGMENT),
 }  # fmt: skip
+SETTINGS |= {
+    "scheduled accumulation": ("--trainer.limit_train_batches=17", "--checkpoint_steps=1", "--trainer.callbacks="
+                               + objects(("GradientAccumulationScheduler", {"scheduling": {"0": 2, "1": 3}}))),
+    "loggers of one's own": ("--trainer.log_every_n_steps=1", "--trainer.logger=" + objects(
+        ("lightning.pytorch.loggers.TensorBoardLogger", {"save_dir": "own", "name": "curves"}),
+        ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "own", "name": "rows"}))),
+}  # fmt: skip
 TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=32")
 RANKS: dict[str, tuple[str, ...]] = {
     "ranks": (*TWO_RANKS, "--trainer.sync_batchnorm=true", "--model.net.activation=Dropout", AUGMENT),
     "ranks by the clock": (*TWO_RANKS, "--checkpoint_minutes=0.0005", "--checkpoint_steps=null", "--data.num_workers=1",
                            "--model.net.norm=NoisyBatchNorm", "--trainer.callbacks=" + objects(*MONITORS[:3])),
 }  # fmt: skip
+
+
+def flags_of(setting: str) -> tuple[str, ...]:
+    """All flags of a setting."""
+    flags = {**SETTINGS, **RANKS}[setting]
+    return (*COMMON, *([] if CONV[0] in flags else [HIDDEN]), *flags)
 
 
 # What a run leaves.
@@ -130,10 +146,10 @@ def records(run: Path) -> dict[str, list[tuple[int, bytes]]]:
     for file in sorted(run.glob("*tfevents*"), key=age):
         for event in LegacyEventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                told = (
+                content = (
                     b"" if value.tag == "_hparams_/session_start_info" else value.SerializeToString()
                 )  # it has a clock
-                found.setdefault(value.tag, []).append((event.step, told))
+                found.setdefault(value.tag, []).append((event.step, content))
     return found
 
 
@@ -148,7 +164,14 @@ def left(run: Path) -> dict[str, Any]:
         f"{name}{key}": leaf for name in ("last.ckpt", "best.ckpt") for key, leaf in saved(run, name).items()
     }
     return {**checkpoints, **{f"TensorBoard {tag}": values for tag, values in records(run).items()},
-            **{f"left over: {part}": True for part in run.glob("**/*.part")}}  # fmt: skip
+            **{f"left over: {part}": True for part in run.glob("**/*.part")}, **own(run.parents[2])}  # fmt: skip
+
+
+def own(folder: Path) -> dict[str, Any]:
+    """What loggers of one's own wrote to `own/`; a run that begins anew does so in a new version."""
+    newest = max(folder.glob("own/curves/*"), default=folder), max(folder.glob("own/rows/*"), default=folder)
+    rows = [file.read_text() for file in newest[1].glob("metrics.csv")]
+    return {**{f"own {tag}": values for tag, values in records(newest[0]).items()}, "own rows": rows}
 
 
 def differences(one: dict[str, Any], two: dict[str, Any], leaving_out: str = "nothing") -> list[str]:
@@ -180,7 +203,7 @@ class Shared(Forks):
 
 
 class Trials:
-    """Runs of the settings: one that is left alone, and others that are killed and resumed.
+    """Runs of the settings: an uninterrupted one, and others that are killed and resumed.
 
     Args:
         folder: for all of them.
@@ -226,21 +249,19 @@ class Trials:
             if setting not in self.whole:
                 cwd = self.folder / setting / "whole"
                 cwd.mkdir(parents=True, exist_ok=True)
-                flags = {**SETTINGS, **RANKS}[setting]
                 counting = f"import kills; kills.count({str(cwd / 'counts.json')!r})"
-                assert self.normzoo(setting, "fit", *COMMON, *flags, cwd=cwd, before=counting) == 0
+                assert self.normzoo(setting, "fit", *flags_of(setting), cwd=cwd, before=counting) == 0
                 counts = json.loads((cwd / "counts.json").read_text())
                 self.whole[setting] = cwd / "lightning_logs/default/000", counts
             return self.whole[setting]
 
     def killed(self, setting: str, kills: list[str], cwd: Path) -> Path | None:
         """A run that is killed as often as it is said, and resumed each time; its folder, None if it ended before."""
-        flags = {**SETTINGS, **RANKS}[setting]
         cwd.mkdir(parents=True)
         number, begun = 0, False
         for i, kill in enumerate([*kills, ""]):
             run = cwd / f"lightning_logs/default/{number:03d}"
-            command = ("resume", str(run)) if begun else ("fit", *COMMON, *flags)
+            command = ("resume", str(run)) if begun else ("fit", *flags_of(setting))
             status = self.normzoo(setting, *command, cwd=cwd, before=kill, run=run.name)
             if status == 0:
                 return run if i else None
@@ -251,7 +272,7 @@ class Trials:
         raise AssertionError(f"{kills}: the last of the runs has not ended well")
 
     def random(self, seed: int) -> list[str]:
-        """How a run that is killed at random, once or twice, differs from one that is left alone."""
+        """How a run that is killed at random, once or twice, differs from an uninterrupted one."""
         draw = random.Random(seed)
         names = [*SETTINGS, *RANKS]
         setting = names[seed % len(names)]
@@ -296,12 +317,12 @@ def trials(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(TRIALS))
-def test_a_killed_run_ends_as_one_that_was_left_alone(seed: int, trials: Trials) -> None:
+def test_a_killed_run_ends_as_an_uninterrupted_one(seed: int, trials: Trials) -> None:
     assert trials.futures[seed].result() == []
 
 
 @pytest.mark.slow
-def test_tensorboard_reads_the_curves_of_a_killed_run_as_of_one_that_was_left_alone(trials: Trials) -> None:
+def test_tensorboard_reads_the_same_curves_of_a_killed_run(trials: Trials) -> None:
     """By its own reader: scalars, histograms, pictures and the monitors' tables, each step once."""
     whole, _ = trials.uninterrupted("monitors")
     kills = [f"import kills; kills.kill({point!r}, {number}, False)" for point, number in (("step", 23), ("step", 6))]
@@ -334,9 +355,9 @@ def read(run: Path) -> dict[tuple[str, str], list[tuple[int, Any]]]:
 
 
 @pytest.mark.slow
-def test_two_ranks_that_lightning_starts_are_killed_and_go_on(trials: Trials) -> None:
+def test_two_ranks_that_lightning_starts_are_killed_and_resumed(trials: Trials) -> None:
     """As a user starts them: one command, whose process starts the other rank."""
-    flags = (*COMMON, *RANKS["ranks"])
+    flags = flags_of("ranks")
     runs = []
     for name, kill in {"whole": "", "killed": "import kills; kills.kill('step', 20, True)"}.items():
         cwd = trials.folder / f"started {name}"
@@ -352,14 +373,22 @@ def test_two_ranks_that_lightning_starts_are_killed_and_go_on(trials: Trials) ->
 # The command, in this process.
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two epochs that has ended; to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("finished"))
+        patch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 2))
+        yield fit(*BRIEF, "--trainer.max_epochs=2")
+
+
 @pytest.fixture
-def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of two epochs that has ended, in the folder that the test stands in."""
+def ended(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same in the folder that the test is in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "normzoo.tasks.classifier.CURVE_POINTS", 2
-    )  # so that the end of an epoch lies between two points
-    return fit(*BRIEF, "--trainer.max_epochs=2")
+    # so that the end of an epoch lies between two points
+    monkeypatch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 2))
+    return Path(shutil.copytree(finished, tmp_path / "lightning_logs/default/000"))
 
 
 BRIEF = ("--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=3", "--model.net.hidden=[8]")
@@ -369,7 +398,7 @@ def content(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
-def test_a_run_that_has_finished_says_so(ended: Path) -> None:
+def test_a_finished_run_is_reported(ended: Path) -> None:
     before = content(ended)
     for path in (ended, ended.parent):
         result = normzoo("resume", str(path))
@@ -377,6 +406,28 @@ def test_a_run_that_has_finished_says_so(ended: Path) -> None:
         assert "has finished" in result.out
         assert "--trainer.max_epochs" in result.out
     assert content(ended) == before
+
+
+ROTATION = "--data.augment=" + objects(("torchvision.transforms.v2.RandomRotation", {"degrees": 15}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of jsonargparse
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (ROTATION, "--model.net=ConvNet", "--model.net.widths=[4]"),
+        ("--trainer.callbacks=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"),
+    ],
+    ids=["a number of any kind", "a device"],
+)
+def test_a_value_that_jsonargparse_cannot_write_can_be_resumed(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fit("--trainer.limit_train_batches=2", "--trainer.max_epochs=2", "--test_after_fit=false", *flags)
+    assert "Unable to serialize" not in (run / "config.yaml").read_text()
+    result = normzoo("resume", str(run), "--trainer.max_epochs=3")
+    assert result.status == 0, result.err
 
 
 def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
@@ -393,19 +444,63 @@ def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
     assert differences(left(whole), left(ended), leaving_out="_hparams_") == []
 
 
+ESSENTIAL = ("dropout", "accumulate", "plateau", "scheduled accumulation", "loggers of one's own")
+
+
+@pytest.mark.parametrize("setting", ESSENTIAL)
+def test_a_run_that_is_cut_off_within_an_epoch_ends_the_same(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off by an exception, after which nothing is saved either."""
+    monkeypatch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 5))
+    runs = []
+    for name, number in (("whole", 0), ("killed", 21)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        flags = (*flags_of(setting), "--trainer.max_epochs=2", "--test_after_fit=false")
+        with monkeypatch.context() as patch:
+            if number:
+                patch.setattr(Classifier, "training_step", dies_in_class(Classifier.training_step, number))
+            with pytest.raises(Killed) if number else nullcontext():
+                normzoo("fit", *flags)
+        runs.append(tmp_path / name / "lightning_logs/default/000")
+    result = normzoo("resume", str(runs[1]))
+    assert result.status == 0, result.err
+    assert differences(*map(left, runs)) == []
+
+
+def test_another_number_of_threads_is_reported(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are then rounded differently: a run cannot be exact."""
+    saved = torch.get_num_threads()
+    monkeypatch.setattr("normzoo.runs.exact_resume.torch.get_num_threads", lambda: saved + 3)
+    with pytest.warns(UserWarning, match=f"with {saved} threads, and this process uses {saved + 3}.*OMP_NUM_THREADS"):
+        assert normzoo("resume", str(ended), "--trainer.max_epochs=3").status == 0
+
+
+def test_images_that_have_changed_on_disk_are_reported(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Digits.read
+
+    def changed(self: Digits) -> Any:
+        train, test = read(self)
+        train.images[0, 0, 0] += 1
+        return train, test
+
+    monkeypatch.setattr(Digits, "read", changed)
+    with pytest.warns(UserWarning, match="Digits: the images in .* are not those of the checkpoint"):
+        assert normzoo("resume", str(ended), "--trainer.max_epochs=3").status == 0
+
+
 STOPPED = {
     "early stopping": (
         ("--trainer.callbacks=" + objects(("EarlyStopping", {"monitor": "val/loss", "stopping_threshold": 100.0})),),
         "--trainer.max_epochs=100001",
     ),
-    "time": (("--trainer.max_time=00:00:00:01",), "--trainer.max_time=00:00:00:02"),
+    "time": (('--trainer.max_time={"milliseconds": 300}',), '--trainer.max_time={"milliseconds": 600}'),
 }
 
 
 @pytest.mark.parametrize("by", STOPPED)
-def test_a_run_that_was_stopped_goes_on_with_other_limits(
-    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_continues_with_other_limits(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     limit, other = STOPPED[by]
     run = fit(*BRIEF, "--trainer.max_epochs=100000", *limit)
@@ -434,7 +529,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_a_run_goes_on_amid_an_epoch_with_the_batch_that_is_next(
+def test_a_run_continues_within_an_epoch_with_the_next_batch(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -456,23 +551,24 @@ def test_a_test_that_was_cut_off_is_done(lost: str, ended: Path) -> None:
         [_, last] = sorted(ended.glob("*tfevents*"), key=age)  # of the test
         last.unlink()
     config = (ended / "config.yaml").stat()
+    unchanged = config.st_ino, config.st_mtime_ns
     result = normzoo("resume", str(ended))
     assert result.status == 0, result.err
     assert "test/accuracy" in result.out
     assert differences(whole, left(ended)) == []
     assert (ended / "finished").is_file()
-    assert (ended / "config.yaml").stat() == config
+    config = (ended / "config.yaml").stat()
+    assert (config.st_ino, config.st_mtime_ns) == unchanged
     assert not (ended / "config-1.yaml").exists()
 
 
-def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(ended: Path) -> None:
-    whole = left(ended)
+def test_a_run_without_a_checkpoint_begins_anew_in_its_folder(finished: Path, ended: Path) -> None:
     (ended / "finished").unlink()
     (ended / "checkpoints/last.ckpt").rename(ended / "checkpoints/.last.ckpt.1.part")
     result = normzoo("resume", str(ended))
     assert result.status == 0, result.err
     assert "from its beginning" in result.out
-    assert differences(whole, left(ended)) == []
+    assert differences(left(finished), left(ended)) == []
 
 
 def test_a_run_without_a_checkpoint_keeps_its_curves_until_it_begins_anew(ended: Path) -> None:
@@ -496,7 +592,7 @@ def test_a_run_without_a_checkpoint_keeps_its_curves_until_it_begins_anew(ended:
         }
 
 
-def test_a_folder_that_was_moved_goes_on_where_it_is(ended: Path, tmp_path: Path) -> None:
+def test_a_moved_folder_continues_where_it_is(ended: Path, tmp_path: Path) -> None:
     """Its best checkpoint too, which an epoch that is worse leaves alone."""
     moved = tmp_path / "elsewhere/7"
     shutil.move(ended, moved)
@@ -514,7 +610,7 @@ def test_a_folder_that_was_moved_goes_on_where_it_is(ended: Path, tmp_path: Path
     assert max(scalars(moved)["val/accuracy"]) == 11
 
 
-def test_a_curve_that_was_lost_does_not_hinder(ended: Path) -> None:
+def test_a_lost_curve_does_not_prevent_resuming(ended: Path) -> None:
     for file in ended.glob("*tfevents*"):
         file.unlink()
     result = normzoo("resume", str(ended), "--trainer.max_epochs=3")
@@ -578,7 +674,7 @@ def test_a_run_that_leads_elsewhere_writes_nothing_there(name: str, ended: Path,
     assert content(elsewhere) == before
 
 
-def test_a_link_within_a_run_is_no_hindrance(ended: Path) -> None:
+def test_a_link_within_a_run_is_allowed(ended: Path) -> None:
     last = ended / "checkpoints" / "last.ckpt"
     last.rename(last.with_name("it.ckpt"))
     last.symlink_to("it.ckpt")
@@ -592,14 +688,11 @@ def test_predictions_follow_no_link(ended: Path, tmp_path: Path) -> None:
     assert (ended / "predictions-1.csv").is_file()
 
 
-def test_a_run_that_is_still_going_on_is_refused(ended: Path) -> None:
+def test_a_run_that_is_still_being_trained_is_refused(ended: Path) -> None:
     """As long as its process lives, however it ends."""
-    holding = (
-        "import sys, time, pathlib, normzoo.runs.folders as r; r.hold(pathlib.Path(sys.argv[1])); print(1, flush=True)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{holding}; time.sleep(100)", str(ended)], stdout=subprocess.PIPE, text=True
-    ) as holder:
+    holding = "import pathlib, runpy, sys, time; runpy.run_path(sys.argv[1])['hold'](pathlib.Path(sys.argv[2]))"
+    command = [sys.executable, "-c", f"{holding}; print(1, flush=True); time.sleep(100)", folders.__file__, str(ended)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "1\n"
         result = normzoo("resume", str(ended), "--trainer.max_epochs=3")
@@ -679,7 +772,7 @@ def test_anyones_task_is_resumed_exactly_from_the_end_of_an_epoch(settings: dict
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", norms.layers())
-def test_every_norm_goes_on_amid_an_epoch(name: str, tmp_path: Path) -> None:
+def test_every_norm_is_resumed_exactly_within_an_epoch(name: str, tmp_path: Path) -> None:
     """Two layers of it: all that a norm keeps between steps is in the checkpoint."""
 
     def task() -> Classifier:
@@ -695,6 +788,18 @@ def test_every_norm_goes_on_amid_an_epoch(name: str, tmp_path: Path) -> None:
         train(tmp_path / "killed", killed, Digits(), **settings)
     train(tmp_path / "killed", task(), Digits(), **settings)
     assert last(tmp_path / "whole") == last(tmp_path / "killed")
+
+
+def dies_in_class(method: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """A method of a class, whose n-th call is interrupted."""
+    calls = iter(range(1, 1000))
+
+    def called(self: Any, *args: Any) -> Any:
+        if next(calls) == number:
+            raise Killed
+        return method(self, *args)
+
+    return called
 
 
 def dies(method: Callable[..., Any], number: int) -> Callable[..., Any]:
@@ -741,12 +846,14 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_run_that_is_asked_to_end_says_how_it_goes_on(number: signal.Signals, trials: Trials, tmp_path: Path) -> None:
+def test_a_run_that_receives_a_signal_says_how_to_resume(
+    number: signal.Signals, trials: Trials, tmp_path: Path
+) -> None:
     """And its status is that of the signal, not of a run that has ended well."""
     once = f"import kills; kills.watch('step', lambda times, over: times == 7 and not over and kills.send({number}))"
     run = trials.forks.run("fit", *COMMON, cwd=tmp_path, before=once)
     assert run.poll() == 128 + number
-    assert f"normzoo: ended by {number.name}; normzoo resume lightning_logs/default/000 goes on" in run.err
+    assert f"normzoo: ended by {number.name}; to resume, run: normzoo resume lightning_logs/default/000" in run.err
     assert "Traceback" not in run.err
     assert not (tmp_path / "lightning_logs/default/000/finished").exists()
     assert trials.forks.run("resume", "lightning_logs/default", cwd=tmp_path).poll() == 0

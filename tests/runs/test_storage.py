@@ -253,6 +253,19 @@ def test_the_message(error: BaseException, says: str | None, tmp_path: Path) -> 
     assert says is None or says in str(message)
 
 
+def test_a_full_standard_output_is_not_blamed_on_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error names no file."""
+    assert f"{tmp_path} could not be written" in str(unwritten(failed(errno.ENOSPC, None), tmp_path))
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        message = str(unwritten(failed(errno.ENOSPC, None), tmp_path))
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space"):
+            full.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # so that it can be closed
+    assert message.startswith("standard output could not be written: No space left on device")
+
+
 def test_the_first_error_counts_not_its_consequences(tmp_path: Path) -> None:
     """The writer that is closed after the failure fails as well."""
 

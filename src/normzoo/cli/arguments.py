@@ -35,6 +35,7 @@ LINKS = {
 }
 TARGETS = [target for targets in LINKS.values() for target in targets]
 
+MOST_NAMES = 60  # of classes in a help text
 UNSERIALIZABLE = "Unable to serialize instance"  # jsonargparse's text in the place of such a value
 serialize_object = jsonargparse._typehints.serialize_as_import_path
 
@@ -52,7 +53,7 @@ def serialize(value: Any) -> Any:
     """A value for a config file, for which jsonargparse knows no type, such as a `numbers.Number`."""
     if isinstance(value, str | int | float):
         return value
-    return str(value) if isinstance(value, torch.device) else serialize_object(value)
+    return str(value) if isinstance(value, torch.device) else serialize_object(value)  # type: ignore[no-untyped-call] # jsonargparse leaves it unannotated
 
 
 # Private names: every way to name a class, and every value of an unknown type, goes through these functions, and
@@ -72,6 +73,15 @@ class Parser(LightningArgumentParser):
             or refusal(message, config_files.read)
             or InputError(f"{explain(message, list(options(self)))}\nnormzoo COMMAND --help lists all options.")
         ) from ex
+
+    def format_help(self) -> str:
+        """The help, without lists of hundreds of classes: every module of torch is a known activation."""
+
+        def shorten(found: re.Match[str]) -> str:
+            names = found[1].split(",")
+            return found[0] if len(names) <= MOST_NAMES else f"{len(names)} known subclasses"
+
+        return re.sub(r"known\s+subclasses:\s+([^)]+)", shorten, super().format_help())
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """The configuration as text, without defaults that have no text: they need none."""

@@ -1,4 +1,4 @@
-"""The command `normzoo resume`: goes on with a run that was cut off."""
+"""The command `normzoo resume`: continues a run that was interrupted."""
 
 import os
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from normzoo.errors import InputError
 
 HELP = """usage: normzoo resume RUN_FOLDER [options of normzoo fit]
 
-Go on with a run that was killed, in its own folder, from its newest checkpoint, to the end it would have had: the same
-weights, metrics and curves, to the bit. A run without a checkpoint begins anew. The folder of an experiment means its
-newest run. Everything is as the run's config.yaml says; options given behind win.
+Continue a run that was killed, in its own folder, from its newest checkpoint, to the end it would have had: the same
+weights, metrics and curves, to the bit. A run without a checkpoint starts anew. The folder of an experiment means its
+newest run. All settings are those of the run's config.yaml; options on the command line win.
 
   normzoo resume lightning_logs/digits_mlp/000
   normzoo resume lightning_logs/digits_mlp                              # its newest run
@@ -19,10 +19,10 @@ newest run. Everything is as the run's config.yaml says; options given behind wi
 
 ROOT = Path("lightning_logs")
 FIXED = {
-    "--ckpt_path": "a run goes on from its own newest checkpoint; 'normzoo fit -c RUN/config.yaml --ckpt_path=FILE' "
+    "--ckpt_path": "a run continues from its own newest checkpoint; 'normzoo fit -c RUN/config.yaml --ckpt_path=FILE' "
     "starts another run from any",
-    "--experiment": "a run goes on in its own folder; leave it out",
-    "--runs": "a run goes on in its own folder, whose path comes first; leave it out",
+    "--experiment": "a run continues in its own folder; leave it out",
+    "--runs": "a run continues in its own folder, whose path comes first; leave it out",
 }
 
 
@@ -34,49 +34,46 @@ def main(arguments: Sequence[str]) -> None:
     from normzoo.cli.runtime import share_cores
 
     share_cores()
-    from normzoo.runs import folders as runs  # and with it torch
-    from normzoo.runs.atomic import PART
+    from normzoo.runs import folders  # and with it torch
 
     path, *flags = arguments or [""]
     if path.startswith("-"):
         raise InputError(f"resume {path}: the folder of the run comes first: normzoo resume RUN_FOLDER {path} ...")
     for name, reason in FIXED.items():
-        if any(flag == name or flag.startswith(f"{name}=") for flag in flags):
+        if any(flag.partition("=")[0] == name for flag in flags):
             raise InputError(f"resume {name}: {reason}.")
-    run = runs.find_run(path, ROOT)
-    checkpoint = runs.newest_checkpoint(run)
-    if (run / runs.FINISHED).is_file():
+    run = folders.find_run(path, ROOT)
+    if (run / folders.FINISHED).is_file():
         if not flags:
-            if runs.is_first():
-                print(
-                    f"{run} has finished: nothing is left to do. It goes on with other "
-                    f"limits, such as a larger --trainer.max_epochs=N."
-                )
+            if folders.is_first():
+                print(f"{run} has finished. To make it longer, add a new limit, such as --trainer.max_epochs=N.")
             return
-        if checkpoint is None:
+        if folders.newest_checkpoint(run) is None:
             raise InputError(
-                f"{run} has finished, and kept no checkpoint that it could go on from: 'normzoo fit -c "
-                f"{run / runs.CONFIG}' starts another run."
+                f"{run} has finished, and kept no checkpoint to continue from: 'normzoo fit -c {run / folders.CONFIG}' "
+                f"starts another run."
             )
-    if not runs.is_first():
-        go_on(run, checkpoint, flags)
-        return
-    runs.require_within(run)
-    lock = runs.hold(run)
-    try:
-        checkpoint = runs.newest_checkpoint(run)  # once more: the process that has held it may have written one
-        for part in run.glob(f"**/.*{PART}"):  # half written when it was killed
-            part.unlink(missing_ok=True)
-        print(f"resuming     {run} from {checkpoint.name if checkpoint else 'its beginning: it has no checkpoint'}")
-        go_on(run, checkpoint, flags)
-    finally:
-        os.close(lock)
+    resume(run, flags)
 
 
-def go_on(run: Path, checkpoint: Path | None, flags: Sequence[str]) -> None:
-    """Runs `normzoo fit` with the configuration of the run, in its folder."""
+def resume(run: Path, flags: Sequence[str]) -> None:
+    """Runs `normzoo fit` with the configuration of a run, in its folder, which the first process locks."""
     from normzoo.cli import fit
-    from normzoo.runs.folders import CONFIG
+    from normzoo.runs import folders
+    from normzoo.runs.atomic import PART
 
-    place = [f"--ckpt_path={checkpoint}"] if checkpoint else []
-    fit.main(["fit", "-c", str(run / CONFIG), *flags, *place], run)
+    lock = None
+    if folders.is_first():
+        folders.require_within(run)
+        lock = folders.hold(run)
+        for part in run.glob(f"**/.*{PART}"):  # half written when the run was killed
+            part.unlink(missing_ok=True)
+    try:
+        checkpoint = folders.newest_checkpoint(run)
+        if folders.is_first():
+            print(f"resuming     {run} from {checkpoint.name if checkpoint else 'its beginning: it has no checkpoint'}")
+        place = [f"--ckpt_path={checkpoint}"] if checkpoint else []
+        fit.main(["fit", "-c", str(run / folders.CONFIG), *flags, *place], run)
+    finally:
+        if lock is not None:
+            os.close(lock)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
@@ -76,12 +76,10 @@ def gathered(value: Any) -> Any:
 
 
 def like(parameter: Tensor, value: Any) -> Any:
-    """This rank's share of an optimizer's tensor, split as the parameter is; a scalar as it is."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.ndim == 0:
+    """This rank's share of an optimizer's tensor, split as the parameter is; any other value as it is."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
-    same = value.shape == parameter.shape
-    placements = parameter.placements if same else [Replicate()] * parameter.device_mesh.ndim
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, placements)
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def shard_network(module: LightningModule) -> None:

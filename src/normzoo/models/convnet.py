@@ -23,7 +23,7 @@ class ConvNet(Network):
         widths: channels of each convolution, first to last.
         norm: the norm behind each convolution.
         activation: the activation behind each convolution.
-        norm_position: where the norm stands, "before" or "after" the activation.
+        norm_position: where the norm is, "before" or "after" the activation.
         init: how weights start; None for `Kaiming()`.
 
     Raises:

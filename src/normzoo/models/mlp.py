@@ -21,7 +21,7 @@ class MLP(Network):
         hidden: width of each hidden layer; none at all is a linear classifier.
         norm: the norm behind each hidden layer.
         activation: the activation behind each hidden layer.
-        norm_position: where the norm stands, "before" or "after" the activation.
+        norm_position: where the norm is, "before" or "after" the activation.
         init: how weights start; None for `Kaiming()`.
 
     Raises:

@@ -26,7 +26,7 @@ class ResNet(Network):
         stem: "cifar" for one 3 x 3 convolution; "imagenet" for 7 x 7 with stride 2 and a max pooling with stride 2.
         norm: the norm behind each convolution.
         activation: the activation in each block, and behind each sum.
-        norm_position: where the norm stands, "before" or "after" the activation.
+        norm_position: where the norm is, "before" or "after" the activation.
         init: how weights start; None for `Kaiming(mode="fan_out")`, as in the paper's code.
 
     Raises:

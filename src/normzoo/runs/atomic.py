@@ -1,4 +1,4 @@
-"""Files that are whole or not there: whatever kills the process, the file that stood there before is kept."""
+"""Files that are written completely or not at all: if the process is killed, the earlier file is kept."""
 
 import os
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ PART = ".part"
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` once all of it is on the disk.
+    """A file to write to, which replaces `path` once all of it is on the disk.
 
     Args:
-        path: where it will stand; its folder is made.
+        path: the file; its folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}{PART}")

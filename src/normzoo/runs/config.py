@@ -15,8 +15,8 @@ from normzoo.runs.loggers import save_versions
 class RunConfig(SaveConfigCallback):
     """Writes `config.yaml` when a run begins.
 
-    A run that is resumed keeps its own, unless flags have changed it: then, once they prove to fit its checkpoint,
-    the earlier one stands beside it, numbered.
+    A resumed run keeps its own. If flags have changed it and they fit the checkpoint, the earlier one is kept beside
+    the new one, with a number.
 
     Args:
         parser: of the command line.
@@ -39,19 +39,15 @@ class RunConfig(SaveConfigCallback):
             (self.file.parent / FINISHED).unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Writes the configuration, unless it stands there."""
+        """Writes the configuration, unless it is there."""
         config = self.config.clone()
         earlier = self.file.read_text(encoding="utf-8") if self.file.is_file() else None
         if earlier is not None:
-            config.ckpt_path = yaml.safe_load(earlier).get("ckpt_path")  # of where the run began
+            config.ckpt_path = yaml.safe_load(earlier).get("ckpt_path")  # from which the run began
         text = self.parser.dump(config, skip_none=False)
-        if earlier is not None:
-            if yaml.safe_load(text) == yaml.safe_load(earlier):
-                return
-            self.write(unused(self.file), earlier)
-        self.write(self.file, text)
-
-    def write(self, file: Path, text: str) -> None:
-        """Writes a file, all of it or nothing."""
-        with written_whole(file) as opened:
-            opened.write(text.encode())
+        if earlier is not None and yaml.safe_load(text) == yaml.safe_load(earlier):
+            return
+        for file, content in ((unused(self.file), earlier), (self.file, text)):
+            if content is not None:
+                with written_whole(file) as opened:
+                    opened.write(content.encode())

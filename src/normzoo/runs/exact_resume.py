@@ -93,7 +93,7 @@ class ExactResume(Checkpoint):
         self.started = False
         self.validated = False
         """Whether validation has run since the last batch."""
-        self.wrapped: list[tuple[Any, str]] = []
+        self.restore_loops: list[Callable[[], None]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if (number := sum(isinstance(one, ExactResume) for one in trainer.checkpoint_callbacks)) > 1:
@@ -124,12 +124,13 @@ class ExactResume(Checkpoint):
         """Has a loop call `around(trainer, method)` in the place of a method."""
         method = getattr(loop, name)
         setattr(loop, name, lambda *args: around(trainer, lambda: method(*args)))
-        self.wrapped.append((loop, name))
+        # A function, which a copy of this callback shares: a loop cannot be copied.
+        self.restore_loops.append(lambda: delattr(loop, name))
 
     def unwrap(self) -> None:
         """Restores the methods."""
-        while self.wrapped:
-            delattr(*self.wrapped.pop())
+        while self.restore_loops:
+            self.restore_loops.pop()()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.unwrap()

@@ -1,11 +1,11 @@
-"""Where runs live: `ROOT/EXPERIMENT/RUN/`, RUN being the next free number, with config, checkpoints and events."""
+"""The folders of runs: `ROOT/EXPERIMENT/RUN/`, RUN being the next free number, with config, checkpoints and events."""
 
 import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
-from itertools import chain
+from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 
 from normzoo.errors import InputError
@@ -19,7 +19,7 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 FINISHED = "finished"
-"""A file that says: nothing is left to do."""
+"""A file that marks a run that has ended as configured."""
 
 
 def new_run(root: Path, experiment: str) -> Path:
@@ -34,23 +34,20 @@ def new_run(root: Path, experiment: str) -> Path:
         raise InputError(f"experiment={experiment!r}: an experiment is a folder inside {root}; try 'default'.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=-1)
-        while True:
-            run = folder / f"{number:03d}"
-            try:
-                run.mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return run
+        first = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=-1)
+        for number in count(first):
+            with suppress(FileExistsError):
+                (folder / f"{number:03d}").mkdir()
+                break
     except OSError as error:
         raise InputError(
             f"{folder}: no run can be written there ({error.strerror or error}); choose a folder with --runs=FOLDER."
         ) from error
+    return folder / f"{number:03d}"
 
 
 def is_first() -> bool:
-    """Whether this process has global rank 0, as torchrun, SLURM or Lightning's launcher tell by the environment."""
+    """Whether this process has global rank 0, by the environment that torchrun, SLURM or Lightning's launcher sets."""
     return not any(int(os.environ.get(name) or 0) for name in RANK_VARIABLES)
 
 
@@ -61,11 +58,11 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def find_run(path: str, root: Path) -> Path:
-    """The run that is meant by its folder, or by that of an experiment: the newest.
+    """The run at a folder; at an experiment's folder, the newest.
 
     Args:
         path: the folder.
-        root: of all experiments, where others are looked for to be named.
+        root: of all experiments, from which the message suggests runs.
 
     Raises:
         InputError: there is none.
@@ -74,7 +71,7 @@ def find_run(path: str, root: Path) -> Path:
     for folder in (given, *numbered(given)):
         if path and (folder / CONFIG).is_file():
             return folder
-    known = list(newest(given if path and given.is_dir() else root)) or list(newest(root))
+    known = (newest(given) if path else []) or newest(root)
     there_are = f"There are {', '.join(map(str, known))}." if known else f"There is none under {root}."
     raise InputError(
         f"{path!r} is no run: a run is a folder with a {CONFIG}, which 'normzoo fit' makes when training begins. "
@@ -82,8 +79,14 @@ def find_run(path: str, root: Path) -> Path:
     )
 
 
+def newest(root: Path, most: int = 5) -> list[Path]:
+    """Some runs below a folder, the newest first."""
+    configs = sorted(root.glob(f"**/{CONFIG}"), key=lambda p: p.stat().st_mtime, reverse=True)
+    return [config.parent for config in configs[:most]]
+
+
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a run goes on from: the last, else the newest that is not the best one, else None."""
+    """The checkpoint to resume a run from: the last, else the newest that is not the best one, else None."""
     folder = run / CHECKPOINTS
     if (last := folder / "last.ckpt").is_file():
         return last
@@ -91,27 +94,21 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(others, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def newest(root: Path, most: int = 5) -> Iterator[Path]:
-    """Some runs below a folder, the newest first."""
-    found = sorted(root.glob(f"**/{CONFIG}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    yield from (config.parent for config in found[:most])
-
-
 def require_within(run: Path) -> None:
-    """Raises `InputError` if a link in a run leads out of it: a run of somebody else would have files written there."""
+    """Raises `InputError` if a link in a run leads out of it: resuming a stranger's run could write there."""
     home = run.resolve()
     for folder, folders, files in os.walk(run):
         for name in (*folders, *files):
             path = Path(folder, name)
             if path.is_symlink() and not path.resolve().is_relative_to(home):
                 raise InputError(
-                    f"{path} is a link to {os.readlink(path)}, outside of the run, and going on could write there: if "
-                    f"the run is your own, put in its place what it leads to."
+                    f"{path} is a link to {os.readlink(path)}, outside of the run, and resuming could write there: if "
+                    f"the run is your own, replace the link by what it leads to."
                 )
 
 
 def hold(run: Path) -> int:
-    """Locks a run for this process; the system lets go when the process ends, whatever ends it.
+    """Locks a run for this process; the system unlocks it when the process ends, whatever ends it.
 
     Returns:
         The open file, which keeps the lock.
@@ -131,17 +128,16 @@ def hold(run: Path) -> int:
             return file  # a file system without locks
         holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
         os.close(file)
-        raise InputError(f"{run} is still being trained, by {holder}: wait for its end, or end it.") from error
+        raise InputError(f"{run} is still being trained, by {holder}: wait for it to end, or stop it.") from error
     os.ftruncate(file, 0)
     os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 
 def shared_run(root: Path, experiment: str) -> Path:
-    """The folder of this run: made by the first process, and told to those that it starts for other ranks.
+    """The folder of this run: made by the first process, which passes it on to the ranks that it starts.
 
-    Ranks that something else has started, such as torchrun or SLURM, get a name that stands for it until the first can
-    tell them (`normzoo.callbacks.SharedRun`).
+    Ranks that something else has started, such as torchrun or SLURM, get a placeholder until `SharedRun` replaces it.
     """
     if is_first():
         os.environ[RUN_VARIABLE] = str(new_run(root, experiment))

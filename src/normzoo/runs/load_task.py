@@ -76,6 +76,8 @@ def build(config: Mapping[str, Any], file: str, allow: Collection[str] = ()) -> 
             named = [found if isroutine(found) else {"class_path": path} for path, found in of_packages]
             check_callables(named, {file: str(config)})  # the user's own packages may name any function
             task: LightningModule = parser.instantiate_classes(settings).task
+        except InputError:
+            raise
         except (jsonargparse.ArgumentError, ValueError, RecursionError) as error:
             raise refusal(error, file) from error
     return task
@@ -83,8 +85,6 @@ def build(config: Mapping[str, Any], file: str, allow: Collection[str] = ()) -> 
 
 def refusal(error: Exception, file: str) -> InputError:
     """The message for an error of the parser."""
-    if isinstance(error, InputError):
-        return error
     if denied := re.search(r"Importing '((\w+)[\w.]*)' is not allowed", str(error)):
         return InputError(
             f"{file!r} names {denied[1]!r}, which could run any code when it is imported or built. If you trust it, "
@@ -95,12 +95,15 @@ def refusal(error: Exception, file: str) -> InputError:
 
 
 def imported(config: Mapping[str, Any]) -> Iterator[str]:
-    """The paths in settings of modules, optimizers and schedules that this program has imported."""
+    """The paths in settings of the caller's own modules, optimizers and schedules that have been imported."""
     for _, value in walk(config):
         module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
         found = getattr(sys.modules.get(module), name, None)
         if isinstance(found, type) and issubclass(found, nn.Module | Optimizer | LRScheduler):
-            yield from (value, f"{found.__module__}.{found.__qualname__}")
+            paths = (value, f"{found.__module__}.{found.__qualname__}")
+            yield from (
+                path for path in paths if path.partition(".")[0] not in PACKAGES
+            )  # these have rules of their own
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -26,6 +27,7 @@ def continue_curves(trainer: Trainer, run: Path) -> None:
         for file in run.glob("*tfevents*") if is_first() else ():
             file.unlink()
         return
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # its rows are restored
     file = run / VERSIONS
     versions = json.loads(file.read_text()) if file.is_file() else []
     for logger, version in zip(trainer.loggers, versions, strict=False):

@@ -8,25 +8,26 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 class SharedRun(Callback):
-    """Tells all ranks the folder of the run that the first rank has made, once they can talk.
+    """Gives all ranks the folder of the run that the first rank has made, once they can communicate.
 
     Args:
         run: the folder, as this rank knows it.
-        told: called with the first rank's.
+        update: called with the first rank's.
     """
 
-    def __init__(self, run: Path, told: Callable[[Path], None]) -> None:
+    def __init__(self, run: Path, update: Callable[[Path], None]) -> None:
         self.run = run
-        self.told = told
+        self.update = update
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         run = Path(trainer.strategy.broadcast(str(self.run)))
         if run == self.run:
             return
+        # Ranks communicate only after a Trainer and its loggers are built, which have no public way to change this.
         if trainer.default_root_dir == str(self.run):
             trainer._default_root_dir = str(run)  # type: ignore[attr-defined]  # set by Lightning, undeclared
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == self.run:
                 logger._version = run.name
         self.run = run
-        self.told(run)
+        self.update(run)

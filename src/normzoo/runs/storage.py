@@ -12,7 +12,7 @@ from normzoo.errors import InputError
 from normzoo.runs.allowed import again
 from normzoo.runs.folders import newest_checkpoint
 
-# These come from writing, whatever file it was (EIO nearly always); other reasons may also come from reading a data set.
+# These come from writing, whatever file it was (EIO mostly); other reasons may also come from reading a data set.
 WHILE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
@@ -28,7 +28,8 @@ def unwritten(error: BaseException, run: Path | None, files: Sequence[Path] = ()
         if isinstance(one, InputError):
             return None if one is error else one
         if isinstance(one, OSError) and is_of_writing(one, [*files, *([run] if run else [])]):
-            return InputError(f"{described(one, run, files)}.\n{how_to_continue(run)}")
+            file = path_of(one) or ((files[0] if files else run) if can_print() else "standard output")
+            return InputError(f"{file} could not be written: {one.strerror or one}.\n{how_to_continue(run)}")
     return None
 
 
@@ -41,32 +42,24 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def path_of(error: OSError) -> str | None:
+    """The file that an error names."""
+    name = error.filename2 or error.filename
+    return os.fsdecode(name) if isinstance(name, str | bytes) else None
+
+
 def is_of_writing(error: OSError, places: Sequence[Path]) -> bool:
     """Whether an error comes from writing, or from any use of a file in one of these places."""
-    if error.errno in WHILE_WRITING:
-        return True
-    name = error.filename2 or error.filename
-    file = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes) else None
-    return file is not None and any(file.is_relative_to(place.absolute()) for place in places)
-
-
-def described(error: OSError, run: Path | None, files: Sequence[Path]) -> str:
-    """Which file could not be written, and why."""
-    name = error.filename2 or error.filename
-    if isinstance(name, str | bytes):
-        file = os.fsdecode(name)
-    elif not can_print():
-        file = "standard output"
-    else:
-        file = str(files[0] if files else run or "a file")
-    return f"{file} could not be written: {error.strerror or error}"
+    file = Path(path_of(error) or "/").absolute()
+    return error.errno in WHILE_WRITING or any(file.is_relative_to(place.absolute()) for place in places)
 
 
 def can_print() -> bool:
-    """Whether standard output takes what is printed."""
+    """Whether standard output takes an empty line."""
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    except (OSError, ValueError):  # full; closed
+    except OSError:
         return False
     return True
 
@@ -76,7 +69,7 @@ def how_to_continue(run: Path | None) -> str:
     if run is None:
         return "Fix the cause, or choose another file. A file that was begun is incomplete."
     if not run.is_dir():
-        return "The run's folder is gone. Fix the cause, or choose another folder with --runs=FOLDER, and start again."
+        return "Fix the cause, or choose another folder with --runs=FOLDER, and start the run again."
     kept = newest_checkpoint(run)
     start = f"The last checkpoint is complete: {kept}." if kept else "There is no checkpoint yet."
     return f"{start} Fix the cause, then run:\n  normzoo resume {run}{again()}"
