@@ -190,7 +190,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         source = re.search(r"\((\d+)(?:, (arXiv \S+))?\)$", row["paper"] or "")
         year, arxiv = source.groups("") if source else ("", "")
         running = "running statistics" if row["stateful"] else ""
-        lines.append(f"  {row['name']:28}{' '.join(row['axes']):9}{running:20}{year:6}{arxiv}".rstrip())
+        lines.append(f"  {row['name']:28}{' '.join(row['axes']):9}{running:19}{year:6}{arxiv}".rstrip())
     return "\n".join([*lines[1:], "", *LEGEND])
 
 
