@@ -79,6 +79,8 @@ def test_norms_lists_every_layer_on_a_line() -> None:
     assert result.status == 0
     first = [line.split()[0] for line in result.out.splitlines() if line.strip()]
     assert [name for name in first if name in LAYERS] == list(LAYERS)
+    assert max(map(len, result.out.splitlines())) <= 80, "a terminal of 80 columns"
+    assert len(result.out.splitlines()) < 2 * len(LAYERS)
 
 
 def test_norms_as_json_is_the_facts() -> None:
