@@ -18,7 +18,7 @@ import pytest
 import torch
 from broken import BUGS
 from references import State
-from subjects import LAYOUTS, Subject, outputs_and_gradients, subjects
+from subjects import LAYOUTS, C, Subject, outputs_and_gradients, subjects
 from torch import Tensor
 from torch.func import functional_call
 
@@ -27,6 +27,9 @@ from normzoo.norms import Norm
 
 # What a law fails with: a claim that is wrong, or an error of torch.
 FAILURES = (AssertionError, RuntimeError)
+
+# Inputs of more values than the plain formula takes, and of no round number of blocks.
+LARGE = {"NC": (300, 64), "NCL": (4, C, 601), "NCHW": (8, C, 16, 20)}
 
 TESTS = Path(__file__).parents[1] / "norms"
 

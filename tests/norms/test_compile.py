@@ -8,12 +8,13 @@ import pytest
 import torch
 from laws import assert_same_buffers, assert_same_results, law, of_layer, on_images
 from subjects import Subject, outputs_and_gradients
+from torch._dynamo.utils import counters  # torch counts graphs nowhere public
 
 
-def compiled_equals_eager(subject: Subject, backend: str, settings: Mapping[str, Any] | None = None) -> None:
-    from torch._dynamo.utils import counters
-
-    for training in (True, False):
+def compiled_equals_eager(
+    subject: Subject, backend: str, settings: Mapping[str, Any] | None = None, modes: tuple[bool, ...] = (True, False)
+) -> None:
+    for training in modes:
         torch._dynamo.reset()
         counters.clear()
         eager = subject.experienced(settings, dtype=torch.float32).train(training)
@@ -33,8 +34,15 @@ def compiled_equals_eager(subject: Subject, backend: str, settings: Mapping[str,
 
 @law(when=on_images)
 def test_compile_without_codegen(subject: Subject) -> None:
-    """Traced and differentiated ahead of time, without generated code, the layer equals itself in one graph."""
-    compiled_equals_eager(subject, "aot_eager")
+    """Traced and differentiated ahead of time, in training, the layer is one graph and equals itself."""
+    compiled_equals_eager(subject, "aot_eager", modes=(True,))
+
+
+@pytest.mark.slow
+@law(when=on_images)
+def test_compile_in_evaluation(subject: Subject) -> None:
+    """The same in evaluation."""
+    compiled_equals_eager(subject, "aot_eager", modes=(False,))
 
 
 @pytest.mark.slow

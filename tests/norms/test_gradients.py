@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from laws import assert_close, assert_same_buffers, assert_same_results, buffers_of, law, of_layer, pure
+from laws import LARGE, assert_close, assert_same_buffers, assert_same_results, buffers_of, law, of_layer, pure
 from references import State
 from subjects import LAYOUTS, C, Subject
 from torch import Tensor
@@ -140,7 +140,7 @@ def test_checkpointed_gradient(subject: Subject) -> None:
 @law()
 def test_gradients_again(subject: Subject) -> None:
     """A forward pass has one gradient: asked for again, to be differentiated again, or along with its own penalty."""
-    sizes = LAYOUTS[subject.layout], {"NC": (42, C), "NCL": (10, C, 1009), "NCHW": (36, C, 16, 20)}[subject.layout]
+    sizes = LAYOUTS[subject.layout], {**LARGE, "NC": (42, C)}[subject.layout]
     for settings, (samples, *others) in product(subject.settings, sizes):
         layer = subject.experienced(settings)
         x = subject.input(sizes=(subject.samples(samples), *others)).requires_grad_()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from laws import assert_close, buffers_of, law, on_images, same_tensors
+from laws import LARGE, assert_close, buffers_of, law, on_images, same_tensors
 from ranks import TwoRanks
 from references import State
 from subjects import C, Subject
@@ -168,7 +168,7 @@ def test_ranks_of_one_position(subject: Subject, two_ranks: TwoRanks) -> None:
 def test_ranks_of_other_ways(subject: Subject, two_ranks: TwoRanks) -> None:
     """A large input goes another way than a small one or an empty one, and the same collectives lie on each."""
     layer = subject.build({"sync": True}, dtype=torch.float32)
-    sizes = (36, C, 16, 20)
+    sizes = LARGE["NCHW"]
     assert math.prod(sizes) > kernels.SMALL
     for offset, samples in ((0.5, 2), (0.5, 0), (1e3, 2)):
         x = (subject.input(sizes=sizes) + offset).float()

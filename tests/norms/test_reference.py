@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from laws import assert_close, assert_same_buffers, assert_same_results, law, of_layer
+from laws import LARGE, assert_close, assert_same_buffers, assert_same_results, law, of_layer
 from references import reference
 from subjects import (
     C,
@@ -76,7 +76,9 @@ def test_large_batch(subject: Subject) -> None:
 @law()
 def test_large_input(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large inputs are computed in blocks, with hand-written gradients: to the same results, to second order."""
-    sizes = {"NC": (300, 64), "NCL": (10, C, 1009), "NCHW": (36, C, 16, 20)}[subject.layout]
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", 1 << 16)  # several blocks and sheets, the last ones smaller
+    monkeypatch.setattr(kernels, "SHEET", 1 << 10)
+    sizes = LARGE[subject.layout]
     sizes = (subject.samples(sizes[0]), *sizes[1:])
     assert math.prod(sizes) > kernels.SMALL
     for offset, memory_format in product((0.5, 1e3), (torch.contiguous_format, torch.channels_last)):
