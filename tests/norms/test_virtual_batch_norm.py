@@ -1,6 +1,6 @@
 """Whether a VirtualBatchNorm has a reference is what its buffers say, whoever filled them.
 
-The laws of `test_norm_laws.py` hold what it computes.
+The laws in this folder test what it computes.
 """
 
 import copy
