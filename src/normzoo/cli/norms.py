@@ -73,7 +73,7 @@ WORDS = {
     "folds": "folds into the layer before it",
     "reads_input": "normalizes that layer's input too",
     "wants_partner": "wants another norm behind it",
-    "brings_activation": "brings its own activation",
+    "brings_activation": "includes an activation",
 }
 
 AXES = {
