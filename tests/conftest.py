@@ -1,4 +1,4 @@
-"""Settings shared by every test: one thread, and slow tests only when asked for."""
+"""Settings shared by every test: one thread, seeded random numbers, and slow tests only when asked for."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow, unless the user asked for it: by --slow, by a -m of his own, or by a test's full name."""
+    """Deselects slow tests, unless the user asks for them by --slow, by -m, or by a test's full name."""
     if config.getoption("--slow") or config.getoption("-m") or any("::" in arg for arg in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -24,14 +24,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(slow)]
 
 
-SEEDS = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+# Tests must pass for every seed; this one makes a failure repeat.
+SEED = int(os.environ.get("NORMZOO_TEST_SEED", "0"))
+LIGHTNING_SEEDS = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
 
 
 @pytest.fixture(autouse=True)
-def no_seed_left() -> Iterator[None]:
-    """Forgets the seed that a test gave Lightning: it begins again at it whenever several ranks start."""
+def seeded() -> Iterator[None]:
+    """Seeds the random numbers of each test, so that none depends on the tests before it.
+
+    Afterwards the seed that a test gave to Lightning is removed: Lightning would reuse it when ranks start.
+    """
+    import torch  # after OMP_NUM_THREADS is set
+
+    torch.manual_seed(SEED)
     yield
-    for name, value in SEEDS.items():
+    for name, value in LIGHTNING_SEEDS.items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value

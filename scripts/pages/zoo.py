@@ -9,19 +9,11 @@ from typing import Any, get_args
 
 from references import REFERENCES
 
-from normzoo.cli.norms import WORDS, describe, marked
+from normzoo.cli.norms import FAMILIES, WORDS, describe, marked
 from normzoo.norms import Norm, layers
 from normzoo.norms._base import Family
 from pages import axes
 
-FAMILIES = {
-    "batch": "statistics over the batch",
-    "sample": "statistics within one sample",
-    "mixed": "statistics of several kinds, mixed",
-    "whitening": "channels, decorrelated",
-    "weight": "acts on the weight of the layer before it",
-    "pointwise": "no statistics",
-}
 SECTION = re.compile(r"(?<=<!-- zoo -->\n).*?(?=<!-- /zoo -->)", re.DOTALL)
 
 Costs = Mapping[str, Any]

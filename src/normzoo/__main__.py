@@ -1,7 +1,9 @@
 """The command `normzoo`: runs a command, and imports only what it needs."""
 
+import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -84,27 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("normzoo: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is not None or can_print():
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
         discard_output()
-        if not isinstance(error, BrokenPipeError):
-            print(f"normzoo: error: standard output cannot be written: {error.strerror}", file=sys.stderr)
-            return 1
-        return 128 + 13  # as a program that SIGPIPE ended
+        if error.errno == errno.EPIPE:  # the reader, such as `head`, has enough
+            return 128 + signal.SIGPIPE
+        print(f"normzoo: error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     return status or 0
 
 
-def can_print() -> bool:
-    """Whether standard output can still be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
-
-
 def discard_output() -> None:
-    """Connects standard output to nothing, since Python writes what is left when it exits."""
+    """Connects standard output to nothing: Python writes what is left of it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

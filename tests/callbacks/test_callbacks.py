@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,37 @@ def test_the_bar_moves_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> 
     )
     trainer.fit(Classifier(MLP((1, 8, 8), 10, hidden=[])), Digits(batch_size=6))
     assert drawn == [1, *range(20, 201, 20)]
+
+
+def bar_of(task: LightningModule, folder: Path, epochs: int = 1) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_epochs=epochs,
+        callbacks=[TrainingCurve(), ProgressBar(per_second=1e9)],
+    )
+    trainer.fit(task, Digits())
+
+
+def test_the_bar_shows_a_validation_metric_in_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    bar_of(Classifier(MLP((1, 8, 8), 10)), tmp_path, epochs=2)
+    drawn = [line[:80] for line in re.split(r"[\r\n]", capsys.readouterr().out) if line.startswith("Epoch 1: ")]
+    assert re.search(r"it/s, val/accuracy=0\.\d+, train/loss=\d", drawn[-1]), drawn[-1]
+
+
+def test_a_log_file_has_a_line_per_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal, no bar is drawn over and over."""
+    bar_of(Classifier(MLP((1, 8, 8), 10)), tmp_path, epochs=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1", "epoch 2"]
+    assert all(re.search(r"val/accuracy 0\.\d+, train/loss \d", line) for line in lines)
 
 
 def test_the_bar_serves_any_task(tmp_path: Path) -> None:

@@ -415,7 +415,8 @@ class Bad(nn.Module):
 class Mine(LightningModule):
     def __init__(self, at: int = 3, width: int = 8):
         super().__init__()
-        layers = [nn.Sequential(nn.Flatten(), nn.Dropout()), nn.Linear(64, width), nn.BatchNorm1d(width), Bad(at), nn.Linear(width, 10)]
+        first = nn.Sequential(nn.Flatten(), nn.Dropout())
+        layers = [first, nn.Linear(64, width), nn.BatchNorm1d(width), Bad(at), nn.Linear(width, 10)]
         self.net = nn.Sequential(*layers)
 
     def on_train_epoch_start(self):

@@ -162,3 +162,11 @@ def test_a_resumed_run_continues_a_point(tmp_path: Path) -> None:
     )
     assert list(whole["train/loss"]) == [5, 10, 15, 20, 21]
     assert resumed["train/loss"] == {step: value for step, value in whole["train/loss"].items() if step > 7}
+
+
+def test_the_newest_point_is_resumed() -> None:
+    """HParams and the progress bar read it before a resumed run has a point of its own."""
+    curve, resumed = TrainingCurve(), TrainingCurve()
+    curve.newest = {"train/loss": 1.5}
+    resumed.load_state_dict(curve.state_dict())
+    assert resumed.newest == curve.newest

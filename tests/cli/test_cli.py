@@ -1,5 +1,7 @@
 """The command line, from flags to files: what each command does, what a run leaves behind, what is refused and how."""
 
+import errno
+import io
 import json
 import os
 import pickle
@@ -77,6 +79,8 @@ def test_norms_lists_every_layer_on_a_line() -> None:
     assert result.status == 0
     first = [line.split()[0] for line in result.out.splitlines() if line.strip()]
     assert [name for name in first if name in LAYERS] == list(LAYERS)
+    assert max(map(len, result.out.splitlines())) <= 80, "a terminal of 80 columns"
+    assert len(result.out.splitlines()) < 2 * len(LAYERS)
 
 
 def test_norms_as_json_is_the_facts() -> None:
@@ -219,6 +223,7 @@ def test_a_number_that_another_process_takes_in_between_is_left_to_it(
     assert new_run(tmp_path, "race").name == "002"
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from normzoo.runs.folders import new_run; "
@@ -372,7 +377,7 @@ def test_print_config_is_a_config(folder: Path) -> None:
 @pytest.mark.parametrize("flags,kept", [([], True), (["--keep_pages=false"], False)], ids=str)
 def test_pages_are_kept_unless_told_otherwise(flags: list[str], kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
-    monkeypatch.setattr("normzoo.cli.fit.keep_pages", lambda: calls.append(True))
+    monkeypatch.setattr("normzoo.cli.command.keep_pages", lambda: calls.append(True))
     assert normzoo("fit", *BRIEF, *flags).status == 0
     assert bool(calls) == kept
 
@@ -684,6 +689,7 @@ def write_bad_files(folder: Path, run: Path) -> None:
         "malformed.yaml": "a: [1\nb: }",
         "list.yaml": "- 1\n- 2\n",
         "text.yaml": "hello",
+        "address.yaml": "trainer:\n  default_root_dir: memory://x\n",
         "recursive.yaml": "a: &a [*a]\n",
         "tagged.yaml": "a: !!python/object/apply:os.system ['touch owned']\n",
         "key.yaml": "experimant: mine\n",
@@ -736,6 +742,8 @@ REFUSED: dict[str, str] = {
     "fit --model.optimizer=Adm": "model.optimizer.*'Adm'",
     # arguments
     "fit --model.net.norm.epsilon=1": "BatchNorm has no argument 'epsilon'.*Did you mean eps.*momentum",
+    "fit --model.net.norm=LayerNorm --model.net.norm.num_groups=2": "LayerNorm has no argument "
+    "'num_groups'.*GroupNorm.*have it.*arguments are eps, affine",
     "fit --model.net.nrom=BatchNorm": "MLP has no argument 'nrom'.*Did you mean norm",
     "fit --modle.net=MLP": "--modle.net=MLP.*--model",
     "fit --trainer.max_epoch=3": "--trainer.max_epoch=3.*Did you mean --trainer.max_epochs",
@@ -766,6 +774,7 @@ REFUSED: dict[str, str] = {
     "fit --model.num_classes=7": "--model.num_classes=7.*data set.*LightningDataModule",
     "fit --model.net.num_classes 7": "--model.net.num_classes=7.*data set.*LightningDataModule",
     "fit --model.net.init_args.input_shape=[3,2,2]": r"input_shape=\[3,2,2\].*data set.*LightningDataModule",
+    "fit --trainer.accumulate_grad_batches=0": "accumulate_grad_batches=0.*1 or more",
     # networks and norms
     "fit --model.net.norm=GroupNorm --model.net.norm.num_groups=3": "num_groups=3.*must divide.*divisors are 1, 2, 4",
     "fit --model.net.norm=InstanceNorm": "InstanceNorm.*linear layer.*Take LayerNorm",
@@ -783,13 +792,14 @@ REFUSED: dict[str, str] = {
     "fit -c list.yaml": r"list.yaml.*\[1, 2\].*--print_config",
     "fit -c text.yaml": "text.yaml.*'hello'.*--print_config",
     "fit -c tagged.yaml": "tagged.yaml.*YAML",
-    "fit -c recursive.yaml": "recursive.yaml.*line 1.*a stands before the end of what it repeats",
+    "fit -c address.yaml": "default_root_dir='memory://x' is a remote address.*local",
     "fit -c": "-c.*expected one argument",
     "fit -c=": "config file",
     # places
     "fit --experiment=../x": r"experiment='../x'.*inside lightning_logs.*default",
     "fit --experiment=a/../../x": "experiment='a/../../x'.*inside",
     "fit --experiment=": "experiment=''.*inside",
+    "fit --experiment=a\x1bb": r"experiment='a\\x1bb'.*printable",
     "fit --experiment=/tmp/x": "experiment='/tmp/x'.*inside",
     "fit --runs=file": "file.*Not a directory.*--runs",
     "fit --runs=/dev/null": "/dev/null.*--runs",
@@ -936,3 +946,56 @@ def test_two_runs_of_the_same_seed_agree_to_the_bit_in_processes_of_their_own(fo
         assert process("fit", *QUIET, *SHORT, "--seed_everything=3", cwd=folder).returncode == 0
     first, second = (weights(folder / "lightning_logs" / "default" / name) for name in ("000", "001"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# The surroundings of a command
+
+
+@pytest.mark.parametrize(
+    "variable,value,words",
+    [
+        ("LOCAL_RANK", "abc", "LOCAL_RANK='abc'.*expected the rank"),
+        ("RANK", "1", "RANK=1 in the environment, without WORLD_SIZE.*unset RANK"),
+    ],
+)
+def test_a_rank_in_the_environment_that_cannot_be_meant_is_named(
+    variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv(variable, value)
+    result = normzoo("fit", *BRIEF)
+    assert result.status == 1
+    assert re.search(words, result.err)
+
+
+@pytest.mark.parametrize("reason,status,words", [(errno.EPIPE, 141, ""), (errno.ENOSPC, 1, "standard output cannot")])
+def test_output_that_nobody_takes_ends_without_a_traceback(
+    reason: int, status: int, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """A closed pipe is silent, as for other programs; a full device is named."""
+    from normzoo.__main__ import main
+
+    class Output(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(reason, os.strerror(reason))
+
+        def fileno(self) -> int:
+            return os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+
+    monkeypatch.setattr(sys, "stdout", Output())
+    assert main(["norms", "GroupNorm"]) == status
+    err = capfd.readouterr().err
+    assert err.startswith(f"normzoo: error: {words}") if words else not err
+
+
+def test_other_products_are_not_advertised(caplog: pytest.LogCaptureFixture) -> None:
+    assert normzoo("fit", *BRIEF).status == 0
+    assert "fast_dev_run" in caplog.text
+    assert "Tip" not in caplog.text
+
+
+def test_help_lists_no_class_that_does_not_fit() -> None:
+    """Every module is a known activation, so that the list of these is left out."""
+    result = normzoo("fit", "--model.net.help=ResNet")
+    assert "normzoo.norms.GroupNorm" in result.out
+    assert "Block" not in result.out

@@ -132,3 +132,28 @@ def test_an_argument_before_its_class_is_refused() -> None:
 
 def test_a_run_without_a_config_is_short() -> None:
     assert printed()["trainer"]["max_epochs"] == 10
+
+
+UNUSUAL = {
+    "a number of any kind": "data: {class_path: Digits, init_args: {augment: [{class_path: "
+    "torchvision.transforms.v2.RandomRotation, init_args: {degrees: 15}}]}}",
+    "several numbers": "data: {class_path: Digits, init_args: {augment: [{class_path: "
+    "torchvision.transforms.v2.RandomAffine, init_args: {degrees: 15, translate: [0.1, 0.1]}}]}}",
+    "a device": "trainer: {callbacks: [{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]}",
+    "the name of a function": "trainer: {callbacks: [{class_path: ModelPruning, init_args: "
+    "{pruning_fn: l1_unstructured}}]}",
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.filterwarnings("error:.*Unable to serialize")
+def test_a_printed_config_gives_itself(kind: str, folder: Path) -> None:
+    """Values for which jsonargparse knows no text included."""
+    (folder / "first.yaml").write_text(UNUSUAL[kind])
+    first = printed("-c", "first.yaml")
+    assert "Unable" not in str(first)
+    given = yaml.safe_load(UNUSUAL[kind])
+    key = next(iter(given))
+    assert all(word in str(first[key]) for word in ("degrees", "15") if key == "data")
+    (folder / "second.yaml").write_text(yaml.safe_dump(first))
+    assert printed("-c", "second.yaml") == first

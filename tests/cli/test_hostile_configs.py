@@ -18,9 +18,9 @@ from hostile import FORBIDDEN, MARKER, ROOT, Case, Maker
 from normzoo.runs.allowed import refusal, typed
 from normzoo.runs.config_files import DEEPEST, LARGEST, MOST
 
-NUMBER = int(os.environ.get("HOSTILE_CASES", "300"))
+NUMBER = int(os.environ.get("HOSTILE_CASES", "150"))
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
-FEW = 30  # in the tests that take seconds
+FEW = 20  # in the tests that take seconds
 SECONDS = 20  # for one case, of which almost all take less than one
 
 

@@ -1,7 +1,9 @@
-"""Several ranks train as one: weights, running statistics and metrics, whatever the last batch leaves to each."""
+"""Several ranks train as one: weights, running statistics and metrics, whatever their shares of the last batch."""
 
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -45,7 +47,7 @@ class Few(Digits):
 
 
 def fitted(task: pl.LightningModule, data: Any, ranks: int, **settings: Any) -> dict[str, Any]:
-    """What a rank knows when it has trained: the state of the task, and what was logged."""
+    """Trains; returns the state of the task and the logged metrics on this rank."""
     many = {"devices": ranks, "strategy": "ddp", "plugins": [SyncNorms()], **settings}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
@@ -118,6 +120,20 @@ def test_ranks_train_as_one(layer: str, pool: Ranks) -> None:
     one = classified(layer, train, 4 * ranks, 1)
     for many in on_ranks(pool, classified, layer, train, 4, ranks):
         assert_same(one, many)
+
+
+# The pool that these tests run on
+
+
+def test_a_pool_that_timed_out_is_replaced(tmp_path: Path) -> None:
+    """A late answer must not be taken for that of the next job."""
+    pool = Ranks(tmp_path, 1, seconds=0.5)
+    try:
+        with pytest.raises(AssertionError, match="rank 0:\nno answer in time"):
+            pool.run(time.sleep, (1.0,))
+        assert pool.run(abs, (-3,)) == [3]
+    finally:
+        pool.close()
 
 
 # A task of one's own

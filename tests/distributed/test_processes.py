@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from commands import QUIET, normzoo
 from forks import Fork, Forks
+
+from normzoo.distributed import processes
 
 # What a run of the command line writes beside its events.
 KEPT = {"config.yaml", "hparams.yaml", "checkpoints", "finished", ".lock"}
@@ -187,14 +190,10 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank,number", [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
-def test_ranks_that_the_command_line_started_end_with_it(
-    rank: int, number: signal.Signals, forks: Forks, tmp_path: Path
-) -> None:
-    """Neither outlives the other, even if the rank that the command started no longer responds."""
-    # The rank that is started anew has to come within the timeout too.
-    timeout = ("--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:00:30")
-    run = forks.start("fit", *TWO, *timeout, "--trainer.max_epochs=10000", cwd=tmp_path)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_the_command_started_end_with_it(rank: int, forks: Forks, tmp_path: Path) -> None:
+    """When one is killed, neither outlives the other."""
+    run = forks.start("fit", *TWO, "--trainer.max_epochs=10000", cwd=tmp_path)
     try:
         deadline = time.monotonic() + 90
         last = tmp_path / "lightning_logs/default/000/checkpoints/last.ckpt"
@@ -202,13 +201,56 @@ def test_ranks_that_the_command_line_started_end_with_it(
             assert time.monotonic() < deadline, run.err
             time.sleep(0.1)
         [child] = children_of(run.pid)
-        os.kill(child if rank else run.pid, number)
-        assert run.wait(60) != 0
+        os.kill(child if rank else run.pid, signal.SIGKILL)
+        assert run.wait(30) != 0
         while not is_gone(child):
-            assert time.monotonic() < deadline + 20
+            assert time.monotonic() < deadline + 30
             time.sleep(0.1)
     finally:
         run.kill()
+
+
+HANG = """
+import time
+from lightning.pytorch import Callback
+
+class Hang(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        while trainer.global_rank == 1:
+            time.sleep(1)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_does_not_outlive_the_command(forks: Forks, tmp_path: Path) -> None:
+    """The rank that waits for it times out, ends the command, and kills the other."""
+    (tmp_path / "hang.py").write_text(HANG)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])  # of the rank that is started
+    # That rank has to come within the timeout too.
+    flags = ("--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:00:20", "--trainer.callbacks=hang.Hang")
+    before = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"  # of the rank that starts it
+    run = forks.start("fit", *TWO, *flags, cwd=tmp_path, before=before, PYTHONPATH=path)
+    try:
+        children: list[int] = []
+        deadline = time.monotonic() + 90
+        while run.poll() is None:
+            children = children_of(run.pid) or children
+            assert time.monotonic() < deadline, run.err
+            time.sleep(0.1)
+        assert re.search("[Tt]imed out", run.err), run.err
+        assert all(map(is_gone, children)), "it was left behind"
+        assert children
+    finally:
+        run.kill()
+
+
+def test_processes_that_do_not_exit_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the grace period that others use to exit by themselves."""
+    monkeypatch.setattr(processes, "GRACE", 0.3)
+    commands = (["true"], ["sleep", "60"])
+    started = [subprocess.Popen(command) for command in commands]
+    processes.end_processes(started)
+    assert [process.wait(10) for process in started] == [0, -signal.SIGKILL]
 
 
 @pytest.mark.parametrize("how", ["ddp_spawn", "ddp_fork"])

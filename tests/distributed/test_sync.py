@@ -33,7 +33,7 @@ SYNCING = [name for name, layer in norms.layers().items() if layer.facts.syncs]
 
 
 class BatchMean(Norm):
-    """A user's own, which subtracts the mean of the batch and knows no ranks."""
+    """A user's own layer, which subtracts the mean of the batch and cannot synchronize."""
 
     facts = Facts(axes=("N",), centres=True)
 
@@ -51,7 +51,7 @@ class OutputMean(WeightTransform):
 
 
 class ClaimsToSync(BatchMean):
-    """Says that it can, and has no attribute to be told by."""
+    """Claims that it can synchronize, without an attribute `sync`."""
 
     facts = Facts(axes=("N",), centres=True, syncs=True)
 
@@ -100,7 +100,7 @@ def test_every_layer_that_can_synchronizes_and_then_is_as_before() -> None:
     assert list(model.modules()) == modules
 
 
-def test_a_layer_that_claims_to_synchronize_and_cannot_is_told_what_it_lacks() -> None:
+def test_a_layer_that_claims_to_synchronize_and_cannot_is_refused() -> None:
     model, plugin = nn.Sequential(norms.BatchNorm(4), ClaimsToSync(4)), SyncNorms()
     with pytest.raises(InputError, match="ClaimsToSync.*syncs=True.*give the layer an argument `sync`"):
         plugin.apply(model)
@@ -171,7 +171,7 @@ def test_on_a_gpu_only_a_layer_of_ones_own_is_named() -> None:
 
 
 def seen(layer: Norm, x: Tensor, plugin: SyncNorms | None) -> list[Tensor]:
-    """What a layer makes of a rank's batch, and its state."""
+    """The output of a layer for a rank's batch, and its state."""
     if plugin:
         plugin.apply(layer)
     torch.manual_seed(0)
@@ -252,11 +252,11 @@ def test_two_ranks_of_a_plain_trainer_train_as_one() -> None:
 
 
 @pytest.mark.parametrize("norm", [norms.BatchNorm, nn.BatchNorm1d, BatchMean])
-def test_one_device_trains_as_without_the_plugin_and_hears_nothing(norm: Any) -> None:
+def test_one_device_trains_as_without_the_plugin_and_gets_no_warning(norm: Any) -> None:
     assert largest_difference(trained(Task(norm)), trained(Task(norm), plugins=[SyncNorms()])) == 0
 
 
-def test_one_rank_hears_nothing_and_lightning_reverts() -> None:
+def test_one_rank_gets_no_warning_and_lightning_reverts() -> None:
     task, lone = Task(), Task(nn.BatchNorm1d)
     with patch.dict(os.environ):  # where Lightning leaves its address
         try:

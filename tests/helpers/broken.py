@@ -45,11 +45,11 @@ from normzoo.norms import (
     WeightNorm,
     WeightStandardization,
 )
-from normzoo.norms._base import affine, at_least_float32, channels_second, per_channel, positions_first
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
 from normzoo.norms._ops.running import over_samples
 from normzoo.norms._ops.scale_shift import by_plane
+from normzoo.norms._ops.tensors import affine, at_least_float32, channels_second, per_channel, positions_first
 from normzoo.norms.batch._normalize import batch_norm, merge_over_ranks
 from normzoo.norms.mixed._mixed import OfBatch
 

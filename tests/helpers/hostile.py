@@ -391,7 +391,7 @@ class Maker:
         if key in ("trainer", "init_args"):
             wrong = [other for other in wrong if other != {} and other != []] + [5]
         place[key] = self.random.choice(wrong)
-        return self.file("misshapen", yaml.safe_dump(settings, sort_keys=False), key, "takes no 'a'")
+        return self.file("misshapen", yaml.safe_dump(settings, sort_keys=False), key, "no argument 'a'")
 
     def odd(self) -> Case:
         """What YAML allows and settings do not."""

@@ -46,8 +46,8 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def watch(point: str, told: Callable[[int, bool], None]) -> None:
-    """Calls `told(how often it has passed, whether it is over)` before and after each passing of a point."""
+def watch(point: str, notify: Callable[[int, bool], None]) -> None:
+    """Calls `notify(how often it has passed, whether it is over)` before and after each passing of a point."""
     module, path = POINTS[point]
     *parents, name = path.split(".")
     owner: Any = functools.reduce(getattr, parents, import_module(module))
@@ -57,9 +57,9 @@ def watch(point: str, told: Callable[[int, bool], None]) -> None:
     def watched(*args: Any, **kwargs: Any) -> Any:
         passed[point] += 1
         number = passed[point]
-        told(number, False)
+        notify(number, False)
         result = original(*args, **kwargs)
-        told(number, True)
+        notify(number, True)
         return result
 
     setattr(owner, name, watched)
@@ -68,14 +68,14 @@ def watch(point: str, told: Callable[[int, bool], None]) -> None:
 def kill(point: str, number: int, after: bool) -> None:
     """Dies at the n-th passing of a point, before or after it."""
 
-    def told(n: int, over: bool) -> None:
+    def notify(n: int, over: bool) -> None:
         if n == number and over == after:
             die()
 
     if point == "write" and not after:
         cut_writing(number)
     else:
-        watch(point, told)
+        watch(point, notify)
 
 
 def cut_writing(number: int) -> None:
@@ -101,11 +101,11 @@ def cut_writing(number: int) -> None:
 def kill_later(seconds: float) -> None:
     """Dies some time after training has begun."""
 
-    def told(n: int, over: bool) -> None:
+    def notify(n: int, over: bool) -> None:
         if not over and n == 1:
             threading.Thread(target=lambda: (time.sleep(seconds), die()), daemon=True).start()
 
-    watch("start", told)
+    watch("start", notify)
 
 
 def count(file: str) -> None:

@@ -68,7 +68,7 @@ def images(number: int = 4, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.randn(number, *shape, generator=torch.Generator().manual_seed(1))
 
 
-# Linear layers have no positions: the networks that have one behind a norm take dense norms only.
+# Linear layers have no positions: networks with a linear layer before a norm take dense norms only.
 IS_DENSE = {name: any(isinstance(b.layer, nn.Linear) for b in blocks(build(net))) for name, net in NETWORKS.items()}
 PAIRS = [
     pytest.param(net, layer, id=f"{net_name}-{name}")
@@ -103,7 +103,7 @@ def test_every_norm_builds_and_every_parameter_learns(network: type[Network], la
 
 @pytest.mark.parametrize("network,layer", IMPOSSIBLE)
 def test_a_norm_that_needs_positions_is_refused_where_there_are_none(network: type[Network], layer: type[Norm]) -> None:
-    with pytest.raises(InputError, match=f"{layer.__name__} cannot stand behind a linear layer.*Take"):
+    with pytest.raises(InputError, match=f"{layer.__name__} cannot follow a linear layer.*Use"):
         build(network, norm=layer)
 
 
@@ -126,7 +126,7 @@ def test_the_norm_is_in_every_block(network: type[Network], layer: type[Norm]) -
 def test_a_bias_is_left_out_exactly_where_it_would_change_nothing(
     network: type[Network], layer: type[Norm], position: str
 ) -> None:
-    """Observed, not read: what stands behind the layer is given its output, with and without a constant per channel."""
+    """Observed, not read: the norm after the layer receives its output, with and without a constant per channel."""
     for block in blocks(build(network, norm=layer, norm_position=position)):
         channels = block.layer.weight.shape[0]
         shape = (16, channels) if isinstance(block.layer, nn.Linear) else (16, channels, 4, 4)
@@ -176,12 +176,12 @@ def test_a_norm_with_an_activation_keeps_it_but_before_a_sum() -> None:
 
 
 def test_the_partner_of_a_norm_of_weights_is_a_norm_like_any_other() -> None:
-    """What stands behind the layer decides on the bias, on positions and on the activation."""
+    """The norm after the layer decides on the bias, on positions and on the activation."""
     net = build(MLP, norm=partial(WeightStandardization, then=BatchNorm))
     assert all(type(b.norm) is BatchNorm and b.layer.bias is None for b in blocks(net))
     net = build(MLP, norm=partial(WeightStandardization, then=BatchNorm), norm_position="after")
     assert all(b.layer.bias is not None for b in blocks(net))
-    with pytest.raises(InputError, match="InstanceNorm cannot stand behind a linear layer"):
+    with pytest.raises(InputError, match="InstanceNorm cannot follow a linear layer"):
         build(MLP, norm=partial(WeightStandardization, then=InstanceNorm))
     with pytest.raises(InputError, match="then=.*WeightNorm.*weights.*GroupNorm"):
         build(MLP, norm=partial(WeightStandardization, then=WeightNorm))

@@ -1,6 +1,6 @@
-"""BatchNorm is torch's batch norm in all that a user sees, and goes on where torch stops.
+"""BatchNorm behaves as torch's batch norm in all that a user sees, and takes inputs that torch refuses.
 
-The laws of `test_norm_laws.py` hold it against the paper; here it stands beside `torch.nn.BatchNorm1d`, `2d` and `3d`.
+The laws compare it with the paper; these tests compare it with `torch.nn.BatchNorm1d`, `2d` and `3d`.
 """
 
 import copy
@@ -16,9 +16,6 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 
 from normzoo.errors import InputError
 from normzoo.norms import BatchNorm, GhostBatchNorm, TorchBatchNorm
-
-# torch warns of itself when it loads the rules of forward mode.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 
 C = 6
 SHAPES = {"NC": (7, C), "NCL": (5, C, 4), "NCHW": (4, C, 5, 3), "NCDHW": (3, C, 2, 3, 4), "large": (24, C, 20, 18)}

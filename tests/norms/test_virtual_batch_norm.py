@@ -1,6 +1,6 @@
 """Whether a VirtualBatchNorm has a reference is what its buffers say, whoever filled them.
 
-The laws of `test_norm_laws.py` hold what it computes.
+The laws in this folder test what it computes.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from normzoo.errors import InputError
 from normzoo.norms import VirtualBatchNorm
-from normzoo.norms._ops.known import known_positive
+from normzoo.norms._ops.buffers import known_positive
 
 C = 4
 

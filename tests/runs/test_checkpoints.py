@@ -322,7 +322,6 @@ def test_a_task_that_does_not_save_its_arguments_is_built_as_its_run_was_configu
     (folder / "bare.py").write_text(source)
     monkeypatch.syspath_prepend(str(folder))
     run = fit("--model=bare.Bare", "--model.speed=0.125", "--trainer.max_epochs=1", "--runs=runs")
-    assert "hyper_parameters" not in torch.load(last(run), weights_only=True)
     result = normzoo("test", *QUIET, f"--ckpt_path={run}", "--allow=bare")
     assert result.status == 0, result.err
     assert "0.125" in result.out
@@ -442,7 +441,7 @@ def test_a_checkpoint_is_shown_of_a_file_or_a_run_or_an_experiment(place: str, r
         "network .*MLP.hidden=.20.",
         "norm .*BatchNorm",
         "rate +0.1",
-        "safe .*whole",
+        "safe +yes",
     ):
         assert re.search(f"^{line}", result.out, re.MULTILINE), line
     assert all(len(line.split(maxsplit=1)) == 2 for line in result.out.splitlines())
@@ -453,8 +452,8 @@ def test_a_checkpoint_made_in_python_says_what_it_can(folder: Path) -> None:
     torch.save(bare, "bare.ckpt")
     result = normzoo("checkpoint", "bare.ckpt")
     assert result.status == 0
-    assert re.search(r"parameters +\?, of 6 numbers", result.out)
-    assert "no run can go on" in result.out
+    assert re.search(r"parameters +6 numbers", result.out)
+    assert "weights only" in result.out
     refused = normzoo("fit", *QUIET, "--ckpt_path=bare.ckpt")
     assert re.search("bare.ckpt.*lacks epoch, global_step, loops.*can be tested", refused.err)
 

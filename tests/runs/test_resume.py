@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo import norms
-from normzoo.callbacks import ExactResume
+from normzoo.callbacks import ExactResume, TrainingCurve
 from normzoo.data import Digits
 from normzoo.models import ConvNet
 from normzoo.runs import folders
@@ -64,11 +64,13 @@ COMMON = (
     "--trainer.max_epochs=3",
     "--trainer.limit_train_batches=12",
     "--trainer.log_every_n_steps=5",  # not a divisor of an epoch: points of the curve lie across its end
-    "--model.net.hidden=[24,20]",
     "--checkpoint_steps=4",
 )
+HIDDEN = "--model.net.hidden=[24,20]"
 # Else a short run has a point at every step, and nothing between two points to be lost.
-FEW_POINTS = "import normzoo.tasks.classifier; normzoo.tasks.classifier.CURVE_POINTS = 5\n"
+FEW_POINTS = (
+    "from normzoo.callbacks import TrainingCurve\nTrainingCurve.__init__.__defaults__ = (('loss', 'accuracy'), 5)\n"
+)
 CONV = ("--model.net=ConvNet", "--model.net.widths=[4,6]")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "dropout": ("--model.net.activation=Dropout", "--model.lr_scheduler=WarmupCosine"),
@@ -106,6 +108,12 @@ RANKS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+def flags_of(setting: str) -> tuple[str, ...]:
+    """All flags of a setting."""
+    flags = {**SETTINGS, **RANKS}[setting]
+    return (*COMMON, *([] if CONV[0] in flags else [HIDDEN]), *flags)
+
+
 # What a run leaves.
 
 
@@ -138,10 +146,10 @@ def records(run: Path) -> dict[str, list[tuple[int, bytes]]]:
     for file in sorted(run.glob("*tfevents*"), key=age):
         for event in LegacyEventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                told = (
+                content = (
                     b"" if value.tag == "_hparams_/session_start_info" else value.SerializeToString()
                 )  # it has a clock
-                found.setdefault(value.tag, []).append((event.step, told))
+                found.setdefault(value.tag, []).append((event.step, content))
     return found
 
 
@@ -195,7 +203,7 @@ class Shared(Forks):
 
 
 class Trials:
-    """Runs of the settings: one that is left alone, and others that are killed and resumed.
+    """Runs of the settings: an uninterrupted one, and others that are killed and resumed.
 
     Args:
         folder: for all of them.
@@ -241,21 +249,19 @@ class Trials:
             if setting not in self.whole:
                 cwd = self.folder / setting / "whole"
                 cwd.mkdir(parents=True, exist_ok=True)
-                flags = {**SETTINGS, **RANKS}[setting]
                 counting = f"import kills; kills.count({str(cwd / 'counts.json')!r})"
-                assert self.normzoo(setting, "fit", *COMMON, *flags, cwd=cwd, before=counting) == 0
+                assert self.normzoo(setting, "fit", *flags_of(setting), cwd=cwd, before=counting) == 0
                 counts = json.loads((cwd / "counts.json").read_text())
                 self.whole[setting] = cwd / "lightning_logs/default/000", counts
             return self.whole[setting]
 
     def killed(self, setting: str, kills: list[str], cwd: Path) -> Path | None:
         """A run that is killed as often as it is said, and resumed each time; its folder, None if it ended before."""
-        flags = {**SETTINGS, **RANKS}[setting]
         cwd.mkdir(parents=True)
         number, begun = 0, False
         for i, kill in enumerate([*kills, ""]):
             run = cwd / f"lightning_logs/default/{number:03d}"
-            command = ("resume", str(run)) if begun else ("fit", *COMMON, *flags)
+            command = ("resume", str(run)) if begun else ("fit", *flags_of(setting))
             status = self.normzoo(setting, *command, cwd=cwd, before=kill, run=run.name)
             if status == 0:
                 return run if i else None
@@ -266,7 +272,7 @@ class Trials:
         raise AssertionError(f"{kills}: the last of the runs has not ended well")
 
     def random(self, seed: int) -> list[str]:
-        """How a run that is killed at random, once or twice, differs from one that is left alone."""
+        """How a run that is killed at random, once or twice, differs from an uninterrupted one."""
         draw = random.Random(seed)
         names = [*SETTINGS, *RANKS]
         setting = names[seed % len(names)]
@@ -311,12 +317,12 @@ def trials(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(TRIALS))
-def test_a_killed_run_ends_as_one_that_was_left_alone(seed: int, trials: Trials) -> None:
+def test_a_killed_run_ends_as_an_uninterrupted_one(seed: int, trials: Trials) -> None:
     assert trials.futures[seed].result() == []
 
 
 @pytest.mark.slow
-def test_tensorboard_reads_the_curves_of_a_killed_run_as_of_one_that_was_left_alone(trials: Trials) -> None:
+def test_tensorboard_reads_the_same_curves_of_a_killed_run(trials: Trials) -> None:
     """By its own reader: scalars, histograms, pictures and the monitors' tables, each step once."""
     whole, _ = trials.uninterrupted("monitors")
     kills = [f"import kills; kills.kill({point!r}, {number}, False)" for point, number in (("step", 23), ("step", 6))]
@@ -349,9 +355,9 @@ def read(run: Path) -> dict[tuple[str, str], list[tuple[int, Any]]]:
 
 
 @pytest.mark.slow
-def test_two_ranks_that_lightning_starts_are_killed_and_go_on(trials: Trials) -> None:
+def test_two_ranks_that_lightning_starts_are_killed_and_resumed(trials: Trials) -> None:
     """As a user starts them: one command, whose process starts the other rank."""
-    flags = (*COMMON, *RANKS["ranks"])
+    flags = flags_of("ranks")
     runs = []
     for name, kill in {"whole": "", "killed": "import kills; kills.kill('step', 20, True)"}.items():
         cwd = trials.folder / f"started {name}"
@@ -372,7 +378,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of two epochs that has ended; to be copied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("finished"))
-        patch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 2)
+        patch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 2))
         yield fit(*BRIEF, "--trainer.max_epochs=2")
 
 
@@ -381,7 +387,7 @@ def ended(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """The same in the folder that the test is in."""
     monkeypatch.chdir(tmp_path)
     # so that the end of an epoch lies between two points
-    monkeypatch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 2)
+    monkeypatch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 2))
     return Path(shutil.copytree(finished, tmp_path / "lightning_logs/default/000"))
 
 
@@ -392,7 +398,7 @@ def content(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
-def test_a_run_that_has_finished_says_so(ended: Path) -> None:
+def test_a_finished_run_is_reported(ended: Path) -> None:
     before = content(ended)
     for path in (ended, ended.parent):
         result = normzoo("resume", str(path))
@@ -400,6 +406,28 @@ def test_a_run_that_has_finished_says_so(ended: Path) -> None:
         assert "has finished" in result.out
         assert "--trainer.max_epochs" in result.out
     assert content(ended) == before
+
+
+ROTATION = "--data.augment=" + objects(("torchvision.transforms.v2.RandomRotation", {"degrees": 15}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of jsonargparse
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (ROTATION, "--model.net=ConvNet", "--model.net.widths=[4]"),
+        ("--trainer.callbacks=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"),
+    ],
+    ids=["a number of any kind", "a device"],
+)
+def test_a_value_that_jsonargparse_cannot_write_can_be_resumed(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fit("--trainer.limit_train_batches=2", "--trainer.max_epochs=2", "--test_after_fit=false", *flags)
+    assert "Unable to serialize" not in (run / "config.yaml").read_text()
+    result = normzoo("resume", str(run), "--trainer.max_epochs=3")
+    assert result.status == 0, result.err
 
 
 def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
@@ -424,12 +452,12 @@ def test_a_run_that_is_cut_off_within_an_epoch_ends_the_same(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off by an exception, after which nothing is saved either."""
-    monkeypatch.setattr("normzoo.tasks.classifier.CURVE_POINTS", 5)
+    monkeypatch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 5))
     runs = []
     for name, number in (("whole", 0), ("killed", 21)):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        flags = (*COMMON, *SETTINGS[setting], "--trainer.max_epochs=2", "--test_after_fit=false")
+        flags = (*flags_of(setting), "--trainer.max_epochs=2", "--test_after_fit=false")
         with monkeypatch.context() as patch:
             if number:
                 patch.setattr(Classifier, "training_step", dies_in_class(Classifier.training_step, number))
@@ -472,9 +500,7 @@ STOPPED = {
 
 
 @pytest.mark.parametrize("by", STOPPED)
-def test_a_run_that_was_stopped_goes_on_with_other_limits(
-    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_continues_with_other_limits(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     limit, other = STOPPED[by]
     run = fit(*BRIEF, "--trainer.max_epochs=100000", *limit)
@@ -503,7 +529,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_a_run_goes_on_amid_an_epoch_with_the_batch_that_is_next(
+def test_a_run_continues_within_an_epoch_with_the_next_batch(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -566,7 +592,7 @@ def test_a_run_without_a_checkpoint_keeps_its_curves_until_it_begins_anew(ended:
         }
 
 
-def test_a_folder_that_was_moved_goes_on_where_it_is(ended: Path, tmp_path: Path) -> None:
+def test_a_moved_folder_continues_where_it_is(ended: Path, tmp_path: Path) -> None:
     """Its best checkpoint too, which an epoch that is worse leaves alone."""
     moved = tmp_path / "elsewhere/7"
     shutil.move(ended, moved)
@@ -584,7 +610,7 @@ def test_a_folder_that_was_moved_goes_on_where_it_is(ended: Path, tmp_path: Path
     assert max(scalars(moved)["val/accuracy"]) == 11
 
 
-def test_a_curve_that_was_lost_does_not_hinder(ended: Path) -> None:
+def test_a_lost_curve_does_not_prevent_resuming(ended: Path) -> None:
     for file in ended.glob("*tfevents*"):
         file.unlink()
     result = normzoo("resume", str(ended), "--trainer.max_epochs=3")
@@ -648,7 +674,7 @@ def test_a_run_that_leads_elsewhere_writes_nothing_there(name: str, ended: Path,
     assert content(elsewhere) == before
 
 
-def test_a_link_within_a_run_is_no_hindrance(ended: Path) -> None:
+def test_a_link_within_a_run_is_allowed(ended: Path) -> None:
     last = ended / "checkpoints" / "last.ckpt"
     last.rename(last.with_name("it.ckpt"))
     last.symlink_to("it.ckpt")
@@ -662,7 +688,7 @@ def test_predictions_follow_no_link(ended: Path, tmp_path: Path) -> None:
     assert (ended / "predictions-1.csv").is_file()
 
 
-def test_a_run_that_is_still_going_on_is_refused(ended: Path) -> None:
+def test_a_run_that_is_still_being_trained_is_refused(ended: Path) -> None:
     """As long as its process lives, however it ends."""
     holding = "import pathlib, runpy, sys, time; runpy.run_path(sys.argv[1])['hold'](pathlib.Path(sys.argv[2]))"
     command = [sys.executable, "-c", f"{holding}; print(1, flush=True); time.sleep(100)", folders.__file__, str(ended)]
@@ -746,7 +772,7 @@ def test_anyones_task_is_resumed_exactly_from_the_end_of_an_epoch(settings: dict
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", norms.layers())
-def test_every_norm_goes_on_amid_an_epoch(name: str, tmp_path: Path) -> None:
+def test_every_norm_is_resumed_exactly_within_an_epoch(name: str, tmp_path: Path) -> None:
     """Two layers of it: all that a norm keeps between steps is in the checkpoint."""
 
     def task() -> Classifier:
@@ -820,12 +846,14 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_run_that_is_asked_to_end_says_how_it_goes_on(number: signal.Signals, trials: Trials, tmp_path: Path) -> None:
+def test_a_run_that_receives_a_signal_says_how_to_resume(
+    number: signal.Signals, trials: Trials, tmp_path: Path
+) -> None:
     """And its status is that of the signal, not of a run that has ended well."""
     once = f"import kills; kills.watch('step', lambda times, over: times == 7 and not over and kills.send({number}))"
     run = trials.forks.run("fit", *COMMON, cwd=tmp_path, before=once)
     assert run.poll() == 128 + number
-    assert f"normzoo: ended by {number.name}; normzoo resume lightning_logs/default/000 goes on" in run.err
+    assert f"normzoo: ended by {number.name}; to resume, run: normzoo resume lightning_logs/default/000" in run.err
     assert "Traceback" not in run.err
     assert not (tmp_path / "lightning_logs/default/000/finished").exists()
     assert trials.forks.run("resume", "lightning_logs/default", cwd=tmp_path).poll() == 0

@@ -14,7 +14,7 @@ from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
 from normzoo.metrics.percentiles import BUCKETS
 from normzoo.metrics.saturation import flat
-from normzoo.monitoring.monitor import Heard, Monitor, Samples, Step
+from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import (
     Layers,
     Probe,
@@ -25,6 +25,7 @@ from normzoo.monitoring.probe import (
     named_layers,
     of_kind,
 )
+from normzoo.monitoring.sample import Heard, Samples, Step
 from normzoo.monitoring.schedule import Schedule
 from normzoo.monitoring.writer import Board, Chart
 from normzoo.norms._base import Norm

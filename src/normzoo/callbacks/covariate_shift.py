@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.metrics import Moments, kl, slope, w1, w2
-from normzoo.monitoring.monitor import Heard, Monitor, Readings, Samples, Step
+from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Layers, Probe, is_compiled, is_norm, is_weighted, named_layers, of_kind
 from normzoo.monitoring.profile import NOTHING, Profile, aligned, feature_moments, layer_means, merge_profiles, profile
 from normzoo.monitoring.replica import Replica
+from normzoo.monitoring.sample import Heard, Readings, Samples, Step
 from normzoo.monitoring.schedule import Schedule
 from normzoo.monitoring.writer import Board, Chart
 

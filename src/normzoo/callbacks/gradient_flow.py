@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from normzoo.errors import InputError
 from normzoo.metrics import growth, norms, ratio
 from normzoo.monitoring.layers import own_parameters
-from normzoo.monitoring.monitor import Heard, Monitor, Readings, Samples, Step
+from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Layers, is_weighted, of_kind
+from normzoo.monitoring.sample import Heard, Readings, Samples, Step
 from normzoo.monitoring.schedule import Schedule
 from normzoo.monitoring.writer import Chart
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from normzoo.errors import InputError
 from normzoo.metrics import internal_covariate_shift
 from normzoo.monitoring.layers import own_parameters
-from normzoo.monitoring.monitor import Heard, Monitor, Samples, Step
+from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Layers, Probe, is_weighted, named_layers, of_kind
+from normzoo.monitoring.sample import Heard, Samples, Step
 from normzoo.monitoring.schedule import Schedule
 
 CHOSEN = 4

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from normzoo.errors import InputError
 from normzoo.metrics import gradient_change, loss_range
 from normzoo.metrics.landscape import change_per_distance
-from normzoo.monitoring.monitor import Heard, Monitor, Samples, Step
+from normzoo.monitoring.monitor import Monitor
+from normzoo.monitoring.sample import Heard, Samples, Step
 from normzoo.monitoring.schedule import Schedule
 from normzoo.monitoring.writer import Chart
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.metrics import Moments, gap, kl, w2
-from normzoo.monitoring.monitor import Heard, Monitor, Readings, Samples, Step
+from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Layers, is_norm, is_weighted, of_kind
 from normzoo.monitoring.profile import (
     NOTHING,
@@ -18,6 +18,7 @@ from normzoo.monitoring.profile import (
     owner_of,
     profile,
 )
+from normzoo.monitoring.sample import Heard, Readings, Samples, Step
 from normzoo.monitoring.schedule import Schedule
 from normzoo.monitoring.writer import Board
 

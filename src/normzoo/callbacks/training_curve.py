@@ -107,6 +107,12 @@ class TrainingCurve(Callback):
             if count:
                 self.sums[name], self.counts[name] = total, int(count)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"newest": self.newest}  # what reads it finds the same after a resume, such as HParams
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.newest = state_dict["newest"]
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the state of all ranks, (ranks, names, 3)."""
         if self.batches:

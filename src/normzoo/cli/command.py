@@ -24,14 +24,13 @@ import normzoo.models
 import normzoo.tasks  # noqa: F401 - classes that are imported go by their short names
 from normzoo.callbacks import ProgressBar
 from normzoo.cli.arguments import (
-    Instantiator,
-    Parser,
     add_options,
     require_arguments,
     require_settings,
     spelled_out,
 )
 from normzoo.cli.messages import cause, find_input_error
+from normzoo.cli.parser import Instantiator, Parser
 from normzoo.cli.runtime import keep_pages
 from normzoo.distributed.processes import RankProcesses, disconnect, require_commands
 from normzoo.distributed.sync import SyncNorms
@@ -172,7 +171,7 @@ class Command(LightningCLI):
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self._get(self.config_init, "trainer")
+        config = self.config_init[self.command].trainer
         callbacks, plugins = as_list(config.callbacks), as_list(config.plugins)
         if config.sync_batchnorm and not has(plugins, LayerSync):  # Lightning's own supports torch's BatchNorm only
             config.sync_batchnorm, config.plugins = False, [*plugins, SyncNorms()]

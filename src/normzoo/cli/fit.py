@@ -1,12 +1,13 @@
 """The command `normzoo fit`: trains a network in a new run, or resumes one, and tests the best checkpoint."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -64,7 +65,7 @@ class CLI(Command):
         settings.ckpt_path = str(file)
 
     def own_callbacks(self, config: Any, callbacks: Sequence[Callback]) -> list[Callback]:
-        curve = [] if has(callbacks, TrainingCurve) else [TrainingCurve()]
+        curve: list[Callback] = [] if has(callbacks, TrainingCurve) else [TrainingCurve()]
         if config.fast_dev_run:
             if self.run is not None:
                 raise InputError(
@@ -81,7 +82,7 @@ class CLI(Command):
         added: list[Callback] = [*curve]
         if config.enable_checkpointing is not False:
             if not has(callbacks, Checkpoint):
-                added += best(self.model, run / CHECKPOINTS)
+                added.append(best(self.model, run / CHECKPOINTS))
             added.append(self.last())
         added.append(HParams(flat(self.settings)))
         if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
@@ -126,6 +127,11 @@ class CLI(Command):
     def after_fit(self) -> None:
         if self.settings.test_after_fit and self.trainer.state.finished and can_test(self.model, self.datamodule):
             file = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            if not file and self.trainer.is_global_zero:
+                sys.stderr.write(
+                    "normzoo: note: the last weights are tested, as no best checkpoint was kept: name a metric in the "
+                    "task's class attribute `monitor`, or log `val/loss`.\n"
+                )
             self.trainer.test(self.model, self.datamodule, ckpt_path=file or None)
         if self.run is not None and self.trainer.is_global_zero:
             if self.trainer.state.finished:
@@ -133,12 +139,34 @@ class CLI(Command):
             print(f"\nrun          {self.run}\ntensorboard  tensorboard --logdir={self.settings.runs}")
 
 
-def best(model: LightningModule, folder: Path) -> list[Callback]:
-    """Keeps the best checkpoint by the metric that the task names as its `monitor`, if any."""
+class BestByLoss(ModelCheckpoint):
+    """Keeps the checkpoint with the least validation loss, if the task logs one as `val/loss` or `val_loss`."""
+
+    @property
+    def state_key(self) -> str:
+        return "BestByLoss"  # Lightning's includes the metric, which is known only after the first validation
+
+    def finds_loss(self, trainer: Trainer) -> bool:
+        """Sets the metric to the name that the task uses."""
+        names = ("val/loss", "val_loss")
+        self.monitor = next((name for name in names if name in trainer.callback_metrics), None)
+        return self.monitor is not None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.finds_loss(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.finds_loss(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def best(model: LightningModule, folder: Path) -> ModelCheckpoint:
+    """Keeps the best checkpoint by the metric that the task names as its `monitor`, else by the validation loss."""
     monitor, mode = getattr(model, "monitor", None), getattr(model, "monitor_mode", "min")
     if monitor is None:
-        return []
-    return [ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)]
+        return BestByLoss(folder, filename="best", enable_version_counter=False)
+    return ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
 
 
 def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:

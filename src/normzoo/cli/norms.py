@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -46,22 +47,22 @@ def main(argv: Sequence[str]) -> None:
     elif arguments.names:
         print("\n\n".join(card(zoo[name]) for name in arguments.names))
     else:
-        print_table(rows)
+        print(table(rows))
 
 
 def unknown_layer(name: str, known: Sequence[str]) -> str:
-    """What to say of a layer that does not exist."""
+    """The message for a layer that does not exist."""
     close = get_close_matches(name, known, n=3, cutoff=0.4)
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
     own = "`normzoo fit --model.net.norm=my_package.MyNorm` trains with one of your own."
     return f"no layer is called {name!r}.{meant} The zoo has {', '.join(known)}; {own}"
 
 
-# What a fact says of a layer, for a reader who has not seen the others.
+# Fact -> what it says of a layer.
 WORDS = {
     "centres": "ignores a constant added to the input",
     "scales": "ignores a factor of the input",
-    "zero_mean": "puts out mean 0 at the start",
+    "zero_mean": "output has mean 0 at the start",
     "unit_square": "starts at mean square 1 (weight: length)",
     "cancels_bias": "cancels a bias just before it",
     "stateful": "keeps running statistics",
@@ -72,8 +73,8 @@ WORDS = {
     "syncs": "can synchronize over ranks",
     "folds": "folds into the layer before it",
     "reads_input": "normalizes that layer's input too",
-    "wants_partner": "wants another norm behind it",
-    "brings_activation": "includes an activation",
+    "wants_partner": "needs another norm after it",
+    "brings_activation": "brings its own activation",
 }
 
 AXES = {
@@ -85,7 +86,23 @@ AXES = {
     "s/w": "a window of positions",
 }
 
-# Two widths of layers: how a size follows from the number of channels shows in a second one.
+FAMILIES = {
+    "batch": "statistics over the batch",
+    "sample": "statistics within one sample",
+    "mixed": "statistics of several kinds, mixed",
+    "whitening": "channels, decorrelated",
+    "weight": "acts on the weight of the layer before it",
+    "pointwise": "no statistics",
+}
+
+LEGEND = (
+    "The statistics run over: N samples, C channels, C/G the channels of a group,",
+    "C/w those of a window, s positions, s/w those of a window.",
+    "normzoo norms NAME shows a layer's equation, arguments and facts;",
+    "normzoo fit --model.net.norm=NAME trains with it.",
+)
+
+# A size that follows from the number of channels differs between layers of two widths.
 WIDTHS = (64, 192)
 
 
@@ -138,13 +155,13 @@ def tensors(layer: "type[Norm]") -> dict[str, dict[str, str]]:
 
 
 def shape(first: Sequence[int], second: Sequence[int], groups: tuple[Any, ...]) -> str:
-    """The shape of a tensor in letters, from those at the two `WIDTHS`: C channels, G groups of them."""
+    """The shape of a tensor in letters (C channels, G groups of them), from its shapes at the two `WIDTHS`."""
     sizes = [letters(pair, groups) for pair in zip(first, second, strict=True)]
     return "(" + ", ".join(sizes) + ("," if len(sizes) == 1 else "") + ")"
 
 
 def letters(sizes: tuple[int, int], groups: tuple[Any, ...]) -> str:
-    """How a size follows from the number of channels: 3, C, 2C, C/2, C^2, G, C/G; or else what it is at one width."""
+    """A size in letters, such as 3, C, 2C, C/2, C^2, G or C/G; else its value at one width."""
     small, large = WIDTHS
     if sizes[0] == sizes[1]:
         return str(sizes[0])
@@ -162,31 +179,19 @@ def letters(sizes: tuple[int, int], groups: tuple[Any, ...]) -> str:
     return f"{sizes[0]} at C={small}"
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Prints a row per layer."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "family", "axes", "parameters", "state", "paper"):
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """One line per layer, below its family."""
+    lines = []
+    family = None
     for row in rows:
-        table.add_row(
-            row["name"],
-            row["family"],
-            " ".join(row["axes"]) or "-",
-            ", ".join(row["parameters"]) or "-",
-            ", ".join(row["state"]) or "-",
-            row["paper"] or "-",
-        )
-    console = Console()
-    # Into a file or a pipe, a row is a line, so that grep finds whole rows.
-    Console(width=console.width if console.is_terminal else 500).print(table)
-    print(
-        "\naxes: what the statistics run over: N samples, C channels, C/G of a group, C/w in a window, s positions, "
-        "s/w in a window"
-        "\nnormzoo norms NAME shows a layer's equation, arguments and facts; --model.net.norm=NAME trains with it"
-    )
+        if row["family"] != family:
+            family = row["family"]
+            lines += ["", f"{family}: {FAMILIES[family]}"]
+        source = re.search(r"\((\d+)(?:, (arXiv \S+))?\)$", row["paper"] or "")
+        year, arxiv = source.groups("") if source else ("", "")
+        running = "running statistics" if row["stateful"] else ""
+        lines.append(f"  {row['name']:28}{' '.join(row['axes']):9}{running:19}{year:6}{arxiv}".rstrip())
+    return "\n".join([*lines[1:], "", *LEGEND])
 
 
 def card(layer: "type[Norm]") -> str:
@@ -206,13 +211,13 @@ def card(layer: "type[Norm]") -> str:
         f"  state        {', '.join(map(' '.join, marked(row, 'state').items())) or 'none'}",
         *([f"  batches      of a multiple of {multiple} samples in training"] if multiple > 1 else []),
         *(f"  {words:40} {'yes' if row[fact] else 'no'}" for fact, words in WORDS.items()),
-        *(f"  does not keep the law {law}: {reason}" for law, reason in row["exceptions"].items()),
+        *(f"  exception to the law {law}: {reason}" for law, reason in row["exceptions"].items()),
     ]
     return "\n".join([*lines, "", *(f"  {line}".rstrip() for line in (inspect.getdoc(layer) or "").splitlines())])
 
 
 def marked(row: dict[str, Any], kind: str) -> dict[str, str]:
-    """The "parameters" or the "state" of a described layer: each shape, and what the facts say of the tensor."""
+    """The shapes of the "parameters" or "state" of a described layer, each with what the facts say of the tensor."""
     marks = {"constants": "constant", "gates": "clipped to [0, 1]"}
     says = {name: mark for fact, mark in marks.items() for name in row.get(fact, ())}
     return {name: f"{sizes} {says[name]}" if name in says else sizes for name, sizes in row[kind].items()}

@@ -52,7 +52,5 @@ def require_ranks() -> None:
             raise InputError(
                 f"{name}={value!r} in the environment: expected the rank of this process, 0 or more; unset it."
             )
-        if name in ("RANK", "LOCAL_RANK") and int(value or 0) and "WORLD_SIZE" not in os.environ:
-            raise InputError(
-                f"{name}={value} in the environment, without WORLD_SIZE: probably left over; unset {name}."
-            )
+        if name in ("RANK", "LOCAL_RANK") and int(value or 0) and not {"WORLD_SIZE", "MASTER_PORT"} & set(os.environ):
+            raise InputError(f"{name}={value} in the environment, without WORLD_SIZE and MASTER_PORT: unset {name}.")

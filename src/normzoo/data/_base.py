@@ -28,15 +28,30 @@ class ImageData(LightningDataModule, ABC):
     A batch reaches the network as float32 `(N, C, H, W)`, `(pixel / 255 - mean) / std`, with labels int64 `(N,)`.
     The order of the training images depends on (seed, epoch) alone, whatever else draws random numbers.
 
-    A data set of your own sets the class attributes and writes `read`; if files must be fetched, also `prepare_data`.
+    For a data set of your own, set the class attributes and implement `read`, and `prepare_data` if files must be
+    downloaded. `normzoo fit --data=my_package.Squares --model.net=ConvNet` then trains on it.
+
+    >>> class Squares(ImageData):
+    ...     input_shape, num_classes = (1, 8, 8), 2
+    ...     mean, std = (0.5,), (0.5,)
+    ...     train_size, default_val_size = 80, 20
+    ...
+    ...     def read(self) -> tuple[Images, Images]:
+    ...         pixels = torch.zeros(100, 8, 8, 1, dtype=torch.uint8)  # (N, H, W, C)
+    ...         labels = torch.arange(100) % 2
+    ...         return Images(pixels[:80], labels[:80]), Images(pixels[80:], labels[80:])
+    >>> data = Squares(batch_size=20)
+    >>> data.setup()
+    >>> [len(labels) for _, labels in data.train_dataloader()]
+    [20, 20, 20]
 
     Args:
         root: the folder of all data sets.
         batch_size: training samples per process per step.
         eval_batch_size: the most samples per process per step in evaluation, which needs less memory than training;
             None is 4 x `batch_size`.
-        drop_last: leave training images that do not fill a batch for another epoch; false trains on them as a smaller
-            batch, of which with several processes one may get nothing.
+        drop_last: skip the training images of an epoch that do not fill a batch; false trains on them as a smaller
+            batch, of which some processes may get nothing.
         val_size: how many of the training images are held out for validation; None is `default_val_size`.
         split_seed: decides which images are held out.
         shuffle_seed: decides, with the epoch, the order of the training images; None is the seed of the run.
@@ -111,7 +126,7 @@ class ImageData(LightningDataModule, ABC):
         if self.shuffle_seed is not None:
             self._seed = self.shuffle_seed
         else:
-            # The ranks may have been seeded differently, on purpose; the order of the data must be one.
+            # Ranks may have different seeds on purpose, but need one order of the data.
             seed = torch.initial_seed()
             self._seed = self.trainer.strategy.broadcast(seed) if self.trainer else seed
 
@@ -119,7 +134,7 @@ class ImageData(LightningDataModule, ABC):
         """The training images: shuffled, in batches of uint8 `(N, H, W, C)` and int64 `(N,)`."""
         train, _ = self._images()
         if self.trainer and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]  # set by Lightning, undeclared
-            # Lightning's word for: the same few batches in every epoch.
+            # overfit_batches asks for the same few batches in every epoch.
             return self._eval_loader(train, self._train_rows, self.batch_size, self._batches_done)
         batches = TrainBatches(
             self._train_rows,
@@ -155,7 +170,7 @@ class ImageData(LightningDataModule, ABC):
         if self.trainer.training:
             for transform in self.augment:
                 images, labels = transform(images, labels)
-        # Lightning has cast the batch already, when it was uint8; half and double precision are due now.
+        # Lightning has cast the batch already, when it was uint8: convert to half or double precision now.
         return self.trainer.precision_plugin.convert_input(self._standardize(images)), labels
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -168,7 +183,7 @@ class ImageData(LightningDataModule, ABC):
         return self._standardize(self._channels_first(images))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on in the same order; its place in the epoch is in Lightning's progress."""
+        """The seed of the order; the position within the epoch is part of Lightning's progress."""
         return {"shuffle_seed": self._seed, "fingerprint": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -211,7 +226,7 @@ class ImageData(LightningDataModule, ABC):
         if self.trainer is None:
             return 0
         loop = self.trainer.fit_loop.epoch_loop
-        # Outside a resumed epoch the counter still stands where the last epoch ended.
+        # Outside a resumed epoch the counter still holds the end of the last epoch.
         return loop.batch_progress.current.ready if loop.restarting else 0
 
     def _channels_first(self, images: Tensor) -> Tensor:
@@ -253,7 +268,7 @@ class ImageData(LightningDataModule, ABC):
             )
 
     def _require_declared(self, images: Images, part: str) -> None:
-        """Hold the images that were read against what the class declares."""
+        """Compare the images that were read with what the class declares."""
         channels, height, width = self.input_shape
         pixels, labels = images.images, images.labels
         rules = {
@@ -271,7 +286,7 @@ class ImageData(LightningDataModule, ABC):
                     f"{type(self).__name__}: the {part} images break the rule that {rule}; found pixels {pixels.dtype} "
                     f"{tuple(pixels.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
                     f"{f' from {int(labels.min())} to {int(labels.max())}' if len(labels) else ''}; "
-                    "bring the original files, or mend read()"
+                    "restore the original files, or fix read()"
                 )
 
 

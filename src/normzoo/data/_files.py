@@ -33,10 +33,10 @@ class FileData(ImageData):
     elsewhere: ClassVar[tuple[str, ...]] = ()
     """Other folders that may hold the files, such as those of a system package."""
     remedy: ClassVar[str] = ""
-    """Another way to bring the files."""
+    """Another way to get the files."""
 
     def prepare_data(self) -> None:
-        """Fetch the files if they are nowhere. Lightning calls this in one process per machine."""
+        """Download the files if no folder has them. Lightning calls this in one process per machine."""
         if self.download and not any(map(self._is_complete, self._folders())):
             self._fetch()
 
@@ -58,7 +58,7 @@ class FileData(ImageData):
         return all(self._present(folder, name) for name in self.names)
 
     def _fetch(self) -> None:
-        """Download beside the goal, then move: what is broken off halfway must not look complete to the next run."""
+        """Download to a temporary folder, then move: an interrupted download must not look complete to the next run."""
         goal, root = self._folders()[0], Path(self.root)
         is_new = not root.exists()
         try:

@@ -31,7 +31,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     if len(content) - start != prod(shape):
         raise _broken(path, f"it announces {prod(shape)} values, {shape}, and holds {len(content) - start}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].view(shape)  # torch wants writable memory
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].view(shape)  # torch needs writable memory
 
 
 def _broken(path: Path, reason: str) -> InputError:

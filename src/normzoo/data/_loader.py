@@ -16,12 +16,12 @@ class BatchLoader(DataLoader[Batch]):
     """The `DataLoader` whose sampler names whole batches; see `batch_loader`."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names the class of its own iterator
-        # Nothing runs before the first batch is asked for. Lightning makes the iterator first and only then sets the
+        # Nothing runs before the first batch is requested. Lightning makes the iterator first and only then sets the
         # epoch and restores its progress, and worker processes would read ahead in the order of the wrong epoch.
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the sampler reads its place from Lightning's progress. Having the method says "resumable"."""
+        """Empty: the sampler reads its position from Lightning's progress. The method marks the loader as resumable."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ class TrainBatches(_Batches):
         drop_last: leave rows that do not fill a batch for another epoch.
         rank: which of the processes this is.
         world_size: number of processes.
-        batches_done: asked when an epoch begins: how many of its batches a resumed run has trained on already.
+        batches_done: called at the start of an epoch; returns how many of its batches a resumed run has trained on.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EvalBatches(_Batches, SequentialSampler):
     """Every row once, in order, in batches of nearly equal size.
 
     Equal sizes leave no tiny last batch, on which a layer that normalizes over the batch would fail or mislead, and no
-    rank without samples, for which the others would wait for ever when the network synchronizes. A rank's batch exceeds
+    rank without samples, for which the others would wait forever in a synchronized layer. A rank's batch exceeds
     `batch_size` only where that is 1 and the rows do not divide among the ranks.
 
     It is a `SequentialSampler` too, which is how Lightning knows that `overfit_batches` need not replace it.
@@ -92,7 +92,7 @@ class EvalBatches(_Batches, SequentialSampler):
         batch_size: samples per process per step, at most.
         rank: which of the processes this is.
         world_size: number of processes.
-        batches_done: asked when an epoch begins, where it is one of training: as above.
+        batches_done: as above, if the rows are trained on.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a network is: images in, logits out, and a check that says which images."""
+"""The base class of networks: images in, logits out, and a check of the shape of images."""
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ class Network(nn.Module):
         num_classes: number of logits.
 
     Raises:
-        InputError: a size that is not positive, or an image of another shape in `forward`.
+        InputError: a size is not positive, or in `forward` an image has another shape.
     """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -21,9 +21,9 @@ class Network(nn.Module):
         name = type(self).__name__
         if input_shape is None or num_classes is None:  # from the command line, with a data set that does not say
             raise InputError(
-                f"{name}(input_shape={input_shape}, num_classes={num_classes}): the data set does not say what its "
-                f"images are; give your LightningDataModule the attributes input_shape, as (1, 28, 28), and "
-                f"num_classes."
+                f"{name}(input_shape={input_shape}, num_classes={num_classes}): the sizes are unknown: give "
+                f"your LightningDataModule the attributes input_shape, such as (1, 28, 28), and num_classes, or pass "
+                f"them to the network."
             )
         shape = tuple(input_shape)
         if len(shape) != 3 or any(size < 1 for size in shape):
@@ -55,5 +55,5 @@ class Network(nn.Module):
             height, width = self.input_shape[1:]
             raise InputError(
                 f"{type(self).__name__} halves the image {halvings} times and needs at least {smallest} x {smallest} "
-                f"pixels, but the images are {height} x {width}: take a network that halves less often, or resize."
+                f"pixels, but the images are {height} x {width}: use a network that halves less often, or resize."
             )

@@ -1,4 +1,4 @@
-"""Layer, norm and activation, joined as the norm's facts ask."""
+"""A layer with its norm and activation, combined by the facts of the norm."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -21,19 +21,19 @@ class Block(nn.Module):
 
     `activation(norm(layer(x)))`, or `norm(activation(layer(x)))` with `norm_position="after"`
 
-    A norm that acts on weights becomes a parametrization of the layer, and sees its input and output if it reads the
-    input as well; one that brings its own activation replaces the network's; and where the norm subtracts each
-    channel's own mean right behind the layer, the layer has no bias.
+    A norm that acts on weights becomes a parametrization of the layer, and also receives its input and output if it
+    normalizes the input too. A norm with an activation of its own replaces the network's. If the norm subtracts the
+    mean of each channel directly after the layer, the layer has no bias.
 
     Args:
-        layer: the layer, with a bias; the block removes it where the norm cancels it.
+        layer: the layer, with a bias; the block removes it if the norm cancels it.
         norm: builds the norm from the number of the layer's output features.
-        activation: builds the activation; None where the network wants none.
+        activation: builds the activation; None for no activation.
         norm_position: "before" or "after" the activation.
-        init: fills the layer, before a norm of weights takes it over; None for `Kaiming()`.
+        init: initializes the layer, before its weight is normalized; None for `Kaiming()`.
 
     Raises:
-        InputError: the norm has no meaning behind this layer.
+        InputError: the norm cannot follow this layer.
     """
 
     def __init__(
@@ -46,24 +46,24 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         if norm_position not in ("before", "after"):
-            raise InputError(f"norm_position={norm_position!r}: a norm stands 'before' or 'after' the activation.")
+            raise InputError(f"norm_position={norm_position!r}: the norm is 'before' or 'after' the activation.")
         if isinstance(norm, nn.Module) or not callable(norm):
-            raise InputError(f"norm={norm!r}: a network builds its norms itself; give the class, as norm=BatchNorm.")
+            raise InputError(f"norm={norm!r}: a network builds its norms; pass the class, such as norm=BatchNorm.")
         built = require_norm(norm, norm(layer.weight.shape[0]), layer)
-        behind = built if built.facts.acts_on == "activation" else partner_of(built, layer)
+        following = built if built.facts.acts_on == "activation" else partner_of(built, layer)
         if activation is None:
-            behind.drop_activation()
-        brings_activation = activation is not None and behind.facts.brings_activation
-        # Norm first also where it is the activation itself, and where there is none.
+            following.drop_activation()
+        brings_activation = activation is not None and following.facts.brings_activation
+        # The norm also comes first if it is the activation, or if there is no activation.
         self.norm_first = norm_position == "before" or brings_activation or activation is None
-        if behind.facts.cancels_bias and self.norm_first:
+        if following.facts.cancels_bias and self.norm_first:
             layer.register_parameter("bias", None)
         (init or Kaiming())(layer)
-        if behind is not built:
+        if following is not built:
             parametrize.register_parametrization(layer, "weight", built)
         self.layer = layer
         self.reads_input = built.facts.reads_input
-        self.norm = behind
+        self.norm = following
         self.activation = nn.Identity() if activation is None or brings_activation else activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,28 +74,28 @@ class Block(nn.Module):
 
 
 def require_norm(norm: object, built: object, layer: Layer) -> Norm:
-    """What a factory built, if it is a norm that has a meaning on the layer or behind it."""
+    """Returns what a factory built, if it is a norm that can act on the layer or follow it."""
     if not isinstance(built, Norm):
         raise InputError(
             f"norm={norm!r} built a {type(built).__name__}; a network takes layers of normzoo.norms.Norm: derive "
-            f"yours from it (see CONTRIBUTING.md), or wrap what you have in normalize(self, x)."
+            f"yours from it (see CONTRIBUTING.md): implement normalize(self, x)."
         )
     if isinstance(layer, nn.Linear) and not built.facts.dense:
         raise InputError(
-            f"{type(built).__name__} cannot stand behind a linear layer: its statistics run over the positions of "
-            f"a channel, and (N, {built.num_features}) has none. Take LayerNorm, RMSNorm or BatchNorm, or train a "
+            f"{type(built).__name__} cannot follow a linear layer: its statistics run over the positions of "
+            f"a channel, and (N, {built.num_features}) has none. Use LayerNorm, RMSNorm or BatchNorm, or train a "
             f"ConvNet or ResNet."
         )
     return built
 
 
 def partner_of(built: Norm, layer: Layer) -> Norm:
-    """What stands behind a layer whose weight is normalized: the norm's own choice, GroupNorm if it wants one, none."""
+    """The norm after a layer with a normalized weight: the norm's own choice, GroupNorm if it needs one, or none."""
     then = getattr(built, "then", None) or (GroupNorm if built.facts.wants_partner else NoNorm)
     partner = require_norm(then, then(built.num_features), layer)
     if partner.facts.acts_on == "weight":
         raise InputError(
-            f"{type(built).__name__}(then={type(partner).__name__}): the weights are normalized already; then is a "
-            f"norm of what the layer puts out, as GroupNorm."
+            f"{type(built).__name__}(then={type(partner).__name__}): the weights are normalized already; `then` must "
+            f"normalize the layer's output, as GroupNorm does."
         )
     return partner

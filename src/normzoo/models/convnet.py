@@ -21,13 +21,13 @@ class ConvNet(Network):
         input_shape: (C, H, W) of one image.
         num_classes: number of logits.
         widths: channels of each convolution, first to last.
-        norm: the norm behind each convolution.
-        activation: the activation behind each convolution.
+        norm: the norm after each convolution.
+        activation: the activation after each convolution.
         norm_position: where the norm is, "before" or "after" the activation.
-        init: how weights start; None for `Kaiming()`.
+        init: how weights are initialized; None for `Kaiming()`.
 
     Raises:
-        InputError: no width, or one below 1; an image too small for the halvings.
+        InputError: there is no width, or one is below 1; the image is too small for the halvings.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How weights start: each class fills the weight of one linear or convolutional layer, and sets its bias to zero."""
+"""Initialization: each class fills the weight of a linear or convolutional layer, and sets its bias to zero."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from normzoo.errors import InputError
 
 
 class Init(ABC):
-    """Fills a layer in place: the weight as the subclass says, the bias with zeros."""
+    """Initializes a layer in place: the weight by the subclass, the bias with zeros."""
 
     def __call__(self, layer: nn.Linear | nn.Conv2d) -> None:
         self.fill(layer.weight)
@@ -34,7 +34,7 @@ class Kaiming(Init):
 
     def __init__(self, gain: float = math.sqrt(2), mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
         if mode not in ("fan_in", "fan_out"):
-            raise InputError(f"Kaiming(mode={mode!r}): the variance is kept by 'fan_in' or by 'fan_out'.")
+            raise InputError(f"Kaiming(mode={mode!r}): the mode must be 'fan_in' or 'fan_out'.")
         self.gain, self.mode = gain, mode
 
     def fill(self, weight: Tensor) -> None:
@@ -63,7 +63,7 @@ class Normal(Init):
     """Normal with a given standard deviation, whatever the fan.
 
     Args:
-        std: the standard deviation; of "small random Gaussian values", as the batch normalization paper has them.
+        std: the standard deviation; the batch normalization paper uses "small random Gaussian values".
     """
 
     def __init__(self, std: float = 0.1) -> None:
@@ -93,7 +93,7 @@ class Orthogonal(Init):
 
 
 class TorchDefault(Init):
-    """Leaves weight and bias as torch fills them: uniform within `1 / sqrt(fan_in)`."""
+    """Keeps torch's own initialization: uniform within `1 / sqrt(fan_in)`."""
 
     def __call__(self, layer: nn.Linear | nn.Conv2d) -> None:
         pass

@@ -19,13 +19,13 @@ class MLP(Network):
         input_shape: (C, H, W) of one image; its values become one vector.
         num_classes: number of logits.
         hidden: width of each hidden layer; none at all is a linear classifier.
-        norm: the norm behind each hidden layer.
-        activation: the activation behind each hidden layer.
+        norm: the norm after each hidden layer.
+        activation: the activation after each hidden layer.
         norm_position: where the norm is, "before" or "after" the activation.
-        init: how weights start; None for `Kaiming()`.
+        init: how weights are initialized; None for `Kaiming()`.
 
     Raises:
-        InputError: a width below 1; a norm that needs positions.
+        InputError: a width below 1; the norm needs positions.
     """
 
     def __init__(

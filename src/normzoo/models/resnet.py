@@ -16,7 +16,7 @@ class ResNet(Network):
     """The residual network for small images: 6n + 2 layers in three stages of n basic blocks.
 
     The stages have width, 2 width and 4 width channels, and the second and third halve the image. Where a block
-    changes the shape, a 1 x 1 convolution with norm stands in the shortcut (option B of the paper).
+    changes the shape, the shortcut is a 1 x 1 convolution with norm (option B of the paper).
 
     Args:
         input_shape: (C, H, W) of one image.
@@ -24,13 +24,13 @@ class ResNet(Network):
         depth: number of layers, 6n + 2: 8, 14, 20, 32, 44, 56, 110 ...
         width: channels of the first stage.
         stem: "cifar" for one 3 x 3 convolution; "imagenet" for 7 x 7 with stride 2 and a max pooling with stride 2.
-        norm: the norm behind each convolution.
-        activation: the activation in each block, and behind each sum.
+        norm: the norm after each convolution.
+        activation: the activation in each block, and after each sum.
         norm_position: where the norm is, "before" or "after" the activation.
-        init: how weights start; None for `Kaiming(mode="fan_out")`, as in the paper's code.
+        init: how weights are initialized; None for `Kaiming(mode="fan_out")`, as in the paper's code.
 
     Raises:
-        InputError: a depth that is not 6n + 2; a width below 1; an unknown stem; an image too small for the halvings.
+        InputError: the depth is not 6n + 2, the width is below 1, the stem is unknown, or the image is too small.
 
     Reference: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun. Deep Residual Learning for Image Recognition. 2015.
     arXiv 1512.03385, section 4.2.
@@ -91,7 +91,7 @@ class BasicBlock(nn.Module):
         after: channels of the output.
         stride: of the first convolution.
         block: builds a `Block` around a convolution.
-        activation: behind the sum.
+        activation: after the sum.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Takes from the training step what does nothing in it or is slow for no reason: it is a tenth of a small network's."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import google_crc32c
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -76,7 +77,7 @@ def masked_crc32c(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def drop_empty(owner: Callback | LightningModule, base: type) -> None:
+def drop_empty(owner: Any, base: type) -> None:
     """Sets the owner's hooks that are still those of its base class to None."""
     for hook in HOOKS:
         if not is_overridden(hook, owner, base):

@@ -1,93 +1,24 @@
 """What monitors share: which layers, when, what a sample is, and how it is written."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import groupby
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.monitoring.heatmap import heatmap
 from normzoo.monitoring.history import History
-from normzoo.monitoring.probe import Layers, Reader, find, first_tensor
-from normzoo.monitoring.replica import Replica
+from normzoo.monitoring.probe import Layers, find
+from normzoo.monitoring.sample import Heard, Readings, Samples, Step
+from normzoo.monitoring.sampler import Sampler
 from normzoo.monitoring.schedule import Schedule, as_schedule
 from normzoo.monitoring.writer import Board, Chart
-
-
-@dataclass
-class Step:
-    """An optimizer step that is being sampled."""
-
-    trainer: Trainer
-    module: LightningModule
-    number: int
-    """Optimizer steps made before it."""
-    batch: Any
-    batch_idx: int
-    ranks: Ranks
-    on_copy: bool = False
-    """Whether what is heard is heard on a copy, whose loss is not scaled."""
-    replicas: list[Replica] = field(default_factory=list)
-
-    @property
-    def replica(self) -> Replica:
-        """A copy of the module, to try things on; made when it is first asked for."""
-        if not self.replicas:
-            self.replicas.append(Replica(self.trainer, self.module))
-        return self.replicas[0]
-
-    @property
-    def samples(self) -> int:
-        """How many samples this rank's batch holds."""
-        x = first_tensor(self.batch)
-        return len(x) if x is not None and x.dim() else 1
-
-
-@dataclass
-class Samples:
-    """What a monitor found at K steps: a value for every row and metric.
-
-    Args:
-        rows: names of L layers.
-        values: metric -> (K, L).
-        applies: metric -> bool, as the values or (L,): where there is such a value at all; everywhere if not named.
-    """
-
-    rows: Sequence[str]
-    values: Mapping[str, Tensor]
-    applies: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def table(self, rows: Sequence[str], metrics: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """All that there could be: the values (K, L, M), NaN where there is none; and where there is one."""
-        shape = next(iter(self.values.values())).shape
-        nowhere, nothing = torch.zeros(shape, dtype=torch.bool), torch.full(shape, torch.nan, dtype=torch.float64)
-        there = torch.stack(
-            [self.applies.get(m, ~nowhere).expand(shape) if m in self.values else nowhere for m in metrics], 2
-        )
-        columns = [self.values[m].detach().to("cpu", torch.float64) if m in self.values else nothing for m in metrics]
-        values = torch.where(there, torch.stack(columns, 2), torch.nan)
-        if tuple(rows) == tuple(self.rows):
-            return values, there
-        place = torch.tensor([rows.index(row) for row in self.rows])
-        whole = torch.full((shape[0], len(rows), len(metrics)), torch.nan, dtype=torch.float64)
-        known = torch.zeros(whole.shape, dtype=torch.bool)
-        whole[:, place], known[:, place] = values, there
-        return whole, known
-
-
-Site = Literal["input", "output", "gradient"]
-Readings = Mapping[tuple[Site, Reader], Collection[str]]
-"""Where and how to read -> of which layers."""
-Heard = Mapping[tuple[Site, Reader], Sequence[tuple[str, Any]]]
-"""Where and how was read -> the layer and what was read, pass by pass, in the order of execution."""
 
 
 class Monitor(Callback):
@@ -202,8 +133,6 @@ class Monitor(Callback):
     # What all of them do.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        from normzoo.monitoring.sampler import Sampler  # which imports this module
-
         if stage != "fit":
             return
         self.reset()  # before a checkpoint brings back what the run that it was taken of has seen

@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from normzoo.distributed.gather import Ranks
 from normzoo.monitoring.event_files import goes_on
 from normzoo.monitoring.lean import drop_empty
-from normzoo.monitoring.monitor import Heard, Monitor, Site, Step
 from normzoo.monitoring.own_moments import OwnMoments, knows_moments
 from normzoo.monitoring.probe import Probe, Reader, Visit, is_compiled, named_layers
 from normzoo.monitoring.profile import feature_moments
 from normzoo.monitoring.replica import Replica
+from normzoo.monitoring.sample import Heard, Sampled, Site, Step
 from normzoo.monitoring.writer import Board, Chart
 
 MOST_NOTED = 16
@@ -39,11 +39,11 @@ class Sampler(Callback):
     def __init__(self) -> None:
         self.step: Step | None = None
         self.last = -1
-        self.due: list[Monitor] = []
+        self.due: list[Sampled] = []
         self.ears: dict[tuple[int, ...], Ear] = {}
         self.attached = ExitStack()
         self.replicas: list[Replica] = []
-        self.monitors: list[Monitor] = []
+        self.monitors: list[Sampled] = []
         self.board: Board | None = None
         self.ranks: Ranks | None = None
         self.noted = 0
@@ -64,7 +64,7 @@ class Sampler(Callback):
     # The run.
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
+        self.monitors = [one for one in trainer.callbacks if isinstance(one, Sampled)]  # type: ignore[attr-defined]
         self.step, self.last = None, -1
         self.replicas.clear()
         self.ears.clear()
@@ -125,7 +125,7 @@ class Sampler(Callback):
             step = Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.compiled, self.replicas)
             self.open(step, due)
 
-    def open(self, step: Step, due: list[Monitor]) -> None:
+    def open(self, step: Step, due: list[Sampled]) -> None:
         """Attaches what listens to the forward pass."""
         self.drop()
         self.step, self.due = step, due
@@ -219,7 +219,7 @@ class Ear:
         monitors: who listens.
     """
 
-    def __init__(self, model: nn.Module, monitors: Sequence[Monitor]) -> None:
+    def __init__(self, model: nn.Module, monitors: Sequence[Sampled]) -> None:
         named = dict(named_layers(model))
         self.wanted: dict[tuple[Site, Reader], set[str]] = {}
         for monitor in monitors:
@@ -259,7 +259,7 @@ class Ear:
         """Whether what is wanted of a layer is what the layer says itself."""
         return read is feature_moments and (site, name) in self.known
 
-    def heard(self, monitor: Monitor) -> Heard:
+    def heard(self, monitor: Sampled) -> Heard:
         """What a monitor wanted to hear, by where and how."""
         found: dict[tuple[Site, Reader], list[tuple[str, Any]]] = {}
         for (site, read), names in monitor.readings().items():
@@ -279,7 +279,7 @@ def read_by(readers: Sequence[Reader]) -> Reader:
     return lambda module, x: {read: read(module, x) for read in readers}
 
 
-def listened(step: Step, due: Sequence[Monitor]) -> Ear:
+def listened(step: Step, due: Sequence[Sampled]) -> Ear:
     """What is heard of a step on a copy of the module, which runs eagerly; with a backward pass if need be."""
     replica = step.replica.refresh()
     ear = Ear(replica.module, due)

@@ -1,6 +1,5 @@
 """The configuration of a run, in its folder."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from normzoo.errors import InputError
 from normzoo.runs.atomic import written_whole
 from normzoo.runs.folders import CONFIG, FINISHED, unused
 from normzoo.runs.loggers import save_versions
@@ -47,11 +45,6 @@ class RunConfig(SaveConfigCallback):
         if earlier is not None:
             config.ckpt_path = yaml.safe_load(earlier).get("ckpt_path")  # from which the run began
         text = self.parser.dump(config, skip_none=False)
-        if found := re.search(r"(\w+): (.*Unable to serialize instance.*)", text):  # what jsonargparse writes instead
-            raise InputError(
-                f"{found[1]}: its value cannot be written to {self.file}, from which a run is resumed ({found[2]}); "
-                f"give one of numbers, words and lists."
-            )
         if earlier is not None and yaml.safe_load(text) == yaml.safe_load(earlier):
             return
         for file, content in ((unused(self.file), earlier), (self.file, text)):

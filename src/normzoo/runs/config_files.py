@@ -14,6 +14,7 @@ from normzoo.runs.allowed import CODE, FLAG, allowed
 # Far above any real config, and far below what costs a second.
 LARGEST = 2**18  # bytes
 DEEPEST = 50  # levels
+MOST_DIGITS = 100
 MOST = 20_000  # values, counting those that aliases repeat
 
 ADVICE = "normzoo fit --print_config prints a whole config"
@@ -138,6 +139,8 @@ def require_bounds(node: Any, sizes: dict[int, int], depth: int = 0) -> int:
     if depth > DEEPEST:
         raise fault(node, f"it is nested deeper than {DEEPEST} levels, or an alias stands for what contains it")
     children = node.value if isinstance(node, yaml.SequenceNode) else []
+    if node.tag == "tag:yaml.org,2002:int":
+        require_number(node)
     if isinstance(node, yaml.MappingNode):
         require_keys(node)
         children = [part for pair in node.value for part in pair]
@@ -146,6 +149,14 @@ def require_bounds(node: Any, sizes: dict[int, int], depth: int = 0) -> int:
         raise fault(node, f"it holds more than {MOST} values")
     sizes[id(node)] = size
     return size
+
+
+def require_number(node: yaml.ScalarNode) -> None:
+    """Raises `YAMLError` for an integer that YAML 1.1 reads as another one, such as 010, or that is too long."""
+    if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+        raise fault(node, f"YAML reads {node.value} in another base; write the number, or '{node.value}' for text")
+    if len(node.value) > MOST_DIGITS:
+        raise fault(node, f"a number of {len(node.value)} digits is too long for any setting")
 
 
 def require_keys(mapping: yaml.MappingNode) -> None:

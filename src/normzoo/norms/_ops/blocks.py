@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import at_least_float32
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.tensors import at_least_float32
 
 # (x, *tables, *tensors) -> y like x, of any number of samples.
 Formula = Callable[..., Tensor]

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Norm, in_one_precision
+from normzoo.norms._base import Norm
 from normzoo.norms._ops.scale_shift import by_plane
+from normzoo.norms._ops.tensors import in_one_precision
 
 
 def resolve_groups(layer: Norm, num_groups: int | None) -> int:

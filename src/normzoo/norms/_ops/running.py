@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Norm, affine, is_number, require_positive
+from normzoo.norms._base import Norm
+from normzoo.norms._checks import is_number, require_positive
+from normzoo.norms._ops.buffers import snapshots
 from normzoo.norms._ops.ranks import Group, all_reduce, ranks, totals
-from normzoo.norms._ops.saved import snapshots
 from normzoo.norms._ops.scale import scale_per_channel
+from normzoo.norms._ops.tensors import affine
 
 
 def over_samples(mean: Tensor, var: Tensor, positions: int, group: Group = None) -> tuple[Tensor, Tensor]:

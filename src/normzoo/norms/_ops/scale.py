@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import at_least_float32, per_channel
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.tensors import at_least_float32, per_channel
 
 
 def scale_per_channel(x: Tensor, scale: Tensor, centre: Tensor | None = None, shift: Tensor | None = None) -> Tensor:

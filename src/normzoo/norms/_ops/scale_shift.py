@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import at_least_float32
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.tensors import at_least_float32
 
 # (mean, var, *tensors) -> (scale, shift, *aside): tables, of which the moments are (N, C) or (N, L).
 Rule = Callable[..., tuple[Tensor, ...]]

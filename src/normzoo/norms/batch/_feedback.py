@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normzoo.norms._ops.buffers import snapshot
 from normzoo.norms._ops.ranks import Group
 from normzoo.norms._ops.running import RunningStatistics
-from normzoo.norms._ops.saved import snapshot
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import MaybeTensor, Rule, by_plane, gradients
 from normzoo.norms._ops.second_derivatives import gradient_of

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normzoo.norms._base import affine, at_least_float32, per_channel
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.running import over_samples
 from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.tensors import affine, at_least_float32, per_channel
 
 # Below this many values, computing x - mean costs less than checking whether it is needed.
 ALWAYS_CENTRE_BELOW = 1 << 16

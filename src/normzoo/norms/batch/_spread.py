@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normzoo.norms._base import per_channel
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
+from normzoo.norms._ops.tensors import per_channel
 
 
 def stays_plain(x: Tensor) -> bool:

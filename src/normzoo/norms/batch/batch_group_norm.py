@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_variance
 from normzoo.norms._ops.groups import resolve_groups
 from normzoo.norms._ops.ranks import Group, total
 from normzoo.norms._ops.running import RunningStatistics, over_samples

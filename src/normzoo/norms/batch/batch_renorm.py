@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper, require_count, require_number
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_count, require_number
 from normzoo.norms._ops.ranks import Group, total
 from normzoo.norms._ops.running import RunningStatistics, over_samples
 from normzoo.norms._ops.scale_shift import by_plane

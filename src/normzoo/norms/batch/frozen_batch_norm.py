@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
 from normzoo.norms._ops.scale import scale_per_channel
 
 

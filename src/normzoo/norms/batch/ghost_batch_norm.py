@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, require_count
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_count
 from normzoo.norms._ops.ranks import Group, samples_before
 from normzoo.norms._ops.running import RunningStatistics, counts_of_parts, over_parts
 from normzoo.norms._ops.scale_shift import by_plane, standardize

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, require_count, require_number
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_count, require_number
 from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.running import in_recomputation, is_captured
 from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, averaged_over, by_plane_apart, replace

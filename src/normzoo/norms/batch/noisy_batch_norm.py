@@ -6,10 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, at_least_float32, require_number
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_number
 from normzoo.norms._ops.ranks import Group, samples_before, total
 from normzoo.norms._ops.running import RunningStatistics, over_samples
 from normzoo.norms._ops.scale_shift import by_plane, standardize
+from normzoo.norms._ops.tensors import at_least_float32
 
 
 class NoisyBatchNorm(RunningStatistics):

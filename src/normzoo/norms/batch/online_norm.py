@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, require_number
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_number
 from normzoo.norms._ops.ranks import Group, all_reduce, samples_before
 from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms._ops.scale_shift import standardize

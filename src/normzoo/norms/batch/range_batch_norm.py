@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, at_least_float32
+from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.scale_shift import by_plane
+from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.batch._running_scale import RunningScale
 from normzoo.norms.batch._spread import extents
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Paper, require_count, require_variance
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_count, require_variance
 from normzoo.norms._ops.ranks import Group, samples_before
 from normzoo.norms._ops.running import RunningStatistics, counts_of_parts, over_parts
 from normzoo.norms._ops.scale import scale_per_channel

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, at_least_float32
+from normzoo.norms._base import Facts
 from normzoo.norms._ops.ranks import Group
 from normzoo.norms._ops.running import RunningStatistics
+from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.batch._normalize import batch_norm
 from normzoo.norms.batch.batch_norm import BatchNorm
 

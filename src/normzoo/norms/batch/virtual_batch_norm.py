@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, require_positive
-from normzoo.norms._ops.known import is_positive, is_readable
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
+from normzoo.norms._ops.buffers import is_positive, is_readable
 from normzoo.norms._ops.ranks import Group, ranks, total
 from normzoo.norms._ops.running import is_captured, over_samples
 from normzoo.norms._ops.scale_shift import by_plane, standardize

@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Paper, require_variance
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_variance
 from normzoo.norms._ops.ranks import Group
 from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch

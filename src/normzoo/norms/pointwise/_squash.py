@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import affine, at_least_float32, per_plane
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.tensors import affine, at_least_float32, per_plane
 
 
 class Curve(NamedTuple):

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
 from normzoo.norms.pointwise._squash import Curve, squash
 
 # erf'(u) = 2 / sqrt(pi) exp(-u^2)

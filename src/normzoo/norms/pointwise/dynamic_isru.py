@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
+from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.pointwise._squash import Curve, squash
 
 

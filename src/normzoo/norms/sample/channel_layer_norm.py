@@ -3,16 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import (
-    Facts,
-    Norm,
-    Paper,
-    channels_second,
-    in_one_precision,
-    positions_first,
-    require_positive,
-    require_variance,
-)
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._ops.tensors import channels_second, in_one_precision, positions_first
 
 
 class ChannelLayerNorm(Norm):

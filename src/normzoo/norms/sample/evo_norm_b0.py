@@ -5,12 +5,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Paper, per_channel, per_plane, plane_sums
+from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.ranks import Group, total
 from normzoo.norms._ops.running import RunningStatistics, over_samples
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import by_plane, plane_moments
+from normzoo.norms._ops.tensors import per_channel, per_plane, plane_sums
 
 
 class EvoNormB0(RunningStatistics):

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, per_channel, per_plane, plane_sums, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
 from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.groups import resolve_groups, standardize_groups
 from normzoo.norms._ops.scale_shift import by_plane, plane_moments
+from normzoo.norms._ops.tensors import per_channel, per_plane, plane_sums
 
 
 class EvoNormS0(Norm):

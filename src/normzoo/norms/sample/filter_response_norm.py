@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, per_channel, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_plane
+from normzoo.norms._ops.tensors import at_least_float32, per_channel
 
 
 class FilterResponseNorm(Norm):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
 from normzoo.norms._ops.scale_shift import by_plane
 
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive, require_variance
 from normzoo.norms._ops.groups import group_norm, resolve_groups
 
 

@@ -3,8 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, in_one_precision, require_positive, require_variance
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive, require_variance
 from normzoo.norms._ops.groups import group_norm
+from normzoo.norms._ops.tensors import in_one_precision
 
 
 class LayerNorm(Norm):

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_positive, require_variance
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive, require_variance
 from normzoo.norms._ops.groups import resolve_groups
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import by_position
+from normzoo.norms._ops.tensors import at_least_float32
 
 
 class LocalContextNorm(Norm):

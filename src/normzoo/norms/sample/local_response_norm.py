@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, require_count, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_count, require_positive
 from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.tensors import at_least_float32
 
 
 class LocalResponseNorm(Norm):

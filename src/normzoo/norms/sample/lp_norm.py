@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32, is_number
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import is_number
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
+from normzoo.norms._ops.tensors import at_least_float32
 
 # The lower bound of the norm, as in `F.normalize`.
 SHORTEST = 1e-12

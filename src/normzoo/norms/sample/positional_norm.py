@@ -5,17 +5,11 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import (
-    Facts,
-    Norm,
-    Paper,
-    channels_second,
-    positions_first,
-    require_positive,
-    require_variance,
-)
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive, require_variance
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position, standardize
+from normzoo.norms._ops.tensors import channels_second, positions_first
 
 
 class PositionalNorm(Norm):

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, channels_second, positions_first, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
+from normzoo.norms._ops.tensors import channels_second, positions_first
 
 
 class RMSNorm(Norm):

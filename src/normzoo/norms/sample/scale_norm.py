@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normzoo.norms._base import Facts, Norm, Paper, at_least_float32
+from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
+from normzoo.norms._ops.tensors import at_least_float32
 
 # The lower bound of the norm, as in the authors' code.
 SHORTEST = 1e-5

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Facts, Norm, Paper, per_channel, require_count, require_positive
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_count, require_positive
 from normzoo.norms._ops.blocks import in_blocks
+from normzoo.norms._ops.tensors import per_channel
 
 
 class SeeDNorm(Norm):

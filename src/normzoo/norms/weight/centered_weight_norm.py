@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, at_least_float32, require_variance
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_variance
+from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.weight._weight import WeightTransform, by_output, length
 
 

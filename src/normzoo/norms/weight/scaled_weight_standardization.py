@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, require_positive, require_variance
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_positive, require_variance
 from normzoo.norms.weight._weight import WeightTransform, by_output
 
 # ReLU of a standard normal value has variance (1 - 1 / pi) / 2.

@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, at_least_float32, require_count
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_count
+from normzoo.norms._ops.buffers import snapshot
 from normzoo.norms._ops.running import in_recomputation, is_captured
-from normzoo.norms._ops.saved import snapshot
 from normzoo.norms._ops.scale import scale_per_channel
+from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.weight._weight import WeightTransform
 
 

@@ -5,7 +5,8 @@ from functools import partial
 
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Norm, Paper, require_positive, require_variance
+from normzoo.norms._base import Facts, Norm, Paper
+from normzoo.norms._checks import require_positive, require_variance
 from normzoo.norms._ops.scale_shift import standardize
 from normzoo.norms.weight._weight import WeightTransform, by_output
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import at_least_float32, channels_second, positions_first
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
 from normzoo.norms._ops.scale_shift import gradients
 from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.tensors import at_least_float32, channels_second, positions_first
 
 # (mean (C,), biased covariance (G, d, d)) -> (matrix (G, d, d), centre (C,), *aside), all in float64.
 Rule = Callable[[Tensor, Tensor], tuple[Tensor, ...]]

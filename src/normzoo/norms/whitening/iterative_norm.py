@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from normzoo.norms._base import Facts, Paper, require_count
+from normzoo.norms._base import Facts, Paper
+from normzoo.norms._checks import require_count
 from normzoo.norms.whitening._matrices import wider
 from normzoo.norms.whitening._whitening import Whitening
 

@@ -1,0 +1,54 @@
+"""Checks of the arguments and inputs of layers; each raises an `InputError` that names the value and the remedy."""
+
+import math
+
+from torch import Tensor
+
+from normzoo.errors import InputError
+from normzoo.norms._base import Norm, keyword_defaults
+
+
+def is_number(value: object) -> bool:
+    """Whether an argument is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def require_positive(layer: Norm, **values: float) -> None:
+    """Raises `InputError` unless every named argument is a finite number above 0."""
+    for name, value in values.items():
+        if not is_number(value) or not 0 < value < math.inf:
+            raise InputError(
+                f"{type(layer).__name__}({name}={value!r}): {name} must be a number above 0; the default is "
+                f"{keyword_defaults(type(layer))[name]}."
+            )
+
+
+def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **values: float) -> None:
+    """Raises `InputError` unless every named argument is a finite number, `least` or above it and under `below`."""
+    for name, value in values.items():
+        if not is_number(value) or not least <= value < below:
+            bounds = f"at least {least}" if below == math.inf else f"in [{least}, {below})"
+            default = f"the default is {keyword_defaults(type(layer))[name]}"
+            remedy = "for no bound give a large number" if value == below == math.inf else default
+            raise InputError(
+                f"{type(layer).__name__}({name}={value!r}): {name} must be a finite number, {bounds}; {remedy}."
+            )
+
+
+def require_count(layer: Norm, least: int, /, **values: int) -> None:
+    """Raises `InputError` unless every named argument is an integer of at least `least`; True and False are none."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(
+                f"{type(layer).__name__}({name}={value!r}): {name} must be an integer of at least {least}; the default "
+                f"is {keyword_defaults(type(layer))[name]}."
+            )
+
+
+def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:
+    """Raises `InputError` when a variance would be that of a single value, which is always 0."""
+    if values == 1:
+        raise InputError(
+            f"{type(layer).__name__} got an input of shape {tuple(x.shape)}: one value per {per} has no variance, and "
+            f"nothing of it would remain; {remedy}."
+        )
