@@ -118,7 +118,7 @@ class Pass:
     """Updates that must happen once in all backward passes of one forward pass."""
 
     def __init__(self) -> None:
-        # Functions that torch.func transforms have no side effects.
+        # What torch.func transforms has no effects.
         self.moved = self.transformed = torch._C._are_functorch_transforms_active()
 
     def move(self, *moves: tuple[Tensor, Tensor]) -> None:

@@ -47,7 +47,7 @@ def batch_norm(
         y, mean, var = by_plane(x, of_planes, weight=weight, bias=bias)
         return y, mean, var, total(x.numel() // x.shape[1], group, x.device)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        # The compiler fuses the plain formula better than this code, and torch.func differentiates it.
+        # A compiler fuses the plain formula better than we do, and torch.func differentiates it by itself.
         y, mean, var, count = formula(wide, weight, bias, eps, group)
         return y.to(x.dtype), mean, var, count
     if x.dim() == 2 and x.numel() <= ALWAYS_CENTRE_BELOW and group is None:
