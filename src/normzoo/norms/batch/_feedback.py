@@ -1,8 +1,8 @@
-"""Norms whose backward pass is an algorithm of its own, and no derivative of the forward pass.
+"""Norms whose backward pass is an algorithm of its own, and not the derivative of the forward pass.
 
 Their tables are those of every rule (see `_ops/scale_shift.py`), and so is the form of the gradient, `dx = scale dy +
-slope x + constant`. But slope and constant come from statistics of gradients that the layer has collected in
-earlier backward passes, and the gradients dy at hand move these statistics.
+slope x + constant`. But slope and constant depend on statistics of gradients that the layer has collected in earlier
+backward passes, and the present gradients dy update these statistics.
 
 The second derivative is that of this gradient, as a function of x and dy.
 """
@@ -26,15 +26,15 @@ Gradient = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Feedback(torch.autograd.Function):
-    """Hands on the tables scale and shift; backward, what of dx is not `scale dy` is as the layer's `gradient` says.
+    """Returns the tables scale and shift; in the backward pass, the layer's `gradient` sets slope and constant of dx.
 
-    `Tables` makes of d_mean and d_var `slope = 2 d_var / L`, `constant = d_mean / L - slope mean`; solved for them::
+    `Tables` computes `slope = 2 d_var / L` and `constant = d_mean / L - slope mean`; solved for d_mean and d_var::
 
         d_var = L slope / 2,   d_mean = L (constant + slope mean)
 
-    This is no linear function of dy, and so must enter the gradient once. Whatever comes back after a gradient that is
-    to be differentiated again belongs to the second derivative, for which scale and shift are what they are: functions
-    of the moments. So every such gradient needs a graph of its own, see `by_plane_apart`.
+    This is not linear in dy, so it must enter the gradient once. Later calls of backward in a graph that is
+    differentiated twice belong to the second derivative, for which scale and shift are functions of the moments. So
+    each gradient that is differentiated again needs its own graph, see `by_plane_apart`.
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class Feedback(torch.autograd.Function):
         d_scale, d_shift = grad_outputs
         mean, var, scale, shift = ctx.saved_tensors
         if not torch.compiler.is_compiling():
-            # Transforms of torch.func nest: each has a node of its own for the same pass.
+            # Nested torch.func transforms have a node each for the same pass.
             graph = ctx.once if ctx.once.transformed else ctx
             if getattr(graph, "differentiated", False):
                 return None, None, d_scale, d_shift, None, None, None
@@ -67,8 +67,8 @@ class Feedback(torch.autograd.Function):
 def averaged_over(group: Group, gradient: Gradient) -> Gradient:
     """The same gradient, where the loss is the mean of the losses of R ranks, as distributed training has it.
 
-    What it then gets is R times a rank's share. Statistics of gradients are collected of the shares: they are those of
-    one rank with the whole batch, and a run may go on with another number of ranks.
+    Its input is then R times the share of a rank. Statistics of gradients are computed from the shares: they equal
+    those of one rank with the whole batch, so a run can resume with another number of ranks.
     """
     if group is None:
         return gradient
@@ -115,15 +115,15 @@ class Apart(torch.autograd.Function):
 
 
 class Pass:
-    """What must happen once in the backward passes through one forward pass."""
+    """Updates that must happen once in all backward passes of one forward pass."""
 
     def __init__(self) -> None:
         # What torch.func transforms has no effects.
         self.moved = self.transformed = torch._C._are_functorch_transforms_active()
 
     def move(self, *moves: tuple[Tensor, Tensor]) -> None:
-        """Gives each buffer its next value, at the first backward pass."""
-        if torch.compiler.is_compiling():  # a compiled graph runs backward once, and its trace must not leave a mark
+        """Sets each buffer to its next value, in the first backward pass."""
+        if torch.compiler.is_compiling():  # compiled code runs backward once, and its tracing must have no side effect
             for buffer, value in moves:
                 replace(buffer, snapshot(value))
         elif not self.moved:
@@ -134,7 +134,7 @@ class Pass:
 
 @torch.no_grad()
 def replace(buffer: Tensor, value: Tensor) -> None:
-    """Gives the buffer its next value, where that is finite: NaN would stay forever."""
+    """Sets the buffer to its next value, where that is finite: NaN would stay forever."""
     buffer.copy_(torch.where(value.isfinite(), value.to(buffer.dtype), buffer))
 
 

@@ -1,4 +1,4 @@
-"""Batch normalization as pure functions: algorithm 1 of Ioffe & Szegedy 2015, and its gradient by hand.
+"""Batch normalization as pure functions: algorithm 1 of Ioffe & Szegedy 2015, and its gradient.
 
 Inside, an input is a volume, (N, C, L) or (N, L, C), as `normzoo.norms._ops.cpu` describes it.
 """
@@ -17,9 +17,9 @@ from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms._ops.second_derivatives import gradient_of
 from normzoo.norms._ops.tensors import affine, at_least_float32, per_channel
 
-# Below this many values, writing x - mean costs less than asking whether it is needed.
+# Below this many values, computing x - mean costs less than checking whether it is needed.
 ALWAYS_CENTRE_BELOW = 1 << 16
-# E[x^2] - E[x]^2 loses log2(1 + mean^2 / var) bits; 4 of float32's 24 are what summing loses anyway.
+# E[x^2] - E[x]^2 loses log2(1 + mean^2 / var) bits; summing loses 4 of float32's 24 anyway.
 LARGEST_MEAN_SQUARE_OVER_VAR = 16.0
 
 
@@ -74,10 +74,10 @@ def rule(mean: Tensor, var: Tensor, eps: float, positions: int, group: Group) ->
 def formula(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group = None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """`batch_norm` written down plainly, for any shape (N, C, *), differentiable to every order."""
+    """`batch_norm` by autograd, for any shape (N, C, *), differentiable to every order."""
     over = [axis for axis in range(x.dim()) if axis != 1]
     count = total(x.numel() // x.shape[1], group, x.device)
-    values = max(count, 1)  # where all ranks are empty, zeros and not NaN
+    values = max(count, 1)  # 0 instead of NaN if all ranks are empty
     mean = all_reduce(x.sum(over), group) / values
     centred = x - per_channel(mean, x)
     var = all_reduce(centred.square().sum(over), group) / values
@@ -88,11 +88,11 @@ def formula(
 def masked_batch_norm(
     x: Tensor, padded: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`batch_norm` of the values that are no padding; padding comes out as 0.
+    """`batch_norm` of the values that are not padding; the output for padding is 0.
 
     Args:
         x: (N, C, *).
-        padded: (N, 1, *), True where x holds padding.
+        padded: (N, 1, *), True for padding.
         weight, bias, eps, group: as in `batch_norm`.
 
     Returns:
@@ -121,7 +121,7 @@ class Normalize(torch.autograd.Function):
     The two means that dx subtracts are the share of the gradient that flows through the mean and through the variance:
     dx is dy without its components along the constant and along z, the two directions that normalizing removes.
 
-    x may stand shifted by a constant per channel, as y does not change when x does so, nor does any derivative.
+    x may be shifted by a constant per channel, which changes neither y nor any derivative.
     """
 
     @staticmethod
@@ -170,9 +170,9 @@ class Normalize(torch.autograd.Function):
 
 
 class NormalizeSmall(torch.autograd.Function):
-    """`Normalize` for a few rows (N, C), statistics included: the number of calls counts here, not memory.
+    """`Normalize` with its statistics for a few rows (N, C), where the number of calls matters, not memory.
 
-    The gradient takes z once more, and then six calls::
+    The gradient computes z again, and then takes six calls::
 
         dx = weight / std (dy - (dbias + z dweight) / n)
     """
@@ -214,7 +214,7 @@ def gradient_of_formula(ctx: Any, dy: Tensor, offset: Tensor | None) -> list[Ten
 
     def again(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         x = kernels.channels_second(x, ctx.dim)
-        # Every rank may have shifted its x by a mean of its own; without the offset all stand on the mean they share.
+        # Each rank may have shifted its x by its own mean: subtracting the offset shifts all by the common mean.
         centred = x if offset is None else x - per_channel(offset, x)
         return formula(centred, weight, bias, ctx.eps, ctx.group)[0]
 
@@ -222,11 +222,11 @@ def gradient_of_formula(ctx: Any, dy: Tensor, offset: Tensor | None) -> list[Ten
 
 
 def measure(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The mean and the biased variance per channel of a volume.
+    """The mean and the biased variance of each channel of a volume.
 
     Returns:
-        x, or x - mean where the variance would drown in the square of the mean; mean (C,); var (C,); and the mean
-        once more if x was shifted by it, else None.
+        x, or x - mean if the square of the mean is much larger than the variance; mean (C,); var (C,); and the mean
+        again if x was shifted by it, else None.
     """
     count = max(x.shape[0] * x.shape[dim], 1)
     with torch.no_grad():
@@ -234,7 +234,7 @@ def measure(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
         mean = sums.sum(0) / count
         square = mean.square()
         var = squares.sum(0) / count - square
-        # Elsewhere than on a CPU, to look at the values would wait for the device.
+        # On other devices than a CPU, reading the values would wait for the device.
         if x.device.type == "cpu" and not (square > LARGEST_MEAN_SQUARE_OVER_VAR * var).any():
             return x, mean, var, None
     x = x - kernels.along(mean, dim)
@@ -247,7 +247,7 @@ def merge_over_ranks(mean: Tensor, var: Tensor, count: int, group: Group) -> tup
     own_mean, own_count = mean.double(), torch.full_like(mean[:1], count, dtype=torch.float64)
     totals = torch.cat([own_mean * own_count, own_count])
     dist.all_reduce(totals, group=group)
-    values = totals[-1].clamp_min(1)  # where all ranks are empty, zeros and not NaN
+    values = totals[-1].clamp_min(1)  # 0 instead of NaN if all ranks are empty
     merged_mean = totals[:-1] / values
     squares = own_count * (var.double() + (own_mean - merged_mean).square())
     dist.all_reduce(squares, group=group)

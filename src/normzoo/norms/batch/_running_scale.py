@@ -1,4 +1,4 @@
-"""What layers share that keep a running scale in place of a variance."""
+"""The base of layers with a running scale instead of a running variance."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from normzoo.norms._ops.scale import scale_per_channel
 
 
 class RunningScale(RunningStatistics):
-    """A layer whose scale is no root of a variance: `y = weight (x - running_mean) / (running_scale + eps) + bias`."""
+    """A layer with another scale than the deviation: `y = weight (x - running_mean) / (running_scale + eps) + bias`."""
 
     running_scale: Tensor | None
 

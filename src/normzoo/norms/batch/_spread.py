@@ -1,11 +1,11 @@
-"""Measures of spread that are no variance: a pass over the input beside that of `by_plane`.
+"""Measures of spread other than the variance: a pass over the input in addition to that of `by_plane`.
 
-Each gives tables (N, C) that a layer's rule takes as further tensors, and hands the input on. In the backward pass it
-adds its share to the gradient that comes back through the input, in place: nobody else has seen that gradient, and a
-sum of two of its size would cost as much as all the rest.
+Each returns the input, and tables (N, C) that a layer's rule takes as further tensors. In the backward pass it adds its
+share to the gradient of the returned input, in place: no other code uses that gradient, and adding two tensors of this
+size would cost as much as all the rest.
 
-Both measures are piecewise linear in x. Their value is computed without a gradient, which follows as the slope of the
-piece; so it is differentiable to every order.
+Both measures are piecewise linear in x. Their value is computed without autograd; the gradient is the slope of the
+piece, so it is differentiable to every order.
 """
 
 import math
@@ -32,11 +32,11 @@ def deviations(x: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, Ten
     Args:
         x: (N, C, *), float32 at least.
         count: values per channel, on all ranks of the group.
-        group: the ranks over which the batch lies.
+        group: the ranks that share the batch.
 
     Returns:
-        x, to go on with; `mean(|x - centre|)` and, without gradient, `mean(sign(x - centre))` over positions, tables
-        (N, C); and the centre (C,), the mean of every channel as a constant.
+        x, to use from here on; `mean(|x - centre|)` and, without gradient, `mean(sign(x - centre))` over positions,
+        tables (N, C); and the centre (C,), the mean of every channel as a constant.
     """
     if stays_plain(x):
         sums = x.detach().sum([axis for axis in range(x.dim()) if axis != 1])
@@ -53,7 +53,7 @@ def deviations(x: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, Ten
 
 
 def mean_of(sums: Tensor, count: int, group: Group) -> Tensor:
-    """The mean from the sums (C,) of this rank; ranks meet in float64, whichever way each has come by its sums."""
+    """The mean from the sums (C,) of this rank; the ranks add them in float64."""
     return sums / count if group is None else (all_reduce(sums.double(), group) / count).to(sums.dtype)
 
 
@@ -92,11 +92,11 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         x: (N, C, *), float32 at least.
-        group: the ranks over which the batch lies.
+        group: the ranks that share the batch.
 
     Returns:
-        x, to go on with; the range over samples, positions and ranks (C,), as a constant; and a table (N, C) of zeros
-        whose sum over samples and ranks has the gradient of the range.
+        x, to use from here on; the range over samples, positions and ranks (C,), as a constant; and a table (N, C) of
+        zeros whose sum over samples and ranks has the gradient of the range.
     """
     if stays_plain(x):
         planes = x.reshape(len(x), x.shape[1], x.shape[2:].numel())
@@ -104,7 +104,7 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         top, bottom = ends(constant.amax(2), constant.amin(2), group)
         slope = torch.zeros_like(constant[:, :, 0])
         for end, sign in ((top, 1), (bottom, -1)):
-            # 1 where a value is the end, else 0: arithmetic, as compiled a mask is ten times as slow.
+            # 1 where a value is the end, else 0: compiled, a mask would be ten times as slow.
             held = 1 - (constant - end.unsqueeze(1)).sign().abs()
             holders = all_reduce(held.sum(2).sum(0), group).clamp_min(1)
             slope = slope + (held * (planes - end.unsqueeze(1))).sum(2) * (sign / holders)
@@ -116,8 +116,8 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         of_planes = torch.cat(tops), torch.cat(bottoms)
         top, bottom = ends(*of_planes, group)
         planes = volume.movedim(dim, 2)
-        # Only planes that reach the end of their channel are looked at again: most often one of each; behind a ReLU,
-        # whose output is 0 in all of them, as good as all for the minimum.
+        # Only planes that reach the end of their channel are read again: mostly one per channel, but nearly all planes
+        # for the minimum after a ReLU, which is 0 in each of them.
         places: list[Tensor] = []
         for end, of_plane, sign in ((top, of_planes[0], 1), (bottom, of_planes[1], -1)):
             n, c = (of_plane == end).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""Group normalization with statistics over the batch as well."""
+"""Group normalization with statistics over the batch."""
 
 from functools import partial
 
@@ -20,14 +20,14 @@ class BatchGroupNorm(RunningStatistics):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples, positions and the channels
     of a group
 
-    With a group per channel this is `BatchNorm`. The fewer the groups, the more values a statistic has, for small
-    batches. The paper cuts the channels and positions, written one after the other, into any number of groups; here, as
-    in its experiments with no more groups than channels, a group is C / G whole channels.
+    With one group per channel this is `BatchNorm`. Fewer groups have more values per statistic, which helps in small
+    batches. The paper splits channels and positions, flattened, into any number of groups; here, as in its experiments
+    with at most C groups, a group is C / G whole channels.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        num_groups: groups G of C / G neighbouring channels; must divide C. None for the most groups up to 32 that leave
-            at least 4 channels in each, as in `GroupNorm`; the paper chooses by the batch size, up to 512.
+        num_groups: groups G of C / G neighbouring channels; must divide C. None for the most groups up to 32 that have
+            at least 4 channels each, as in `GroupNorm`; the paper chooses by the batch size, up to 512.
         eps: added to the variance, in its units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
@@ -99,5 +99,5 @@ class BatchGroupNorm(RunningStatistics):
         return scale_per_channel(x, scale, self.spread(self.running_mean), self.bias)
 
     def spread(self, v: Tensor) -> Tensor:
-        """To every channel the value of its group: (G,) -> (C,)."""
+        """Repeats the value of each group for its channels: (G,) -> (C,)."""
         return v.repeat_interleave(self.num_features // self.num_groups)

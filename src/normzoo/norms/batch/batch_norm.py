@@ -1,4 +1,4 @@
-"""Batch normalization, the project's own, from the paper."""
+"""Batch normalization."""
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ class BatchNorm(RunningStatistics):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
 
     Parameters, buffers and their meaning are those of `torch.nn.BatchNorm2d`; a state_dict loads from one into the
-    other. The gradient is derived by hand in `normzoo.norms.batch._normalize.Normalize`. `norm(x, mask)` leaves padding
-    out; `norm.freeze()` fixes the running statistics and normalizes by them, in training too.
+    other. The gradient is derived in `normzoo.norms.batch._normalize.Normalize`. `norm(x, mask)` ignores padding;
+    `norm.freeze()` fixes the running statistics and normalizes by them, in training too.
 
-    What it does not share with torch: running statistics stay float32 under `.half()` and `.bfloat16()`; an empty batch
-    counts as none; a channel that holds NaN or infinity in a batch keeps its running statistics instead of losing them
-    for good (the output is NaN all the same); `torch.func` transforms and activation checkpointing move them once or
-    not at all; gradients are differentiable again.
+    Differences from torch: running statistics stay float32 under `.half()` and `.bfloat16()`; an empty batch is not
+    counted; a channel with NaN or infinity in a batch keeps its running statistics, which would otherwise stay NaN (the
+    output is NaN, too); `torch.func` transforms and activation checkpointing update them at most once; gradients are
+    differentiable again.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -61,11 +61,11 @@ class BatchNorm(RunningStatistics):
 
         Args:
             x: (N, C, *).
-            mask: (N, *), bool, True where there is a value and False where there is padding: padding counts in no
-                statistics, comes out as 0 and gets no gradient, whatever it holds.
+            mask: (N, *), bool, True for values and False for padding: padding has no part in the statistics, its
+                output and its gradient are 0, and its values do not matter.
 
         Raises:
-            InputError: a mask of another shape or dtype; besides what the class raises.
+            InputError: a mask of another shape or dtype; or an error of the class.
         """
         if mask is None:
             return super().forward(x)
@@ -75,7 +75,7 @@ class BatchNorm(RunningStatistics):
         if not self.uses_batch:
             return self.normalize_by_running(x.masked_fill(padded, 0)).masked_fill(padded, 0)
         y, mean, var, count = masked_batch_norm(x, padded, self.weight, self.bias, self.eps, self.group)
-        if not torch.compiler.is_compiling():  # a graph does not look at the values of a tensor
+        if not torch.compiler.is_compiling():  # compiled code cannot read the values of a tensor
             self.require_several(int(count), x)
         self.move(count, running_mean=mean, running_var=var * (count / (count - 1).clamp_min(1)))
         return y
@@ -93,5 +93,5 @@ def check_mask(layer: BatchNorm, x: Tensor, mask: Tensor) -> None:
     if mask.dtype != torch.bool or tuple(mask.shape) != want:
         raise InputError(
             f"{type(layer).__name__} got a mask of {mask.dtype} and shape {tuple(mask.shape)} for an input of shape "
-            f"{tuple(x.shape)}; give one of torch.bool and shape {want}, True where there is a value."
+            f"{tuple(x.shape)}; give one of torch.bool and shape {want}, True for values."
         )

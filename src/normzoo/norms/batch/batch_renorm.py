@@ -1,4 +1,4 @@
-"""Batch renormalization: in training, too, the output is that of the running statistics."""
+"""Batch renormalization: training normalizes by the running statistics, like evaluation."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ class BatchRenorm(RunningStatistics):
     At r = 1, d = 0, where training starts, this is `BatchNorm`; within the bounds, training computes what evaluation
     does. The bounds grow linearly from 1 and 0 between step `warmup` and steps `r_steps` and `d_steps`.
 
-    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    With activation checkpointing, run backward after each forward pass: a repeated pass starts from the statistics
     before the last one.
 
     Args:
@@ -82,7 +82,7 @@ class BatchRenorm(RunningStatistics):
         sync: bool = False,
     ) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine, sync=sync)
-        # The least of both is BatchNorm.
+        # The smallest values of both give BatchNorm.
         require_number(self, 1, r_max=r_max)
         require_number(self, 0, d_max=d_max)
         require_count(self, 0, warmup=warmup, r_steps=r_steps, d_steps=d_steps)

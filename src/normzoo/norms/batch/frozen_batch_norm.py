@@ -11,13 +11,13 @@ from normzoo.norms._ops.scale import scale_per_channel
 
 
 class FrozenBatchNorm(Norm):
-    """Normalizes each channel by constants, as a trained `BatchNorm` does in evaluation: nothing in it moves or learns.
+    """Normalizes each channel by constants, as a trained `BatchNorm` does in evaluation.
 
     `y = weight (x - running_mean) / sqrt(running_var + eps) + bias`, in training and evaluation alike
 
     All four are buffers, as in `torchvision.ops.FrozenBatchNorm2d`; a state_dict loads from one into the other. That of
-    a `BatchNorm` loads too: its `num_batches_tracked` is dropped. For a layer that can be thawed again, or that goes on
-    learning its scale and shift, take `BatchNorm` and `freeze()`.
+    a `BatchNorm` loads too, without its `num_batches_tracked`. To unfreeze a layer later, or to train its scale and
+    shift, use `BatchNorm` and `freeze()`.
 
     Args:
         num_features: number of channels C of the input (N, C, *).

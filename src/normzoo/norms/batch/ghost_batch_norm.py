@@ -13,13 +13,13 @@ from normzoo.norms._ops.scale_shift import by_plane, standardize
 
 
 class GhostBatchNorm(RunningStatistics):
-    """Normalizes each part ("ghost batch") of a large batch by its own statistics, as small batches are.
+    """Normalizes each part ("ghost batch") of a large batch by its own statistics, like small batches.
 
     `y_k = weight (x_k - mean(x_k)) / sqrt(var(x_k) + eps) + bias` for the parts x_k of the batch
 
-    Every part moves the running statistics in turn, as if the parts had come one after the other. The batch is cut
-    into `ceil(N / ghost_size)` parts as equal as `torch.chunk` makes them. Where the paper averages the standard
-    deviations of the parts, `running_var` averages their variances, as in `BatchNorm`.
+    The parts update the running statistics one after the other, like batches. `torch.chunk` splits the batch into
+    `ceil(N / ghost_size)` parts. `running_var` averages the variances of the parts, as in `BatchNorm`; the paper
+    averages their standard deviations.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -28,7 +28,7 @@ class GhostBatchNorm(RunningStatistics):
         momentum: weight of the newest part in the running statistics, in [0, 1]; None for the average of all parts.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
-        sync: cut the batch of all ranks into parts, as if it lay on one.
+        sync: split the batch of all ranks into parts, as one rank would.
 
     Raises:
         InputError: a part with one value per channel in training; an argument out of range; an input that is not
@@ -79,7 +79,7 @@ class GhostBatchNorm(RunningStatistics):
         part = torch.arange(before, before + len(x), device=x.device) // max(size, 1)
         parts = -(-samples // max(size, 1))
         counts = counts_of_parts(x, before, size, parts, group)
-        for count in counts:  # before any has moved the state
+        for count in counts:  # before any of them updates the state
             self.require_several(count, x)
         rule = partial(self.rule, part=part, parts=parts, positions=x.shape[2:].numel(), group=group)
         y, means, variances = by_plane(x, rule, weight=self.weight, bias=self.bias)

@@ -19,8 +19,9 @@ class L1BatchNorm(RunningScale):
 
     `y = weight (x - mean) / (scale + eps) + bias`, with `scale = sqrt(pi / 2) mean(|x - mean|)` over samples, positions
 
-    Of normal values the scale is the standard deviation. A second paper of the same year (Wu et al., 1802.09769) leaves
-    the constant to `weight`. Neither writes an eps, or a running scale: here both are in units of the scale.
+    For normally distributed values the scale is the standard deviation. Another paper of the same year (Wu et al.,
+    1802.09769) omits the constant, which `weight` can learn. Neither has an eps or a running scale: here both are in
+    units of the scale.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -75,7 +76,7 @@ class L1BatchNorm(RunningScale):
         self, mean: Tensor, var: Tensor, deviation: Tensor, sign: Tensor, centre: Tensor, share: float, group: Group
     ) -> tuple[Tensor, ...]:
         mean, deviation, sign = all_reduce(torch.stack([mean, deviation, sign]).sum(1) * share, group)
-        # The centre is the mean as a constant: the second term gives the deviation its derivative along the mean.
+        # The centre is a constant: the second term is the derivative of the deviation with respect to the mean.
         scale = math.sqrt(math.pi / 2) * (deviation + sign * (centre - mean))
         inverse = 1 / (scale + self.eps)
         return inverse, -mean * inverse, mean, scale

@@ -14,12 +14,12 @@ from normzoo.norms._ops.scale_shift import by_plane
 
 
 class MeanOnlyBatchNorm(RunningStatistics):
-    """Subtracts from each channel its mean over the batch, and learns a shift: the scale is left to the weights.
+    """Subtracts from each channel its mean over the batch, and learns a shift, but does not normalize the scale.
 
     `y = x - mean + bias`, the mean over samples and positions
 
-    The paper pairs it with weight normalization, which fixes the scale that this layer leaves alone. As there, no scale
-    is learned. The paper gives no momentum; implementations average over 10 to 1000 batches.
+    The paper combines it with weight normalization, which sets the scale, and learns no scale, as here. It gives no
+    momentum; implementations average over 10 to 1000 batches.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -74,8 +74,8 @@ class MeanOnlyBatchNorm(RunningStatistics):
         count = total(x.numel() // x.shape[1], group, x.device)
         if count == 1:
             raise InputError(
-                f"MeanOnlyBatchNorm got an input of shape {tuple(x.shape)}: one value per channel is its own mean, and "
-                f"nothing of it would remain. Use batches of at least 2 samples, or, with running statistics, call "
+                f"MeanOnlyBatchNorm got an input of shape {tuple(x.shape)}: one value per channel is its own mean, so "
+                f"the output would be constant. Use batches of at least 2 samples, or, with running statistics, call "
                 f".eval()."
             )
         rule = partial(self.rule, positions=x.shape[2:].numel(), group=group)

@@ -14,24 +14,24 @@ from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, average
 
 
 class MovingAverageBatchNorm(RunningSquare):
-    """Divides each channel by the root of its mean square over the last batches, for batches too small for their own.
+    """Divides each channel by the root of its mean square over the last batches, for very small batches.
 
     `y = weight r z + bias`, with `z = x / sqrt(square + eps)`, and without gradient
     `r = clip(sqrt(square + eps) / sqrt(running_square + eps), 1 / r_max, r_max)`
 
     `square` is the average of E[x^2] over the last `buffer_size` batches, this one included, and `running_square` its
-    exponential average before this batch. The gradient takes out of dy what lies along z, as that of batch
-    normalization does, on average over the last `buffer_size` batches, this one included::
+    exponential average before this batch. As in batch normalization, the gradient removes the component of dy along z,
+    but averaged over the last `buffer_size` batches, this one included::
 
         g  = weight r dy
         dx = (g - z average(E[g z])) / sqrt(square + eps)
 
-    Up to batch `buffer_size` each is normalized by its own statistics, and up to step `r_after`, r is 1. Both
-    equations and this start follow the authors' code, `MABN.py`, without its `warmup_iters`, the first 100 batches, of
-    which each is normalized by its own statistics whatever `buffer_size`. Their layer stands behind convolutions of
-    centred weights (`WeightStandardization` without the division), for it subtracts no mean itself.
+    The first `buffer_size` batches are normalized by their own statistics, and r is 1 up to step `r_after`. Both
+    equations and this start follow the authors' code, `MABN.py`, without its `warmup_iters`: the first 100 batches are
+    normalized by their own statistics there. The layer subtracts no mean, so the authors use it after convolutions with
+    centred weights (`WeightStandardization` without the division).
 
-    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    With activation checkpointing, run backward after each forward pass: a repeated pass starts from the statistics
     before the last one.
 
     Args:
@@ -156,5 +156,5 @@ class MovingAverageBatchNorm(RunningSquare):
 
 
 def average(before: Tensor, batch: Tensor, *, step: Tensor, slot: Tensor) -> Tensor:
-    """The mean over the last batches, this one in its slot; before there are enough of them, this batch alone."""
+    """The mean over the last batches, with this one in its slot; this batch alone until there are enough."""
     return torch.where(step > len(before), torch.where(slot, batch, before).mean(0), batch)

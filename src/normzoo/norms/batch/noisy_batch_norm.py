@@ -1,4 +1,4 @@
-"""Batch normalization with noise behind it, of another law at every step."""
+"""Batch normalization followed by noise, whose distribution changes at every step."""
 
 from functools import partial
 
@@ -15,15 +15,14 @@ from normzoo.norms._ops.tensors import at_least_float32
 
 
 class NoisyBatchNorm(RunningStatistics):
-    """Scales and shifts the output of batch normalization at random: batch normalization without stable distributions.
+    """Scales and shifts the output of batch normalization at random, so its distributions are not stable.
 
     `y = s (weight (x - mean) / sqrt(var + eps) + bias) + m`, in training, with noise s and m
 
-    For every channel, the law of the noise changes from step to step, `mu ~ U(-n_mu, n_mu)` and
-    `sigma ~ U(1, n_sigma)`; within a step, for every sample of the channel, `m ~ U(mu - r_mu, mu + r_mu)` and
-    `s ~ N(sigma, r_sigma^2)`. The paper, whose unit is a neuron, does not say what a unit of a convolution is: here it
-    is a channel, so that all positions of a channel of a sample share their noise. In evaluation, and frozen, there is
-    none.
+    The parameters of the noise change at every step, for each channel: `mu ~ U(-n_mu, n_mu)` and
+    `sigma ~ U(1, n_sigma)`. Within a step, for each channel of each sample, `m ~ U(mu - r_mu, mu + r_mu)` and
+    `s ~ N(sigma, r_sigma^2)`. The paper's noise is per neuron, and not defined for convolutions; here all positions of
+    a channel of a sample share their noise. There is no noise in evaluation or in a frozen layer.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -77,7 +76,7 @@ class NoisyBatchNorm(RunningStatistics):
         super().__init__(
             num_features, eps=eps, momentum=momentum, affine=affine, track_running_stats=track_running_stats, sync=sync
         )
-        # The least is without noise.
+        # The smallest values mean no noise.
         require_number(self, 0, n_mu=n_mu, r_mu=r_mu, r_sigma=r_sigma)
         require_number(self, 1, n_sigma=n_sigma)
         self.n_mu, self.n_sigma, self.r_mu, self.r_sigma = n_mu, n_sigma, r_mu, r_sigma
@@ -118,7 +117,7 @@ class NoisyBatchNorm(RunningStatistics):
         before, samples = samples_before(len(x), group, x.device)
         drawn = (drawn_in_graph if torch.compiler.is_compiling() else draw)(samples, x.shape[1], x.device)
         for table in drawn if group is not None else ():
-            # Every rank draws for the whole batch and takes the first one's numbers: one law, independent samples.
+            # All ranks use the numbers of the first, which drew for the whole batch: independent samples.
             dist.broadcast(table, dist.get_global_rank(group, 0), group=group)
         law, uniform, normal = (table.to(at_least_float32(x).dtype) for table in drawn)
         mu, sigma = self.n_mu * (2 * law[0] - 1), 1 + (self.n_sigma - 1) * law[1]
@@ -127,12 +126,12 @@ class NoisyBatchNorm(RunningStatistics):
 
 
 def draw(samples: int, channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Uniform (2, C) and (N, C), and normal (N, C); float32, so that no dtype of the input changes the numbers."""
+    """Uniform (2, C) and (N, C), and normal (N, C); float32, so the numbers do not depend on the dtype of the input."""
     uniform = torch.rand(2 + samples, channels, device=device)
     return uniform[:2].clone(), uniform[2:].clone(), torch.randn(samples, channels, device=device)
 
 
-# A compiler draws from a generator of its own; an operator that it cannot look into draws from torch's.
+# Compiled code has its own random number generator; a custom operator uses torch's.
 drawn_in_graph = torch.library.custom_op(
     "normzoo::draw", draw, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )

@@ -1,4 +1,4 @@
-"""Online normalization: statistics of the samples before, one by one."""
+"""Online normalization: running statistics that change with each sample."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from normzoo.norms.batch._feedback import Feedback, Pass, averaged_over, by_plan
 
 
 class OnlineNorm(RunningStatistics):
-    """Normalizes each sample by running statistics of the samples before it, in the batch and before the batch.
+    """Normalizes each sample by running statistics of all samples before it, in the batch and before the batch.
 
     `y_t = weight z_t + bias`, `z_t = (x_t - mean_{t-1}) / sqrt(var_{t-1} + eps)` for sample t of the stream of samples
 
@@ -26,26 +26,26 @@ class OnlineNorm(RunningStatistics):
         var_t  = a var_{t-1}  + (1 - a) s_t + a (1 - a) (m_t - mean_{t-1})^2
         mean_t = a mean_{t-1} + (1 - a) m_t
 
-    The gradient is not the derivative of this, but a process that controls it: it keeps the gradients of the stream
-    orthogonal to z and to 1, as those of batch normalization are within a batch. With g_t = weight dy_t, averages E
+    The gradient is not the derivative, but a control process: it keeps the gradients of the stream orthogonal to z and
+    to 1, as those of batch normalization are within a batch. With g_t = weight dy_t, averages E
     over positions, and b = `backward_decay`::
 
         g'_t = g_t - (1 - b) v_{t-1} z_t,                              v_t = v_{t-1} + E[g'_t z_t]
         dx_t = g'_t / sqrt(var_{t-1} + eps) - (1 - b) u_{t-1},         u_t = u_{t-1} + E[dx_t]
 
     Each of the four recurrences is linear, `s_t = decay_t s_{t-1} + input_t`, and takes log2(N) steps for N samples.
-    The paper follows the layer by a scaling of the whole sample, against the growth of errors; that is not part of it.
+    In the paper, a scaling of the whole sample follows, against the growth of errors; it is not part of this layer.
 
-    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    With activation checkpointing, run backward after each forward pass: a repeated pass starts from the statistics
     before the last one.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        forward_decay: a, in [0, 1): the weight that a sample leaves to those before it.
+        forward_decay: a, in [0, 1): the weight of the samples before the present one.
         backward_decay: b, in [0, 1).
         eps: added to the variance, in its units.
         affine: learn `weight` and `bias`, (C,) each.
-        sync: take for the stream the samples of all ranks, one rank after the other.
+        sync: the stream is the samples of all ranks, one rank after the other.
 
     Buffers `running_mean`, `running_var`, the errors `v` and `u` that the gradient controls: (C,) each.
 
@@ -85,7 +85,7 @@ class OnlineNorm(RunningStatistics):
         affine: bool = True,
         sync: bool = False,
     ) -> None:
-        # The statistics after a batch are computed as a whole: they take the place of those before it.
+        # momentum=1: the statistics after a batch replace those before it.
         super().__init__(num_features, eps=eps, momentum=1.0, affine=affine, sync=sync)
         require_number(self, 0, below=1, forward_decay=forward_decay, backward_decay=backward_decay)
         self.forward_decay, self.backward_decay = forward_decay, backward_decay
@@ -148,7 +148,7 @@ class OnlineNorm(RunningStatistics):
 def states(start: Tensor, inputs: Tensor, decay: Tensor | float) -> tuple[Tensor, Tensor]:
     """The states of `s_t = decay_t s_{t-1} + inputs_t` before each of N inputs, (N, C), and the last one, (C,).
 
-    Every step joins each stretch of inputs with the equally long one before it: log2(N) steps.
+    A parallel scan: each step combines every stretch of inputs with the equally long one before it, in log2(N) steps.
     """
     s = torch.cat([start.to(inputs.dtype).unsqueeze(0), inputs])
     if isinstance(decay, Tensor):

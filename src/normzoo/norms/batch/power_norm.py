@@ -13,23 +13,23 @@ from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, average
 class PowerNorm(RunningSquare):
     """Divides each channel by the root of its running mean square, in training as in evaluation.
 
-    `y = weight z + bias`, `z = x / sqrt(running_square + eps)`, the running mean of x^2 as it was before this batch
+    `y = weight z + bias`, `z = x / sqrt(running_square + eps)`, the running mean of x^2 from before this batch
 
-    The gradient is not the derivative of this. As that of batch normalization does, it takes out of dy what lies along
-    z, but by a running average, too, as it was before this batch::
+    The gradient is not the derivative. As in batch normalization, it removes the component of dy along z, but by a
+    running average, too, from before this batch::
 
         g  = weight dy
         dx = (g - nu z) / sqrt(running_square + eps)
 
-    and then both move, with averages E over samples and positions::
+    Then both are updated, with averages E over samples and positions::
 
         running_square <- (1 - momentum) running_square + momentum E[x^2]
         nu             <- (1 - momentum E[z^2]) nu      + momentum E[g z]
 
-    This is the paper's algorithm 3. Its authors' code departs from it: it divides dx by the root of the batch's own
-    mean square, warms up with batch statistics, and puts a scaling of each position before the layer.
+    This is the paper's algorithm 3. Its authors' code differs: it divides dx by the root of the batch's own mean
+    square, starts with batch statistics, and scales each position before the layer.
 
-    Under activation checkpointing run backward after each forward pass: a repeated pass starts from the statistics
+    With activation checkpointing, run backward after each forward pass: a repeated pass starts from the statistics
     before the last one.
 
     Args:

@@ -15,14 +15,14 @@ from normzoo.norms.batch._spread import extents
 
 
 class RangeBatchNorm(RunningScale):
-    """Batch normalization whose scale is the range of the values, for arithmetic of few bits: no sum of squares.
+    """Batch normalization whose scale is the range of the values, without squares, for low-precision arithmetic.
 
     `y = weight (x - mean) / (scale + eps) + bias`, with `scale = (max(x) - min(x)) / sqrt(2 ln n)` over the n values of
     a channel, samples and positions
 
-    Of normal values the scale is about twice the standard deviation, which `weight` makes up for; so the paper. Its
-    authors' code multiplies the scale by 0.54, takes the mean over the ranges of 8 or 10 parts of the batch, and keeps
-    the inverse; here the range is that of the whole batch, as in the paper. The paper writes no eps.
+    For normally distributed values the scale is about twice the standard deviation, for which `weight` can compensate,
+    as in the paper. Its authors' code multiplies the scale by 0.54, averages the ranges of 8 or 10 parts of the batch,
+    and stores the inverse; here the range is that of the whole batch, as in the paper. The paper has no eps.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -32,8 +32,8 @@ class RangeBatchNorm(RunningScale):
         track_running_stats: keep `running_mean` and `running_scale`, (C,) each, for evaluation.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
 
-    The gradient of the maximum goes to the value that holds it, where several do to each an equal share; so that of the
-    minimum. With z = (x - mean) / (scale + eps), d the gradient of z, and k(v) how many values of the channel are v::
+    The gradient of the maximum goes to the largest value, in equal shares if there are several; so that of the minimum.
+    With z = (x - mean) / (scale + eps), d the gradient of z, and k(v) how many values of the channel are v::
 
         dscale = -sum(d z) / (scale + eps)
         dx     = (d - mean(d)) / (scale + eps) + dscale / sqrt(2 ln n) ([x = max] / k(max) - [x = min] / k(min))

@@ -1,4 +1,4 @@
-"""Batch normalization of the parts of a batch, each with a scale, a shift and statistics of its own."""
+"""Batch normalization of the parts of a batch, each with its own scale, shift and statistics."""
 
 from functools import partial
 
@@ -16,25 +16,24 @@ from normzoo.norms.batch.batch_norm import BatchNorm
 
 
 class SplitBatchNorm(RunningStatistics):
-    """Normalizes every part of a batch that mixes distributions by itself, the first of which evaluation is made for.
+    """Normalizes each part of a batch separately, for batches that mix distributions; evaluation uses the first.
 
     `y_k = weight_k (x_k - mean(x_k)) / sqrt(var(x_k) + eps) + bias_k` for the K equal parts x_k of the batch
 
-    The paper trains on a batch of clean samples followed by as many adversarial ones. The first part belongs to the
-    layer itself, the others to auxiliary layers of training, of which evaluation knows nothing; frozen, the layer takes
-    every sample for one of the first part. Names are those of timm's `SplitBatchNorm2d`; a state_dict loads from one
-    into the other.
+    The paper trains on a batch of clean samples followed by as many adversarial ones. The layer itself normalizes the
+    first part, auxiliary layers the others; evaluation, and a frozen layer, treat all samples as the first part. Names
+    are those of timm's `SplitBatchNorm2d`; a state_dict loads from one into the other.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        num_splits: equal parts K of a batch in training, at least 2, which have to divide its samples.
+        num_splits: equal parts K of a batch in training, at least 2; must divide its number of samples.
         eps: added to the variance, in its units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each, for every part.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for every part.
-        sync: cut the batch of all ranks into parts, as if it lay on one.
+        sync: split the batch of all ranks into parts, as one rank would.
 
-    Modules `aux_bn`: K - 1 layers `BatchNorm`, which hold parameters and buffers of the parts after the first.
+    Modules `aux_bn`: K - 1 layers `BatchNorm`, with the parameters and buffers of the parts after the first.
 
     Raises:
         InputError: in training, a batch that K does not divide, or a part with one value per channel; an argument out
@@ -81,7 +80,7 @@ class SplitBatchNorm(RunningStatistics):
 
     @property
     def layers(self) -> list[RunningStatistics]:
-        """The layer of every part of this forward pass: this one, and in training the auxiliary ones."""
+        """The layers of this forward pass: this one, and in training the auxiliary ones."""
         return [self, *self.aux_bn] if self.training and not self.frozen else [self]
 
     def stacked(self, name: str) -> Tensor | None:
@@ -89,7 +88,7 @@ class SplitBatchNorm(RunningStatistics):
         if not self.affine:
             return None
         values = [getattr(layer, name) for layer in self.layers]
-        # What evaluation leaves out has a gradient of 0, and not none: distributed training waits for every parameter.
+        # Parameters that evaluation does not use get a gradient of 0, since DDP waits for every parameter.
         return torch.stack(values) + sum(p[:0].sum() for p in self.aux_bn.parameters())
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:

@@ -1,4 +1,4 @@
-"""The batch normalization that ships with torch."""
+"""Batch normalization by torch."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class TorchBatchNorm(RunningStatistics):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
-        sync: take the statistics over the batches of all ranks, weighted by their counts; then `BatchNorm` computes.
+        sync: take the statistics over the batches of all ranks, weighted by their counts; this uses `BatchNorm`.
 
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
@@ -51,7 +51,7 @@ class TorchBatchNorm(RunningStatistics):
     )
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        # The kernel knows nothing of ranks, and torch's SyncBatchNorm refuses gloo.
+        # The kernel does not support ranks, and torch's SyncBatchNorm does not support gloo.
         if group is not None or self.too_narrow_for(x):
             y, batch_mean, batch_var, count = batch_norm(x, self.weight, self.bias, self.eps, group)
             self.require_several(count, x)
@@ -59,12 +59,12 @@ class TorchBatchNorm(RunningStatistics):
             return y
         self.require_several(x.numel() // x.shape[1], x)
         mean, var, momentum = self.running_mean, self.running_var, self.momentum
-        if not self.training:  # without running statistics; the kernel must not look for them
+        if not self.training:  # without running statistics
             mean = var = None
         elif self.num_batches_tracked is not None and momentum is None:
             momentum = 1 / float(self.num_batches_tracked + 1)
         y = F.batch_norm(x, mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps)
-        if self.training and self.num_batches_tracked is not None:  # after the kernel, which may refuse the batch
+        if self.training and self.num_batches_tracked is not None:  # after the kernel, which may raise
             self.num_batches_tracked.add_(1)
         return y
 
@@ -74,10 +74,10 @@ class TorchBatchNorm(RunningStatistics):
         return F.batch_norm(x, self.running_mean, self.running_var, *self.wide_affine(), False, 0.0, self.eps)
 
     def too_narrow_for(self, x: Tensor) -> bool:
-        """Whether x is float64 and the layer is not, which the kernel does not take."""
+        """Whether x is float64 and the layer is not, which the kernel does not support."""
         return x.dtype == torch.float64 and any(t.dtype == torch.float32 for t in (*self.parameters(), *self.buffers()))
 
     def wide_affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """`weight` and `bias` in float32 at least: the kernel wants them in the dtype of the running statistics."""
+        """`weight` and `bias` in float32 at least: the kernel requires the dtype of the running statistics."""
         weight, bias = self.weight, self.bias
         return None if weight is None else at_least_float32(weight), None if bias is None else at_least_float32(bias)

@@ -18,18 +18,18 @@ from normzoo.norms._ops.scale_shift import by_plane, standardize
 
 
 class VirtualBatchNorm(Norm):
-    """Normalizes each sample by the statistics of a fixed reference batch and of the sample itself, never of others.
+    """Normalizes each sample by the statistics of a fixed reference batch and of the sample itself.
 
     `y = weight (x - mean) / sqrt(var + eps) + bias`, with `mean` and `mean(x^2)` the averages of those of the sample
     over positions, weight 1 / (n + 1), and of the n reference samples, weight n / (n + 1); `var = mean(x^2) - mean^2`
 
-    The first batch of training becomes the reference, and is normalized by itself alone. The paper computes the
-    statistics of the reference anew with the weights of every step: `VirtualBatchNorm.refer(net, batch)` does so for
-    all layers of a network, as often as its user likes; in between they are constants, to which no gradient flows. The
-    text of the paper takes each sample by itself, as this layer; its authors' code takes the mean over the whole batch
-    in place of the sample's. Under activation checkpointing, which repeats forward passes, call `refer` first. A
-    compiled graph cannot see whether there is a reference: it goes by the last pass outside of graphs, `refer`,
-    `load_state_dict` or batch that it took itself; call `refer` or load the state where others fill the buffers.
+    The first batch of training becomes the reference, and is normalized by its own statistics. The paper computes the
+    statistics of the reference again with the weights of every step: call `VirtualBatchNorm.refer(net, batch)` for all
+    layers of a network, as often as you like; in between they are constants without a gradient. The paper's text uses
+    each sample's own statistics, as this layer; its authors' code uses the mean over the whole batch instead. With
+    activation checkpointing, which repeats forward passes, call `refer` first. Compiled code cannot read whether there
+    is a reference: it relies on the last eager pass, `refer` or `load_state_dict`; call one of these if the buffers are
+    filled in another way.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -71,7 +71,7 @@ class VirtualBatchNorm(Norm):
         self.register_buffer("reference_mean", torch.zeros(num_features))
         self.register_buffer("reference_var", torch.ones(num_features))
         self.register_buffer("reference_samples", torch.tensor(0))
-        # What `reference_samples > 0` was when it was last read or written, for graphs that must not read it.
+        # `reference_samples > 0` when it was last read or written, for compiled code, which cannot read it.
         self.had_reference = False
 
     @property
@@ -81,14 +81,14 @@ class VirtualBatchNorm(Norm):
 
     @property
     def has_reference(self) -> bool:
-        """Whether the buffers hold the statistics of a batch, whoever filled them."""
+        """Whether the buffers have the statistics of a batch."""
         if is_readable(self.reference_samples):
             self.had_reference = is_positive(self.reference_samples)
         return self.had_reference
 
     def normalize(self, x: Tensor) -> Tensor:
         if self.has_reference:
-            # Derivatives of the gradient evaluate the rule again: it must not see what `refer` does meanwhile.
+            # Second derivatives evaluate the rule again, perhaps after another `refer`.
             reference = self.reference if torch.compiler.is_compiling() else [b.clone() for b in self.reference]
             return by_plane(x, partial(self.rule, reference=reference), weight=self.weight, bias=self.bias)[0]
         if not self.training:
@@ -111,7 +111,7 @@ class VirtualBatchNorm(Norm):
 
     def rule(self, mean: Tensor, var: Tensor, reference: Sequence[Tensor]) -> tuple[Tensor, ...]:
         reference_mean, reference_var, n = reference
-        # NaN without a reference, which a compiled graph finds out here only.
+        # NaN without a reference, for compiled code.
         own = torch.where(n > 0, 1 / (n.to(mean.dtype) + 1), math.nan)
         # The same as averages of the means and mean squares, without the square of a large mean.
         apart = mean - reference_mean
@@ -124,7 +124,7 @@ class VirtualBatchNorm(Norm):
 
     @torch.no_grad()
     def take(self, mean: Tensor, var: Tensor, samples: int) -> None:
-        """Keeps statistics (C,) of a reference batch; of 0 samples, there is none."""
+        """Stores the statistics (C,) of a reference batch; a batch of 0 samples is ignored."""
         self.reference_mean.copy_(mean)
         self.reference_var.copy_(var)
         self.reference_samples.fill_(samples)
@@ -133,11 +133,10 @@ class VirtualBatchNorm(Norm):
     @staticmethod
     @torch.no_grad()
     def refer(net: nn.Module, batch: Tensor) -> None:
-        """Makes a batch the reference of every `VirtualBatchNorm` in a network, as its weights are now.
+        """Makes a batch the reference of every `VirtualBatchNorm` in a network, with its present weights.
 
-        All other layers run in the mode they are in: call `net.eval()` before, lest they move running statistics. If
-        the network fails, every `VirtualBatchNorm` keeps the reference it had, as does a layer that the batch does not
-        reach.
+        All other layers run in their present mode: call `net.eval()` before, so that running statistics do not change.
+        If the network raises, all layers keep their references, as does a layer that the batch does not reach.
 
         Args:
             net: takes the batch.

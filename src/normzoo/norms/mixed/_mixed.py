@@ -1,4 +1,4 @@
-"""What layers share that mix statistics of the batch with those of each sample."""
+"""The base of layers that mix statistics of the batch with those of each sample."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +15,13 @@ OfBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MixedStatistics(RunningStatistics):
-    """A layer that knows the batch's statistics from the batch, or in evaluation from running averages.
+    """A layer with the statistics of the batch, or in evaluation their running averages, and those of each sample.
 
-    Those of a sample are its own in evaluation as well.
+    The statistics of a sample are computed in evaluation, too.
     """
 
     def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
-        """The layer with the batch's statistics as `of_batch` finds them.
+        """The layer, with the batch's statistics computed by `of_batch`.
 
         Returns:
             y like x; the batch's mean and variance, (C,) each.
@@ -29,10 +29,10 @@ class MixedStatistics(RunningStatistics):
         raise NotImplementedError
 
     def require_values(self, x: Tensor, count: int, group: Group) -> None:
-        """Raises `InputError` where a statistic would be that of a single value: on all ranks alike, or none.
+        """Raises `InputError` if a statistic is of a single value: on all ranks, or on none.
 
         Args:
-            x: what this rank has.
+            x: the batch of this rank.
             count: values per channel of all ranks.
             group: the ranks.
         """
@@ -49,18 +49,18 @@ class MixedStatistics(RunningStatistics):
     def normalize_by_running(self, x: Tensor) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
-        # Copies: these may move before a backward pass computes the rule again.
+        # Copies: the buffers may change before a backward pass computes the rule again.
         running = self.running_mean.clone(), self.running_var.clone()
         return self.normalize_by(x, lambda mean, var: running)[0]
 
 
 class ToUnitInterval(torch.autograd.Function):
-    """`clip(gate, 0, 1)`, with a gradient that descent can follow everywhere but further out of the interval.
+    """`clip(gate, 0, 1)`, whose gradient is 0 only where a step against it would lead out of the interval.
 
-    At a bound or beyond it, a gradient is blocked where a step against it leads outwards: where it is negative for a
-    gate of 1 or more, positive for one of 0 or less. Its sign is that of the sum over the ranks of the group. Without
-    one every rank goes by its own part of the gradient: where those are averaged afterwards, as in DDP, parts that lead
-    outwards are missing from the average, and inwards leads a little too much.
+    At a bound or beyond it, the gradient is set to 0 if it is negative for a gate of 1 or more, or positive for a gate
+    of 0 or less. Its sign is that of the sum over the ranks of the group. Without a group, each rank uses its own part
+    of the gradient: if these are averaged afterwards, as in DDP, the parts that lead outwards are missing from the
+    average.
     """
 
     generate_vmap_rule = True

@@ -1,4 +1,4 @@
-"""Batch-channel normalization: batch norm, and group norm behind it."""
+"""Batch-channel normalization: batch norm, followed by group norm."""
 
 from functools import partial
 
@@ -12,12 +12,12 @@ from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
 
 class BatchChannelNorm(MixedStatistics):
-    """Normalizes each channel over the batch, and what comes of it by the groups of channels of each sample.
+    """Normalizes each channel over the batch, then each group of channels of each sample.
 
     `y = group_weight (z - mean(z)) / sqrt(var(z) + eps) + group_bias`, mean and biased variance over the channels and
     positions of a group, `z = weight (x - mean(x)) / sqrt(var(x) + eps) + bias` over samples and positions
 
-    The first step keeps channels apart from the singularity at which they stop learning, the second works in small
+    The first step keeps channels away from the singularity at which they stop learning, the second works in small
     batches. As in the authors' code, the second scale and shift are one value per group (`GroupNorm` has one per
     channel); with `affine=False` both steps have none. The paper's variant for micro-batches, whose first step trains
     on running estimates, is not this layer.
@@ -25,7 +25,7 @@ class BatchChannelNorm(MixedStatistics):
     Args:
         num_features: number of channels C of the input (N, C, *).
         num_groups: groups G of C / G neighbouring channels; must divide C. None for the most groups up to the paper's
-            32 that leave at least 4 channels in each, so that every C and (N, C) work.
+            32 that have at least 4 channels each, which works for every C and (N, C).
         eps: added to the variances, in their units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each, and `group_weight` and `group_bias`, (G,) each.

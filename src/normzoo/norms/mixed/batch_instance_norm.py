@@ -1,4 +1,4 @@
-"""Batch-instance normalization: a learned gate between the two, channel by channel."""
+"""Batch-instance normalization: a learned gate between batch norm and instance norm per channel."""
 
 from functools import partial
 
@@ -17,10 +17,9 @@ class BatchInstanceNorm(MixedStatistics):
 
     `y = weight (gate x_B + (1 - gate) x_I) + bias`, x_B normalized over samples and positions, x_I over positions alone
 
-    The gate stays in [0, 1]. The paper clips the parameter after every update; here the forward pass clips it, so that
-    any training loop will do, and the gradient is that of the projection: blocked only where it would push the gate
-    further out, so that one that a step has carried outside comes back. Under DDP without `sync` every rank blocks by
-    its own part of the gradient.
+    The gate stays in [0, 1]. The paper clips the parameter after every update; here the forward pass clips it, which
+    works in any training loop. The gradient is 0 only where it would push the gate further out, so a gate outside of
+    [0, 1] can return. Under DDP without `sync`, each rank decides that by its own part of the gradient.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -30,8 +29,8 @@ class BatchInstanceNorm(MixedStatistics):
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, of x_B for evaluation.
         sync: take the batch's statistics over the batches of all ranks, weighted by their counts.
 
-    Parameter `gate`: (C,), ones at the start, which is `BatchNorm`. The authors learn it at ten times the rate of the
-    other parameters and without weight decay.
+    Parameter `gate`: (C,), which starts at 1, as `BatchNorm`. The authors train it at ten times the learning rate of
+    the other parameters and without weight decay.
 
     Raises:
         InputError: an input without positions, (N, C); a single position in training, whose variance is 0; an argument

@@ -1,4 +1,4 @@
-"""Instance-batch normalization (IBN): part of the channels by instance, the others by batch."""
+"""Instance-batch normalization (IBN): instance norm for half of the channels, batch norm for the others."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from normzoo.norms._ops.ranks import Group, least
 from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
-# What IBN-Net, and pytorchcv after it, call the two layers that they split the channels between.
+# The names of the two layers in IBN-Net, and in pytorchcv.
 HALVES = (("IN.", "BN."), ("inst_norm.", "batch_norm."))
 
 
@@ -22,8 +22,8 @@ class InstanceBatchNorm(MixedStatistics):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over positions for the first C // 2
     channels, over samples and positions for the others
 
-    This is the layer of IBN-Net's blocks "a", in the authors' order; their code fails for an odd C, whose larger half
-    here goes to batch norm. With a single channel all is batch norm.
+    This is the layer of IBN-Net's blocks "a", in the authors' order; their code fails for an odd C, for which here
+    batch norm gets the larger half. A single channel is normalized by batch norm.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -33,8 +33,8 @@ class InstanceBatchNorm(MixedStatistics):
         track_running_stats: keep running statistics for evaluation.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
 
-    Buffers `running_mean` and `running_var` (unbiased): (C - C // 2,), of the channels that are normalized by batch. A
-    state_dict of IBN-Net's or pytorchcv's `IBN`, which hold two layers, loads too.
+    Buffers `running_mean` and `running_var` (unbiased): (C - C // 2,), of the channels of batch norm. A state_dict of
+    `IBN` of IBN-Net or pytorchcv, which have two layers, loads too.
 
     Raises:
         InputError: an input without positions, (N, C); one value per channel, or of a sample's channel, in training; an

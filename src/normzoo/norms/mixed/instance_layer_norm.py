@@ -1,4 +1,4 @@
-"""Instance-layer normalization: a learned gate between the two, channel by channel."""
+"""Instance-layer normalization: a learned gate between instance norm and layer norm per channel."""
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +10,21 @@ from normzoo.norms.mixed._mixed import ToUnitInterval
 
 
 class InstanceLayerNorm(Norm):
-    """Mixes instance norm and layer norm by a gate per channel, which learns how much of the other channels to see.
+    """Mixes instance norm and layer norm by a gate per channel, which learns how much the other channels matter.
 
     `y = weight (gate x_I + (1 - gate) x_L) + bias`, x_I normalized over positions, x_L over channels and positions
 
-    The gate stays in [0, 1]; as in `BatchInstanceNorm` the forward pass clips it, and its gradient is that of the
-    projection, under DDP by each rank's own part of the gradient. Variances are biased, as in the equations; the
-    authors' code takes unbiased ones. The paper's AdaLIN is this layer with a weight and a bias that another network
-    computes.
+    The gate stays in [0, 1]: the forward pass clips it, with the gradient of `BatchInstanceNorm`, under DDP by each
+    rank's own part. Variances are biased, as in the equations; the authors' code takes unbiased ones. The paper's
+    AdaLIN is this layer with a weight and a bias that another network computes.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
         eps: added to the variances, in their units.
         affine: learn `weight` and `bias`, (C,) each.
 
-    Parameter `gate`: (C,), zeros at the start, which is `LayerNorm`, as where the paper scales up images; it calls the
-    gate rho.
+    Parameter `gate`: (C,), which starts at 0, as `LayerNorm`, like the paper's layers that upsample; it calls the gate
+    rho.
 
     Raises:
         InputError: an input without positions, (N, C); a single position, whose variance is 0; eps not above 0; an

@@ -20,9 +20,9 @@ class SwitchableNorm(MixedStatistics):
     (layer) and over the samples and positions of a channel (batch)
 
     All variances are biased, as in the paper; the authors' code takes the unbiased one of the instance and derives the
-    others from it. In evaluation the batch's share comes from running averages, as in every layer here; the paper
+    others from it. Evaluation uses running averages of the batch's statistics, as in every layer here; the paper
     averages the statistics of some batches after training, which `momentum=None` does during training. On (N, C), where
-    an instance is a single value, only layer and batch take part, as in the authors' layer for vectors.
+    an instance is a single value, only layer and batch are averaged, as in the authors' layer for vectors.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -32,7 +32,7 @@ class SwitchableNorm(MixedStatistics):
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
         sync: take the batch's statistics over the batches of all ranks, weighted by their counts.
 
-    Parameters `mean_weight`, `var_weight`: (3,), the logits of instance, layer and batch, ones at the start.
+    Parameters `mean_weight`, `var_weight`: (3,), the logits of instance, layer and batch, which start at 1.
 
     Raises:
         InputError: a single value in training, whose variance is 0; an argument out of range; an input that is not

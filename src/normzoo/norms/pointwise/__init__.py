@@ -1,1 +1,1 @@
-"""No statistics at all: each value on its own."""
+"""No statistics: functions of each value."""

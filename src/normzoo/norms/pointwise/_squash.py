@@ -1,10 +1,10 @@
-"""`weight f(alpha x + shift) + bias`: what the dynamic activation functions share, and its gradient by hand.
+"""`weight f(alpha x + shift) + bias`: the formula of the dynamic activation functions, and its gradient.
 
 With u = alpha x + shift, z = f(u) and d = dy weight f'(u)::
 
     dx = alpha d,   d_alpha = sum d x,   d_shift = sum d,   d_weight = sum dy z,   d_bias = sum dy
 
-the last two per channel. Of the input only x itself is kept; u and z are computed once more, block by block.
+the last two per channel. Only x is saved for the backward pass, which computes u and z again, block by block.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     """A function of one number.
 
     Args:
-        plain: u -> f(u), by autograd differentiable to every order.
+        plain: u -> f(u), differentiable to every order by autograd.
         in_place: u -> f(u), written over u.
         slope: (u, f(u)) -> f'(u), written over u.
     """
@@ -57,9 +57,9 @@ def squash(x: Tensor, curve: Curve, alpha: Tensor, shift: Tensor | None, weight:
 
 
 def plain(x: Tensor, curve: Curve, alpha: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same written down plainly, for any shape (N, C, *).
+    """`squash` by autograd, for any shape (N, C, *).
 
-    alpha and shift as tables (N, C): compiled, a gradient is summed fastest within planes first, as in `per_channel`.
+    alpha and shift become tables (N, C): compiled code sums gradients fastest within planes first, as in `per_channel`.
     """
     alpha, shift = (per_plane(v.expand(x.shape[:2]), x) for v in (alpha, shift))
     return affine(curve.plain(alpha * x + shift), weight, bias)

@@ -14,7 +14,7 @@ ERF = Curve(torch.erf, torch.erf_, lambda u, z: u.square_().neg_().exp_().mul_(2
 
 
 class DynamicErf(Norm):
-    """Squashes every value by the Gaussian error function, of learned steepness and shift.
+    """Squashes each value by the Gaussian error function, with a learned steepness and shift.
 
     `y = weight erf(alpha x + shift) + bias`, alpha and shift one learned number each
 

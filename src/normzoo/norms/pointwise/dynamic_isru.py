@@ -23,17 +23,17 @@ ISRU = Curve(
 
 
 class DynamicISRU(Norm):
-    """Squashes every value as a layer norm would that knew nothing of the other channels but their sum of squares.
+    """Squashes each value as layer norm does if the sum of squares of the other channels is a constant.
 
     `y = weight x / sqrt(beta + x^2) + bias`, beta one learned number
 
-    The paper's equation has a factor sqrt(C), which here, as in its experiments, is left to the weight. beta starts at
-    4, where the slope at 0 is the 0.5 of `DynamicTanh`; the paper's language models start at 100. Should training take
-    beta below 0, its absolute value counts, and 1e-5 at least. Nearer to 0 no gradient reaches beta, which stays there.
+    The paper's equation has a factor sqrt(C), which is part of the weight here, as in its experiments. beta starts at
+    4, where the slope at 0 is the 0.5 of `DynamicTanh`; the paper's language models start at 100. The layer uses the
+    absolute value of beta, clamped to at least 1e-5; below that, beta has no gradient and does not change any more.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        beta: where the curve bends, at the start, in squared units of x.
+        beta: the initial value, which sets where the curve bends, in squared units of x.
 
     Parameters `beta` (1,), `weight` and `bias` (C,).
 

@@ -9,7 +9,7 @@ from normzoo.norms.pointwise._squash import Curve, squash
 
 
 def tanh(u: Tensor) -> Tensor:
-    """tanh, and compiled `2 sigmoid(2 u) - 1`, of which a compiler makes code twice as fast; it errs by 1e-7."""
+    """tanh; in compiled code `2 sigmoid(2 u) - 1`, which is twice as fast there, with an error of 1e-7."""
     return 2 * torch.sigmoid(2 * u) - 1 if torch.compiler.is_compiling() else torch.tanh(u)
 
 
@@ -18,7 +18,7 @@ TANH = Curve(tanh, torch.tanh_, lambda u, z: torch.mul(z, z, out=u).neg_().add_(
 
 
 class DynamicTanh(Norm):
-    """Squashes every value by a tanh of learned steepness, which is what trained layer norms look like.
+    """Squashes each value by a tanh of learned steepness, which trained layer norms resemble.
 
     `y = weight tanh(alpha x) + bias`, alpha one learned number
 

@@ -12,13 +12,13 @@ class LayerScale(Norm):
 
     `y = weight x`
 
-    At the end of a residual branch it lets a deep network start near the identity. Every weight starts at 0.1, the
-    paper's value for networks of up to 18 layers; for 24 it takes 1e-5, for more 1e-6.
+    At the end of a residual branch, it makes a deep network start near the identity. The weights start at 0.1, the
+    paper's value for networks of up to 18 layers; it uses 1e-5 for 24 layers and 1e-6 for more.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
 
-    Parameter `weight`, (C,): the diagonal that the paper calls lambda.
+    Parameter `weight`, (C,): the paper's diagonal lambda.
 
     Raises:
         InputError: an input that is not (N, C, *).

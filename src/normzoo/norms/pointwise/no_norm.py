@@ -1,4 +1,4 @@
-"""No normalization: the control of every comparison."""
+"""No normalization, for comparison."""
 
 from torch import Tensor
 

@@ -10,22 +10,22 @@ from normzoo.norms._ops.blocks import in_blocks
 
 
 class AdaNorm(Norm):
-    """Normalizes each position over its channels, and damps large values by a gain through which no gradient flows.
+    """Normalizes each position over its channels, and damps large values by a gain that has no gradient.
 
     `y = base_gain (1 - slope z) z`, with `z = (x - mean) / sqrt(var + eps)`, mean and biased variance over channels,
-    and (1 - slope z) a constant for the gradient
+    and (1 - slope z) treated as a constant in the gradient
 
     Nothing is learned. `base_gain` and `slope` are the paper's C and k. Variance and eps are those of
     `ChannelLayerNorm`; the authors' code takes the unbiased variance and adds eps to the standard deviation.
 
-    With g = base_gain (1 - slope z) dy, the gradient is that of layer normalization for g in the place of dy::
+    With g = base_gain (1 - slope z) dy, the gradient is that of layer normalization with g instead of dy::
 
         dx = (g - mean(g) - z mean(g z)) / sqrt(var + eps)
 
     Args:
         num_features: number of channels C of the input (N, C, *).
         base_gain: the gain of small values. The paper chooses it for each data set.
-        slope: how much of the gain a z of 1 takes; the paper's is 0.1.
+        slope: how much the gain decreases per unit of z; the paper's is 0.1.
         eps: added to the variance, in its units.
 
     Raises:
@@ -46,7 +46,7 @@ class AdaNorm(Norm):
         unit_square=False,
         exceptions=dict.fromkeys(
             ("gradcheck", "gradgradcheck", "func-jvp"),
-            "the gradient is not that of the output: by the paper none flows through the gain",
+            "the gradient is not that of the output: as in the paper, it treats the gain as a constant",
         ),
     )
 

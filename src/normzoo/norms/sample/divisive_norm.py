@@ -14,10 +14,10 @@ class DivisiveNorm(Norm):
     `y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2)`, the sum over channels, with `beta = beta_root^2 + eps` and
     `gamma = gamma_root^2`
 
-    The generalized divisive normalization of the paper with the exponents 2 and 1/2 at which image compression holds
-    them (arXiv 1611.01704). Squares keep beta and gamma positive; others clamp them as well, with a made-up gradient.
-    At the start beta is 1, and gamma 0.1 on its diagonal, as usual, and 0.001 / C elsewhere, for at 0 a square has no
-    gradient and channels would never learn to divide each other.
+    The generalized divisive normalization of the paper with the exponents fixed at 2 and 1/2, as in image compression
+    (arXiv 1611.01704). Squares keep beta and gamma positive; other implementations clamp them, with a surrogate
+    gradient. Initially beta is 1, and gamma is 0.1 on its diagonal, as usual, and 0.001 / C elsewhere: at 0 a square
+    has no gradient, and channels would never learn to divide each other.
 
     With d = beta + gamma x^2 and s = 1 / sqrt(d), the gradient is, in matrices over channels::
 
@@ -62,7 +62,7 @@ class DivisiveNorm(Norm):
 
     @property
     def gamma(self) -> Tensor:
-        """(C, C), positive; row i holds what divides channel i."""
+        """(C, C), positive; row i has the weights of the squares that divide channel i."""
         return self.gamma_root.square()
 
     def normalize(self, x: Tensor) -> Tensor:

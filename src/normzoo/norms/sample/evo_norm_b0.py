@@ -15,23 +15,23 @@ from normzoo.norms._ops.tensors import per_channel, per_plane, plane_sums
 
 
 class EvoNormB0(RunningStatistics):
-    """Divides by the batch's standard deviation, or by a line in x where that is larger; brings its own activation.
+    """Divides by the batch's standard deviation, or by a line in x where that is larger; includes an activation.
 
     `y = weight x / max(sqrt(batch_var + eps), v x + sqrt(var + eps)) + bias`, biased variances: of the channel over
     samples and positions, and of the channel of one sample over positions
 
     Evaluation takes `running_var` for the batch's variance. It averages the unbiased variance, as torch's batch norms
     and timm's EvoNorm2dB0 do; the paper's code averages the biased one. No mean is subtracted or tracked. On (N, C) the
-    variance of a sample is 0. Where the activation is dropped, x / sqrt(batch_var + eps) remains of it; the paper's own
-    code leaves only weight and bias. Of the family of samples it is as the twin of `EvoNormS0`, found by the same
-    search, though alone there it takes a statistic of the batch and keeps it for evaluation.
+    variance of a sample is 0. Without the activation it computes x / sqrt(batch_var + eps); the paper's own code then
+    keeps only weight and bias. It is in the family "sample" beside `EvoNormS0`, found by the same search, although it
+    is the only one there with a statistic of the batch and running statistics.
 
     With m the denominator, [b] 1 where it is v x + sqrt(var + eps) and 0 elsewhere, and z = x / m::
 
         dx = weight dy / m (1 - [b] v x / m) = weight dy / m times sqrt(var + eps) / m where [b], else 1
         dm = -weight dy z / m,   dv = sum [b] dm x
 
-    and the two standard deviations have the sums of dm over those x where they are what m is made of.
+    and the gradient of each standard deviation is the sum of dm over those x for which m contains it.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -138,7 +138,7 @@ def gradient_of_over_larger(
     """The gradients of x, std, batch_std, v, weight and bias; see `EvoNormB0`."""
     v_, std_, batch_std_ = per_channel(v, x), per_plane(std, x), per_channel(batch_std, x)
     m = (x * v_).add_(std_)
-    # 1 or 0, as numbers: with a mask, choosing takes ten times as long as multiplying.
+    # 1 or 0, as numbers: torch.where takes ten times as long as multiplying.
     on_line = torch.gt(m, batch_std_, out=torch.empty_like(m))
     inverse = torch.maximum(m, batch_std_, out=m).reciprocal_()
     z = x * inverse

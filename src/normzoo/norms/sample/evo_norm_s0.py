@@ -12,12 +12,12 @@ from normzoo.norms._ops.tensors import per_channel, per_plane, plane_sums
 
 
 class EvoNormS0(Norm):
-    """Divides a gated input by the standard deviation of its group of channels; brings its own activation.
+    """Divides a gated input by the standard deviation of its group of channels; includes an activation.
 
     `y = weight x sigmoid(v x) / sqrt(var + eps) + bias`, biased variance over the group's channels and positions
 
-    The variance is the paper's, biased; some ports take the unbiased one. No mean is subtracted in the numerator. Where
-    the activation is dropped, x / sqrt(var + eps) remains of it; the paper's own code leaves only weight and bias.
+    The variance is the paper's, biased; some ports take the unbiased one. No mean is subtracted in the numerator.
+    Without the activation it computes x / sqrt(var + eps); the paper's own code then keeps only weight and bias.
 
     With std = sqrt(var + eps), s = sigmoid(v x) and u = x s, the gradient is that of a gated unit::
 
@@ -27,8 +27,8 @@ class EvoNormS0(Norm):
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        num_groups: groups G of C / G neighbouring channels; must divide C. None for what `GroupNorm` takes: the most
-            groups up to 32 that leave at least 4 channels in each.
+        num_groups: groups G of C / G neighbouring channels; must divide C. None for the default of `GroupNorm`: the
+            most groups up to 32 that have at least 4 channels each.
         eps: added to the variance, in its units.
         affine: learn `weight` and `bias`, (C,) each.
 

@@ -13,12 +13,12 @@ from normzoo.norms._ops.tensors import at_least_float32, per_channel
 
 
 class FilterResponseNorm(Norm):
-    """Divides each channel of each sample by its root mean square over positions; brings its own activation.
+    """Divides each channel of each sample by its root mean square over positions; includes an activation.
 
     `y = max(weight x / sqrt(mean(x^2) + eps) + bias, tau)`, the mean over positions
 
-    The maximum with the learned threshold tau (TLU) stands in the place of the network's activation; where both are
-    equal, the gradient is that of tau. eps is not learned: the paper learns it only where there is a single position.
+    The maximum with the learned threshold tau (TLU) replaces the network's activation; where both are equal, the
+    gradient goes to tau. eps is not learned: the paper learns it only for inputs of a single position.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -27,7 +27,7 @@ class FilterResponseNorm(Norm):
     Parameters `weight`, `bias` and `tau`, (C,) each; tau is None after `drop_activation`.
 
     Raises:
-        InputError: an input without positions, (N, C), of which only the signs would remain; eps not above 0; an input
+        InputError: an input without positions, (N, C), whose output would be only signs; eps not above 0; an input
             that is not (N, C, *).
 
     Reference: Saurabh Singh, Shankar Krishnan. Filter Response Normalization Layer: Eliminating Batch Dependence in the
@@ -78,12 +78,12 @@ def threshold(z: Tensor, tau: Tensor) -> Tensor:
 
 
 def plain_threshold(z: Tensor, tau: Tensor) -> Tensor:
-    """The same by autograd, of any shape (N, C, *), but that at a tie both have half the gradient. NaN stays NaN."""
+    """`threshold` by autograd, for any shape (N, C, *); at a tie, each gets half of the gradient. NaN stays NaN."""
     return torch.maximum(z, per_channel(tau, z))
 
 
 class Threshold(torch.autograd.Function):
-    """y = max(z, tau) of a volume: `dz = dy` where y > tau, else 0, and `d_tau = sum dy - dz`. Of z nothing is kept.
+    """y = max(z, tau) of a volume: `dz = dy` where y > tau, else 0, and `d_tau = sum dy - dz`. It does not save z.
 
     At a tie the gradient is that of tau.
     """

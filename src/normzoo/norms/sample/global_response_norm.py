@@ -13,9 +13,10 @@ class GlobalResponseNorm(Norm):
 
     `y = weight (x n) + bias + x`, `n = |x| / (mean |x| + eps)`, the norm over positions, its mean over channels
 
-    weight and bias start at zero, and the layer therefore as the identity; it makes channels compete and leaves the
-    scale of activations to a norm before it. The paper's equation 2 divides by the sum of the norms, its algorithm 1
-    and all code by their mean, as here. The authors' eps is 1e-6. A plane of zeros passes no gradient to its norm.
+    weight and bias start at zero, so the layer starts as the identity. It makes channels compete, but does not
+    normalize the scale of activations: a norm before it does. The paper's equation 2 divides by the sum of the norms;
+    its algorithm 1 and all code divide by their mean, as here. The authors' eps is 1e-6. The norm of a plane of zeros
+    has gradient 0.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -62,6 +63,6 @@ class GlobalResponseNorm(Norm):
 
 
 def root(square: Tensor) -> Tensor:
-    """The square root, whose gradient at 0 counts as 0 instead of infinity."""
+    """The square root, with gradient 0 instead of infinity at 0."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)

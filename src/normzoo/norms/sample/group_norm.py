@@ -15,7 +15,7 @@ class GroupNorm(Norm):
     Args:
         num_features: number of channels C of the input (N, C, *).
         num_groups: groups G of C / G neighbouring channels; must divide C. None for the most groups up to the paper's
-            32 that leave at least 4 channels in each, so that every C and (N, C) work: 64 -> 16, 100 -> 25, 256 -> 32.
+            32 that have at least 4 channels each, which works for every C and (N, C): 64 -> 16, 100 -> 25, 256 -> 32.
         eps: added to the variance, in its units.
         affine: learn `weight` and `bias`, (C,) each.
 

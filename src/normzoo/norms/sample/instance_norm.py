@@ -50,5 +50,5 @@ class InstanceNorm(Norm):
         require_variance(
             self, x, x.shape[2:].numel(), per="channel", remedy="use larger images or fewer strides, or take GroupNorm"
         )
-        # A group per channel: the same numbers as F.instance_norm, whose kernel loses channels-last.
+        # One group per channel equals F.instance_norm, whose kernel loses channels-last.
         return group_norm(x, self.num_features, self.weight, self.bias, self.eps)

@@ -15,7 +15,7 @@ class LayerNorm(Norm):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over channels and positions
 
     On images this is the layer of the paper (`torch.nn.GroupNorm` with one group), with a scale and a shift per
-    channel; for statistics at every position apart take `ChannelLayerNorm`. On (N, C) the two are one.
+    channel; for statistics of each position use `ChannelLayerNorm`. On (N, C) the two are equal.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -47,7 +47,7 @@ class LayerNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         require_variance(self, x, x.shape[1:].numel(), per="sample", remedy="use more channels, or take NoNorm here")
-        if x.dim() == 2:  # the same numbers; the kernel for rows is the faster one
+        if x.dim() == 2:  # the same result, faster
             wide, weight, bias = in_one_precision(x, self.weight, self.bias)
             return F.layer_norm(wide, (self.num_features,), weight, bias, self.eps).to(x.dtype)  # type: ignore[arg-type]
         return group_norm(x, 1, self.weight, self.bias, self.eps)

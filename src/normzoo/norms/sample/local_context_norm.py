@@ -20,19 +20,19 @@ class LocalContextNorm(Norm):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over the group's channels and the
     window's positions
 
-    Near a border the window holds what of it lies inside the image. The authors' code differs in several ways: there a
-    border takes the statistics of the nearest whole window, a window wider than the image the unbiased variance of
-    all of it, and no gradient flows through the statistics of a window; here it does.
+    Near a border the window is the part inside the image. The authors' code differs: it uses the statistics of the
+    nearest whole window near a border, and the unbiased variance of the whole image for a window wider than that; and
+    it has no gradient through the statistics, which this layer has.
 
-    The mean and variance of a group's channels at each position are a table, and those of a window a sum over its part
-    of the table; its gradient goes through the same sum, as p lies in the window of q iff q lies in that of p.
+    The mean and variance of a group's channels at each position form a table, and those of a window are sums over its
+    part of the table. The gradient uses the same sums, as p is in the window of q iff q is in that of p.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        window_size: positions along each side of the window, odd. The paper's 227 is for photographs; 9 is for the
-            images of 32 pixels that networks are tried on.
-        num_groups: groups G of C / G neighbouring channels; must divide C. None for what `GroupNorm` takes: the most
-            groups up to 32 that leave at least 4 channels in each. The paper takes groups of 2 channels.
+        window_size: positions along each side of the window, odd. The paper's 227 is for photographs; 9 suits
+            images of 32 pixels.
+        num_groups: groups G of C / G neighbouring channels; must divide C. None for the default of `GroupNorm`: the
+            most groups up to 32 that have at least 4 channels each. The paper takes groups of 2 channels.
         eps: added to the variance, in its units.
         affine: learn `weight` and `bias`, (C,) each.
 
@@ -94,7 +94,7 @@ class LocalContextNorm(Norm):
 
     def rule(self, mean: Tensor, var: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         dtype = mean.dtype
-        # In float64: E[x^2] - E[x]^2 of a window loses the digits that its mean has more than its deviations, as at an
+        # In float64: E[x^2] - E[x]^2 of a window loses digits where its mean is larger than its deviations, as at an
         # edge in the image.
         mean, var = (table.double().reshape(len(table), 1, *sizes) for table in (mean, var))
         share = 1 / window_sums(torch.ones_like(mean[:1]), self.window_size)
@@ -110,7 +110,7 @@ def like(y: Tensor, x: Tensor) -> Tensor:
 
 
 def window_sums(x: Tensor, window: int) -> Tensor:
-    """The sum of x (N, C, *) over the window around each position, of which zeros lie outside of the image.
+    """The sum of x (N, C, *) over the window around each position, with zeros outside of the image.
 
     Along each axis a product with a band of ones: a position's row has ones where its neighbours are.
     """

@@ -21,14 +21,14 @@ class LocalResponseNorm(Norm):
     The window reaches `size // 2` channels down and `(size - 1) // 2` up; beyond the first and the last channel there
     are zeros. scale, exponent and offset are what torch and the paper call alpha, beta and k; of the conventions in
     use this is torch's and Caffe's, which divide alpha by the size. The paper does not, so that its 1e-4 is 5e-4 here.
-    The defaults are the paper's: on activations of size 1 they do little but multiply by 2^-0.75.
+    The defaults are the paper's: for activations of size 1 they mainly multiply by 2^-0.75.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
         size: channels in a window.
         scale: weight of the window's mean square, in inverse squared units of x.
         exponent: the power; 0.5 would be that of a standard deviation.
-        offset: added to the weighted mean square; with 0 a window of zeros would have no value.
+        offset: added to the weighted mean square; with 0 the result of a window of zeros would be undefined.
 
     Raises:
         InputError: size not a positive integer; scale, exponent or offset not above 0; an input that is not (N, C, *).
@@ -70,7 +70,7 @@ def plain(x: Tensor, size: int, scale: float, exponent: float, offset: float) ->
 
 
 def inverse_power(d: Tensor, exponent: float) -> Tensor:
-    """`d^-exponent`, in vectorized operations, which the power itself is not."""
+    """`d^-exponent`, by vectorized operations where possible: torch.pow is not vectorized."""
     if exponent == 0.75:  # d^-1/2 d^-1/4
         root = d.rsqrt()
         return root * root.sqrt()
@@ -78,7 +78,7 @@ def inverse_power(d: Tensor, exponent: float) -> Tensor:
 
 
 def window_sums(x: Tensor, down: int, up: int, dim: int, name: str) -> Tensor:
-    """The sums over `down` channels before each, itself and `up` after it, in memory of that name."""
+    """The sums over `down` channels before each, itself and `up` after it, in the scratch memory of this name."""
     channels = x.shape[dim]
     sums = kernels.scratch.take(name, x.shape, x).copy_(x)
     for step in range(1, min(down, channels - 1) + 1):

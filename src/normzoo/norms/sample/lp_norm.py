@@ -11,7 +11,7 @@ from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
 from normzoo.norms._ops.tensors import at_least_float32
 
-# What `F.normalize` clamps the norm at.
+# The lower bound of the norm, as in `F.normalize`.
 SHORTEST = 1e-12
 
 
@@ -20,16 +20,16 @@ class LpNorm(Norm):
 
     `y = x / |x|_p`, `|x|_p = (sum |x|^p)^(1/p)` over channels
 
-    It learns nothing, and is `F.normalize`: a position of zeros stays zero, as |x|_p counts as 1e-12 at least. The
-    values of y are of the size of C^(-1/p); the paper, which takes p = 2, lets a scale per channel that starts at 10
-    or 20 follow.
+    It has no parameters, and equals `F.normalize`: a position of zeros stays zero, as |x|_p is clamped to at least
+    1e-12. The values of y are of the order of C^(-1/p); the paper uses p = 2, followed by a scale per channel that
+    starts at 10 or 20.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
         p: order of the norm, at least 1; `math.inf` (`.inf` on the command line) for the largest absolute value.
 
     Raises:
-        InputError: p below 1, which gives no norm; an input that is not (N, C, *).
+        InputError: p below 1; an input that is not (N, C, *).
 
     Reference: Wei Liu, Andrew Rabinovich, Alexander C. Berg. ParseNet: Looking Wider to See Better. 2015.
     arXiv 1506.04579, section 3.3.

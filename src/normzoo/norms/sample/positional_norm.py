@@ -13,13 +13,13 @@ from normzoo.norms._ops.tensors import channels_second, positions_first
 
 
 class PositionalNorm(Norm):
-    """Normalizes each position of each sample by the mean and variance over its channels, and learns nothing.
+    """Normalizes each position of each sample by the mean and variance over its channels, without parameters.
 
     `y = (x - mean) / sqrt(var + eps)`, mean and biased variance over channels
 
-    The variance is the paper's, biased; the authors' code takes the unbiased one. Mean and deviation, which the paper
-    hands on to a later layer as its moment shortcut, are not returned: with a scale and a shift per channel in their
-    place this is `ChannelLayerNorm`.
+    The variance is the paper's, biased; the authors' code takes the unbiased one. The paper passes mean and
+    deviation to a later layer (its moment shortcut); here they are not returned. With a scale and a shift per channel,
+    this is `ChannelLayerNorm`.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -50,6 +50,6 @@ class PositionalNorm(Norm):
         require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take NoNorm")
         rows = positions_first(x)
         if rows.is_contiguous() or x.numel() <= kernels.SMALL:
-            # The built-in kernel is the fastest where the channels of a position lie together in memory.
+            # The built-in kernel is the fastest if the channels of a position are contiguous.
             return channels_second(F.layer_norm(rows, (self.num_features,), eps=self.eps).to(x.dtype), like=x)
         return by_position(x, partial(standardize, eps=self.eps))[0]

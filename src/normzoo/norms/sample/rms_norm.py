@@ -44,7 +44,7 @@ class RMSNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         if x.dim() == 2 or x.numel() <= kernels.SMALL:
-            # The kernel wants x and the weight in one dtype, and warns otherwise.
+            # The kernel warns unless x and the weight have one dtype.
             dtype = x.dtype if self.weight is None else torch.promote_types(x.dtype, self.weight.dtype)
             weight = None if self.weight is None else self.weight.to(dtype)
             y = F.rms_norm(positions_first(x.to(dtype)), (self.num_features,), weight, self.eps)

@@ -9,7 +9,7 @@ from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
 from normzoo.norms._ops.tensors import at_least_float32
 
-# What the authors' code clamps the norm at.
+# The lower bound of the norm, as in the authors' code.
 SHORTEST = 1e-5
 
 
@@ -18,7 +18,7 @@ class ScaleNorm(Norm):
 
     `y = weight x / |x|`, the norm over channels
 
-    A position of zeros stays zero: |x| counts as 1e-5 at least, as in the authors' code.
+    A position of zeros stays zero: |x| is clamped to at least 1e-5, as in the authors' code.
 
     Args:
         num_features: number of channels C of the input (N, C, *).

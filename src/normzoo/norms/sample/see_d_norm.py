@@ -13,21 +13,21 @@ from normzoo.norms._ops.tensors import per_channel
 
 
 class SeeDNorm(Norm):
-    """Divides each position by the root mean square of its channels, with a gain that the input itself sets.
+    """Divides each position by the root mean square of its channels, with a gain computed from the input.
 
     `y = (alpha tanh(beta . x) + weight) x / sqrt(mean(x^2) + eps)`, product and mean over channels
 
-    It starts as `RMSNorm`. The product sees x as it is, so that its size, which the division takes away, is not lost.
-    With several heads the channels are cut into as many neighbouring slices, each with a product of its own; the root
-    mean square remains that of all channels.
+    It starts as `RMSNorm`. The product uses x itself, so the gain depends on the size of x, which the division removes.
+    With several heads, the channels are split into as many neighbouring slices, each with its own product; the root
+    mean square is that of all channels.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
         num_heads: slices of the channels; must divide C. The paper takes 1 for text, and 16 for images.
         eps: added to the mean square, in its units.
 
-    Parameters `weight`, `alpha` and `beta`, (C,) each, 1, 1 and 0 at the start. The paper's gamma is `weight`. It gives
-    alpha and beta weight decay.
+    Parameters `weight`, `alpha` and `beta`, (C,) each, which start at 1, 1 and 0. The paper's gamma is `weight`. It
+    applies weight decay to alpha and beta.
 
     Raises:
         InputError: num_heads does not divide C; eps not above 0; an input that is not (N, C, *).
@@ -66,7 +66,7 @@ class SeeDNorm(Norm):
 
 
 def over_heads(product: Tensor, heads: int) -> Tensor:
-    """The sum over the channels of each head, in the place of each of its channels, or of all when there is one."""
+    """The sum over the channels of each head, at each of its channels; with one head, a single sum."""
     if heads == 1:
         return product.sum(1, keepdim=True)
     return product.unflatten(1, (heads, -1)).sum(2).repeat_interleave(product.shape[1] // heads, 1)

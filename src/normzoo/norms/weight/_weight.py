@@ -1,4 +1,4 @@
-"""What layers that act on a weight share."""
+"""The base of layers that act on a weight."""
 
 from collections.abc import Callable
 
@@ -12,18 +12,18 @@ from normzoo.norms._ops.scale_shift import Rule, by_plane
 class WeightTransform(Norm):
     """Normalizes the weight (C, I, *) of a linear or convolutional layer with C output channels.
 
-    It takes the weight as `(N, C, *)` layers take an activation; a network attaches it as a parametrization (see
-    `normzoo.models.block`), so that the layer always computes with the normalized weight.
+    Its input is the weight. A network registers it as a parametrization (see `normzoo.models.block`), so the layer
+    always computes with the normalized weight.
 
     Attributes:
-        then: the norm that a network puts behind the layer; None for GroupNorm if the facts ask for a partner, and
-            for none if they do not.
+        then: the norm that a network adds after the layer; None for GroupNorm if `facts.wants_partner`, else for no
+            norm.
     """
 
     then: Callable[[int], Norm] | None = None
 
     def of_input(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """What becomes of `y = layer(x)`, bias included, where the facts say that the norm reads the input as well."""
+        """Changes `y = layer(x)`, bias included; called if the facts say that the norm reads the input, too."""
         return y
 
     def check(self, x: Tensor) -> None:
@@ -44,15 +44,15 @@ def by_output(v: Tensor, rule: Rule, *tensors: Tensor | None) -> Tensor:
 
     Args:
         v: (C, I, *).
-        rule: as in `by_plane`, which takes the output channels for samples of one channel.
-        tensors: what else the rule depends on and gradients flow to.
+        rule: as in `by_plane`; each output channel is a sample of one channel.
+        tensors: further arguments of the rule, which get gradients.
 
     Returns:
         w like v.
     """
     if v.is_contiguous():
         return by_plane(v.unsqueeze(1), rule, *tensors)[0].squeeze(1)
-    # The order of an output channel's entries is that of memory: no copy of a channels-last weight.
+    # In the order of memory: a channels-last weight is not copied.
     return by_plane(v.movedim(1, -1).unsqueeze(1), rule, *tensors)[0].squeeze(1).movedim(-1, 1)
 
 

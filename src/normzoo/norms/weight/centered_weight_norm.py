@@ -10,22 +10,21 @@ from normzoo.norms.weight._weight import WeightTransform, by_output, length
 
 
 class CenteredWeightNorm(WeightTransform):
-    """Takes the mean out of the weight of every output channel, and splits the rest into length and direction.
+    """Subtracts the mean from the weight of each output channel, and splits the rest into length and direction.
 
     `w = weight (v - mean) / |v - mean|`, mean and norm over all entries of an output channel
 
-    This is `WeightNorm` in the space of weights that sum to zero. The length is learned, as the paper writes it; its
-    authors' code also has a mode that fixes it at sqrt(2). A weight whose entries are all equal, of which nothing
-    remains, becomes zero: |v - mean| counts as 1e-12 at least (the authors add 1e-5 to it). It never learns, for its
-    length starts at 0 as well, and each is the factor of the other's gradient: fill a layer with different values, be
-    they small, before the norm is attached.
+    This is `WeightNorm` in the space of weights that sum to zero. The length is learned, as in the paper; its authors'
+    code also has a mode that fixes it at sqrt(2). A weight whose entries are all equal becomes zero: |v - mean| is
+    clamped to at least 1e-12 (the authors add 1e-5 to it). It never learns, since its length starts at 0, too, and each
+    is a factor of the other's gradient: initialize a layer with different values before the norm is attached.
 
     Attached to a layer, `weight` starts as the length of the layer's centred initial weight.
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is normalized.
 
-    Parameter `weight`, (C,): the lengths, which the paper calls g.
+    Parameter `weight`, (C,): the lengths; the paper's g.
 
     Raises:
         InputError: one value per output channel, which minus its mean is 0; a weight that is not (C, I, *).
@@ -67,7 +66,7 @@ class CenteredWeightNorm(WeightTransform):
 
     @torch.no_grad()
     def right_inverse(self, w: Tensor) -> Tensor:
-        """Called when the layer is attached, or its weight assigned: the v, and with it the lengths, that give w."""
+        """Returns v and sets the lengths such that the result is w; called when the weight is set."""
         assert self.weight is not None
         rows = at_least_float32(w).flatten(1)
         self.weight.copy_((rows - rows.mean(1, keepdim=True)).norm(dim=1))

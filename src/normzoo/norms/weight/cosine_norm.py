@@ -10,13 +10,14 @@ from normzoo.norms.weight._weight import WeightTransform, by_output, length
 
 
 class CosineNorm(WeightTransform):
-    """Replaces the layer's dot products by cosines: the weight and what it is multiplied with have unit length.
+    """Replaces the layer's dot products by cosines, of the weight and of the input that it is multiplied with.
 
     `w = v / |v|`, the norm over all entries of an output channel, and of the layer `y = w.x / sqrt(|x|^2 + eps) + b`
 
-    x is what one dot product takes: a sample of a linear layer; of a convolution, the patch under the kernel, zeros of
-    the padding included, and of a group's channels only. The paper has neither eps nor b; eps bounds the gradient where
-    x vanishes and the layer gives its bias. A weight of zeros stays zero: |v| counts as 1e-12 at least.
+    x is the input of one dot product: a sample for a linear layer; for a convolution the patch under the kernel,
+    including the zeros of the padding, with the channels of one group only. The paper has neither eps nor b; eps bounds
+    the gradient near x = 0, where the layer returns its bias. A weight of zeros stays zero: |v| is clamped to at least
+    1e-12.
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is normalized.
@@ -59,12 +60,12 @@ class CosineNorm(WeightTransform):
             return (y * inv_length).to(y.dtype)
         if not isinstance(layer, nn.Linear):
             bias = bias.view(-1, *[1] * (y.dim() - 2))
-        product = y.to(inv_length.dtype) - bias.to(y.dtype)  # what the layer has added, rounded as it is in y
+        product = y.to(inv_length.dtype) - bias.to(y.dtype)  # the layer has added it rounded to the dtype of y
         return (product * inv_length + bias).to(y.dtype)
 
 
 def squared_lengths(layer: nn.Module, x: Tensor) -> Tensor:
-    """|x|^2 of what each dot product of the layer takes, such that it broadcasts against the layer's output."""
+    """|x|^2 of the input of each dot product, in a shape that broadcasts against the layer's output."""
     squares = at_least_float32(x).square()
     if isinstance(layer, nn.Linear):
         return squares.sum(-1, keepdim=True)

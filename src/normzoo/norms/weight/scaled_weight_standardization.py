@@ -20,9 +20,9 @@ class ScaledWeightStandardization(WeightTransform):
     output channel
 
     With `gamma` the inverse standard deviation of the nonlinearity's output for standard normal input, the layer's
-    output has variance 1 where its input is such an output, and no norm of activations is needed. eps is in units of
-    `fan_in var`, which is about 1 in any width, as in the paper's own code, whose bound of it from below is 1e-4; timm
-    adds its eps to the variance, which in wide layers is no larger than that.
+    output has variance 1 if its input is such an output, and no norm of activations is needed. eps is added to
+    `fan_in var`, which is about 1 for any width, as in the paper's own code, which clamps it to at least 1e-4; timm
+    adds eps to the variance, which in wide layers is no larger than eps.
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is standardized.

@@ -19,10 +19,10 @@ class SpectralNorm(WeightTransform):
     `w = W / sigma` with `sigma = |W' u|`, W the weight as a matrix (C, fan_in) and u its first left singular vector
 
     In training each pass takes `n_power_iterations` steps `u <- unit(W unit(W' u))` of the power iteration towards u,
-    which continue from pass to pass; evaluation takes none. Through u flows no gradient:
-    `d sigma / dW = u v'` with `v = unit(W' u)`, as holds exactly for the singular vectors. On one and the same weight
-    this is `torch.nn.utils.parametrizations.spectral_norm`, which keeps v as well: v here is always that of the
-    present weight. A weight of zeros stays zero: sigma counts as 1e-12 at least.
+    continued from pass to pass; evaluation takes none. u has no gradient: `d sigma / dW = u v'` with
+    `v = unit(W' u)`, which is exact for the singular vectors. For a constant weight this equals
+    `torch.nn.utils.parametrizations.spectral_norm`, which stores v, too: here v is always that of the present weight.
+    A weight of zeros stays zero: sigma is clamped to at least 1e-12.
 
     Attached to a layer, u starts with 15 iterations on the layer's initial weight, as torch's does.
 
@@ -67,7 +67,7 @@ class SpectralNorm(WeightTransform):
     def normalize(self, x: Tensor) -> Tensor:
         rows = at_least_float32(x).flatten(1)
         with torch.autocast(x.device.type, enabled=False):
-            # A forward pass repeated by checkpointing finds u where the first one left it.
+            # A forward pass that checkpointing repeats uses the u of the first one.
             u = self.iterated(rows) if self.training and not in_recomputation() else self.u.to(rows.dtype).clone()
             sigma = (u @ rows).square().sum().clamp_min(1e-24).sqrt()
         if x.is_contiguous():
@@ -76,7 +76,7 @@ class SpectralNorm(WeightTransform):
 
     @torch.no_grad()
     def iterated(self, rows: Tensor) -> Tensor:
-        """u after the steps of this pass, which the buffer follows while it is finite."""
+        """u after the steps of this pass, which is stored in the buffer if it is finite."""
         u = self.u.to(rows.dtype)
         for _ in range(self.n_power_iterations):
             u = unit(rows @ unit(u @ rows))
@@ -86,7 +86,7 @@ class SpectralNorm(WeightTransform):
 
     @torch.no_grad()
     def right_inverse(self, w: Tensor) -> Tensor:
-        """Called when the layer is attached, or its weight assigned: u follows."""
+        """Updates u; called when the weight is set."""
         for _ in range(15):
             self.iterated(at_least_float32(w).flatten(1))
         return w

@@ -13,16 +13,16 @@ class WeightNorm(WeightTransform):
 
     `w = weight v / |v|`, the norm over all entries of an output channel
 
-    A weight of zeros, which has no direction, stays zero: |v| counts as 1e-12 at least, as in `F.normalize`. It never
-    learns, for its length starts at 0 as well, and each is the factor of the other's gradient: fill a layer with other
-    values, be they small, before the norm is attached.
+    A weight of zeros stays zero: |v| is clamped to at least 1e-12, as in `F.normalize`. It never learns, since its
+    length starts at 0, too, and each is a factor of the other's gradient: initialize a layer with other values before
+    the norm is attached.
 
-    Attached to a layer, `weight` starts as the length of the layer's initial weight, which therefore stays as it was.
+    Attached to a layer, `weight` starts as the length of the layer's initial weight, which does not change.
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is normalized.
 
-    Parameter `weight`, (C,): the lengths, which the paper calls g.
+    Parameter `weight`, (C,): the lengths; the paper's g.
 
     Raises:
         InputError: a weight that is not (C, I, *).
@@ -60,7 +60,7 @@ class WeightNorm(WeightTransform):
 
     @torch.no_grad()
     def right_inverse(self, w: Tensor) -> Tensor:
-        """Called when the layer is attached, or its weight assigned: the v, and with it the lengths, that give w."""
+        """Returns v and sets the lengths such that the result is w; called when the weight is set."""
         assert self.weight is not None
         self.weight.copy_(torch.linalg.vector_norm(at_least_float32(w).flatten(1), dim=1))
         return w

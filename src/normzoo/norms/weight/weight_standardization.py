@@ -12,18 +12,18 @@ from normzoo.norms.weight._weight import WeightTransform, by_output
 
 
 class WeightStandardization(WeightTransform):
-    """Gives the weight of every output channel mean 0 and variance 1.
+    """Standardizes the weight of each output channel to mean 0 and variance 1.
 
     `w = (v - mean) / sqrt(var + eps)`, mean and biased variance over all entries of an output channel
 
-    Of the three conventions in use this is the paper's: the biased variance, eps inside the root. A weight of
-    variance 1 multiplies the scale of its input by about the root of its fan-in, so the paper pairs it with a norm of
-    the output.
+    Three conventions are in use; this is the paper's: the biased variance, with eps inside the root. A weight of
+    variance 1 multiplies the scale of its input by about the root of its fan-in, so the paper combines it with a norm
+    of the output.
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is standardized.
         eps: added to the variance, in its units.
-        then: the norm that a network puts behind the layer; None for the paper's GroupNorm, NoNorm for none.
+        then: the norm that a network adds after the layer; None for the paper's GroupNorm, NoNorm for none.
 
     Raises:
         InputError: one value per output channel, whose variance is 0; eps not above 0; a weight that is not (C, I, *).

@@ -1,1 +1,1 @@
-"""Statistics over the batch of groups of channels, which leave the channels of a group decorrelated."""
+"""Statistics of groups of channels over the batch, which decorrelate the channels of a group."""

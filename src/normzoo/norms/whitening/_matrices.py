@@ -1,16 +1,16 @@
-"""A norm as one matrix per group of channels.
+"""Normalization as one matrix per group of channels.
 
 Given its statistics, whitening is linear, `y = A (x - centre) + bias` with a matrix A (d, d) for each of G groups of d
-channels. Layers differ in how A follows from the mean and the covariance of the batch. So a layer writes that as its
-*rule*, in matrix algebra on tables (G, d, d) in float64, differentiable by autograd and tiny beside the input. What is
-large, this module does for all of them, with the gradient by hand.
+channels. Layers differ in how they compute A from the mean and the covariance of the batch: their *rule*, in matrix
+algebra on tables (G, d, d) in float64, is differentiated by autograd and small beside the input. This module does the
+passes over the input, with an explicit gradient.
 
 With M values per channel and sums over them, autograd through the rule turns `dA = sum dy (x - centre)^T` and `sum dy`
 into the gradients of the moments, d_mean and d_cov; and then::
 
     dx = A^T dy + slope (x - mean) + d_mean / M,   slope = (d_cov + d_cov^T) / M
 
-as `d mean / dx = 1 / M`, and the covariance is a square of x - mean.
+as `d mean / dx = 1 / M`, and the covariance is quadratic in x - mean.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,14 +36,14 @@ def by_group(
 
     Args:
         x: (N, C, *) of any floating dtype; the products with x are of float32 at least.
-        rule: `rule(mean, cov)` to matrix and centre, and tensors to hand on. It has no effects but collectives.
+        rule: `rule(mean, cov)` -> matrix, centre and further tensors to return. Without side effects but collectives.
         groups: the number G of groups of neighbouring channels.
         weight: (C,) or None.
         bias: (C,) or None.
-        about: (C,), the mean to hand to a rule that wants no statistics of x, with a covariance of zeros.
+        about: (C,), the mean for a rule that needs no statistics of x; it gets a covariance of zeros.
 
     Returns:
-        y like x; and without gradient what the rule hands on.
+        y like x; and, without gradient, the further tensors of the rule.
     """
     wide = at_least_float32(x)
     given = tuple(None if t is None else at_least_float32(t) for t in (weight, bias))
@@ -59,7 +59,7 @@ def by_group(
 
 
 def over_ranks(mean: Tensor, cov: Tensor, share: float, group: Group) -> tuple[Tensor, Tensor]:
-    """The mean and covariance of the whole batch from those of the ranks, each of which holds a share of it."""
+    """The mean and covariance of the whole batch from those of the ranks, each of which has a share of it."""
     if group is None:
         return mean, cov
     merged = all_reduce(mean * share, group)
@@ -70,16 +70,16 @@ def over_ranks(mean: Tensor, cov: Tensor, share: float, group: Group) -> tuple[T
 def plain(
     x: Tensor, rule: Rule, groups: int, about: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The same written down plainly, for any shape (N, C, *), differentiable to every order."""
+    """`by_group` by autograd, for any shape (N, C, *), differentiable to every order."""
     rows = positions_first(x).reshape(-1, groups, x.shape[1] // groups).transpose(0, 1)  # (G, M, d)
     if about is None:
         values = max(rows.shape[1], 1)
         pivot = rows.detach().sum(1, keepdim=True) / values
         shifted = rows - pivot
-        rest = shifted.sum(1, keepdim=True) / values  # what rounding left of the mean
+        rest = shifted.sum(1, keepdim=True) / values  # the rounding error of the pivot
         centred = shifted - rest
         mean = (wider(pivot) + wider(rest)).flatten()
-        # Few values may leave the covariance near-singular, where float32 is too coarse.
+        # With few values, the covariance may be nearly singular, and float32 too coarse.
         factor = wider(centred) if x.numel() <= kernels.SMALL else centred
         cov = wider(factor.mT @ factor) / values
     else:
@@ -94,7 +94,7 @@ def plain(
 def tables(
     rule: Rule, pivot: Tensor, mean: Tensor, cov: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The matrix (G, d, d) and the shift (G, d) of `y = matrix (x - pivot) + shift`; what the rule hands on."""
+    """The matrix (G, d, d) and the shift (G, d) of `y = matrix (x - pivot) + shift`; the further tensors."""
     matrix, centre, *aside = rule(mean, cov)
     groups = len(matrix)
     if weight is not None:
@@ -106,8 +106,8 @@ def tables(
 class Linear(torch.autograd.Function):
     """The rule of a layer on a volume, forward and backward; see the top of this file.
 
-    Every product is with `u = x - pivot`, the pivot being the mean as rounded: what the rounding left, `rest`, is small
-    enough to enter by `slope (x - mean) = slope u - slope rest`.
+    All products are with `u = x - pivot`, where the pivot is the rounded mean. Its rounding error `rest` enters by
+    `slope (x - mean) = slope u - slope rest`.
     """
 
     @staticmethod
@@ -157,7 +157,7 @@ class Linear(torch.autograd.Function):
             dx = None
             if ctx.needs_input_grad[0]:
                 dx, turned = torch.empty_like(x), spread(matrix.detach().mT, x, dim)
-                if d_cov is None or d_mean is None:  # the moments are not those of x
+                if d_cov is None or d_mean is None:  # the moments do not depend on x
                     for dx_, dy_ in kernels.blocks(dx, dy):
                         multiply(turned, dy_, dim, out=dx_)
                 else:
@@ -190,7 +190,7 @@ def gradient_of_plain(
 
 
 def measure(x: Tensor, groups: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pivot, which is the mean of each channel as rounded; the mean; and the biased covariance of each group."""
+    """The pivot, which is the rounded mean of each channel; the mean; and the biased covariance of each group."""
     with torch.no_grad():
         values = max(x.shape[0] * x.shape[dim], 1)
         pivot = kernels.joined([block.sum(dim) for (block,) in kernels.blocks(x)], x, dim).sum(0) / values
@@ -205,7 +205,7 @@ def measure(x: Tensor, groups: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def given_mean(mean: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """In the place of `measure`: a mean that is known, and no covariance."""
+    """Replaces `measure` if the mean is known; the covariance is 0."""
     size = len(mean) // groups
     return mean, wider(mean), wider(mean).new_zeros(groups, size, size)
 
@@ -227,13 +227,13 @@ def products(a: Tensor, b: Tensor, groups: int, dim: int) -> Tensor:
 
 
 def spread(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-    """Matrices in the dtype of x, where channels come before positions one for every sample of a block."""
+    """Matrices in the dtype of x; for dim 2, one for each sample of a block."""
     samples = min(kernels.samples_per_block(x), len(x)) if dim == 2 else 1
     return matrix.to(x.dtype).repeat(samples, 1, 1)
 
 
 def multiply(matrix: Tensor, b: Tensor, dim: int, out: Tensor, add: bool = False) -> None:
-    """`matrix b` at every position, written or added to `out`; the matrix as `spread` gives it."""
+    """Writes or adds `matrix b` at every position to `out`; the matrix is a result of `spread`."""
     groups, size, _ = matrix.shape
     if dim == 1:
         rows, into = (t.view(-1, groups, size).transpose(0, 1) for t in (b, out))
@@ -245,10 +245,10 @@ def multiply(matrix: Tensor, b: Tensor, dim: int, out: Tensor, add: bool = False
 
 
 def along(v: Tensor, x: Tensor, dim: int) -> Tensor:
-    """A vector over channels such that it broadcasts against a volume, in its dtype."""
+    """A vector over channels in the dtype of a volume and a shape that broadcasts against it."""
     return kernels.along(v.flatten().to(x.dtype), dim)
 
 
 def wider(x: Tensor) -> Tensor:
-    """x in float64, or float32 on a device that has no other."""
+    """x in float64, or float32 on a device without float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

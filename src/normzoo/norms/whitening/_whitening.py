@@ -1,4 +1,4 @@
-"""What whitening layers share: groups of channels, a running mean and a running matrix per group."""
+"""The base of whitening layers: groups of channels, a running mean and a running matrix per group."""
 
 from functools import partial
 from typing import ClassVar
@@ -15,15 +15,15 @@ from normzoo.norms.whitening._matrices import by_group, over_ranks
 class Whitening(RunningStatistics):
     """A layer that multiplies the channels of each group by a matrix that decorrelates them over the batch.
 
-    A subclass has the methods that are missing here, and `running_matrix`, the name of a buffer.
+    A subclass implements the abstract methods, and sets `running_matrix`, the name of a buffer.
 
     Args:
         num_features: number of channels C.
-        num_groups: groups G; None for the largest that `largest_group` allows.
+        num_groups: groups G; None for groups of the largest size up to `largest_group` that divides C.
         eps: added to the variances, in their units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn a `weight` and a `bias` per channel.
-        track_running_stats: keep running statistics. Without them evaluation uses the batch's own.
+        track_running_stats: keep running statistics. Without them, evaluation uses those of the batch.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
     """
 
@@ -55,7 +55,7 @@ class Whitening(RunningStatistics):
         self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
 
     def largest_group(self) -> int:
-        """The most channels that a group has by default."""
+        """The largest number of channels in a group by default."""
         raise NotImplementedError
 
     def whitening(self, cov: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Whitening(RunningStatistics):
         raise NotImplementedError
 
     def to_average(self, cov: Tensor, matrix: Tensor, count: int) -> Tensor:
-        """What `running_matrix` averages: (G, d, d)."""
+        """The matrices (G, d, d) to average in `running_matrix`."""
         raise NotImplementedError
 
     def evaluation_matrix(self) -> Tensor:
@@ -77,7 +77,7 @@ class Whitening(RunningStatistics):
         rule = partial(self.rule, share=own / max(count, 1), group=group)
         y, mean, cov, matrix = by_group(x, rule, self.num_groups, self.weight, self.bias)
         average = self.to_average(cov, matrix, count)
-        # A group is averaged as a whole or, if a value of it was not finite, not at all.
+        # A group with a value that is not finite is not averaged.
         average = average + 0 * average.sum((1, 2), keepdim=True)
         self.move(count, running_mean=mean, **{self.running_matrix: average})
         return y

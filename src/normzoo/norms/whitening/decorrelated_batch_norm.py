@@ -12,18 +12,18 @@ ORDERS = 3
 
 
 class DecorrelatedBatchNorm(Whitening):
-    """Whitens the channels of each group over the batch: each gets mean 0, variance 1 and no correlation with others.
+    """Whitens the channels of each group over the batch: mean 0, variance 1 and no correlations.
 
     `y = weight (cov + eps I)^(-1/2) (x - mean) + bias`, mean and biased covariance over samples and positions
 
-    Of the matrices that whiten, the symmetric root (ZCA) turns the channels least. Evaluation whitens by the running
-    covariance, an average of what the batches measured, where the authors' code averages the matrices themselves.
+    Of all whitening matrices, the symmetric root (ZCA) rotates the channels least. Evaluation whitens by the running
+    average of the batches' covariances; the authors' code averages the matrices themselves.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
         num_groups: groups G of d = C / G neighbouring channels; must divide C. None for groups of the largest size
             that divides C, up to the paper's 16 and, as in the authors' code, C / 2: 64 -> 4, 100 -> 10, 16 -> 2. A
-            group of more channels than values has directions without variance, which eps alone keeps from exploding.
+            group with more channels than values has directions without variance, which only eps keeps finite.
         eps: added to the variances, in their units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
@@ -71,23 +71,23 @@ class DecorrelatedBatchNorm(Whitening):
 def inverse_root(cov: Tensor, eps: float) -> Tensor:
     """`W = S^(-1/2)` with `S = cov + eps I`, and derivatives that exist where eigenvalues are equal.
 
-    The gradient of the eigenvectors has a pole there, that of W has none. From `W S W = I`, with `R = S^(1/2)`::
+    The gradient of the eigenvectors is infinite there, that of W is not. From `W S W = I`, with `R = S^(1/2)`::
 
         dW R + R dW = - W dS W
 
-    In the eigenvectors of S, where R is diagonal, solving such an equation is dividing by r_i + r_j. So one step of
-    Newton's method, `W <- W - solve(W S W - I)`, with R and the eigenvectors as constants, changes no value at the
-    solution, and gives it this derivative; each further step makes one order more exact.
+    In the basis of the eigenvectors of S, where R is diagonal, the solution is a division by r_i + r_j. So one step of
+    Newton's method, `W <- W - solve(W S W - I)`, with R and the eigenvectors as constants, does not change the
+    solution, and has this derivative; each further step makes the next order exact.
 
     Args:
         cov: (G, d, d), symmetric, in float64.
-        eps: the least that an eigenvalue of S can be; rounding may have it smaller.
+        eps: the lower bound of the eigenvalues of S, which rounding may violate.
     """
     identity = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
     s = cov + eps * identity
     with torch.no_grad():
-        constant = s.detach()  # for forward mode, whose tangents no_grad lets pass
-        # The decomposition of NaN raises; the steps below bring it back.
+        constant = s.detach()  # for forward-mode differentiation, which no_grad does not stop
+        # eigh raises for NaN; the steps below make the result NaN.
         finite = constant.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         values, vectors = torch.linalg.eigh(torch.where(finite, constant, identity))
         roots = values.clamp_min(eps).sqrt()

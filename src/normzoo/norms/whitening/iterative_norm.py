@@ -10,14 +10,14 @@ from normzoo.norms.whitening._whitening import Whitening
 
 
 class IterativeNorm(Whitening):
-    """Whitens the channels of each group as far as some iterations towards the inverse root of the covariance come.
+    """Whitens the channels of each group approximately, by iterations towards the inverse root of the covariance.
 
     `y = weight P_T (x - mean) / sqrt(tr S) + bias` with `S = cov + eps I`, `P_0 = I` and
     `P_k+1 = (3 P_k - P_k^3 S / tr S) / 2`, mean and biased covariance over samples and positions
 
-    P_T / sqrt(tr S) tends to S^(-1/2), the matrix of `DecorrelatedBatchNorm`. Directions in which the channels vary
-    much converge first; those in which they hardly do are mostly left as they are, which needs no eigenvalues and is
-    steadier in small batches. As in the authors' code, evaluation multiplies by a running average of the matrices.
+    P_T / sqrt(tr S) converges to S^(-1/2), the matrix of `DecorrelatedBatchNorm`. Directions of large variance converge
+    first, those of small variance hardly change. This needs no eigenvalues and is more stable in small batches. As in
+    the authors' code, evaluation multiplies by a running average of the matrices.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -90,7 +90,7 @@ class IterativeNorm(Whitening):
         identity = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
         s = cov + self.eps * identity
         trace = (s * identity).sum((-2, -1), keepdim=True)
-        # With q = p S / tr S beside p, which in exact arithmetic is the same: else rounding grows in every iteration.
+        # q = p S / tr S is iterated, too: computing it from p would amplify rounding in every iteration.
         p, q = identity.expand_as(s), s / trace
         for _ in range(self.iterations):
             step = 1.5 * identity - 0.5 * p @ q
