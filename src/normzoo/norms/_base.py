@@ -1,6 +1,6 @@
-"""What a normalization layer is: one input contract, and the facts that tests, callbacks and the catalogue read.
+"""The base class of normalization layers, and the facts about them that tests, callbacks and the catalogue read.
 
-Shapes: `N` samples, `C` features (channels), `*` any number of positions, often written `s` (`L`, `H x W`,
+Shapes: `N` samples, `C` channels (features), `*` any number of positions, often written `s` (`L`, `H x W`,
 `D x H x W`).
 """
 
@@ -32,37 +32,37 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is true of a layer class with its default arguments; each fact is held by a two-sided law in the tests.
+    """Properties of a layer class with its default arguments; a test checks each of them in both directions.
 
     Args:
-        family: the folder of the zoo, or "own" for a layer that lives outside it.
+        family: the folder of the zoo, or "own" for a layer outside it.
         formula: the equation, in one line.
         paper: where it was published.
-        axes: what the statistics run over on `(N, C, *)`: samples "N", channels "C", the channels of one group "C/G" or
-            of a sliding window "C/w", positions "s", those of a sliding window "s/w". Empty for a layer without
-            statistics. For a layer that acts on a weight `(C, I, *)`, whose every output channel is a sample of its
-            own, "s" stands for all axes but the first.
-        centres: `f(x + c) = f(x)` for a constant c, while training.
-        scales: `f(a x) = f(x)` for a > 0, while training (up to eps).
-        zero_mean: the output has mean 0 over the axes, at the start of training; None: iff it centres.
-        unit_square: the output has mean square 1 over the axes, at the start of training; None: iff it scales.
-        cancels_bias: a bias per channel, added just before the layer, changes nothing; None: iff the layer acts on
-            activations and subtracts a mean that is the channel's own, so that the axes hold no channels.
-        stateful: keeps running statistics, which move in training and never in evaluation.
-        constants: buffers that never move by themselves.
-        gates: parameters that count as clipped to [0, 1], where a gradient that leads further out is blocked.
-        takes_reference: normalizes by statistics of the first batch that it sees in training.
+        axes: the axes of `(N, C, *)` that the statistics are taken over: samples "N", channels "C", the channels of one
+            group "C/G" or of a sliding window "C/w", positions "s", those of a sliding window "s/w". Empty for a layer
+            without statistics. For a layer that acts on a weight `(C, I, *)`, where each output channel is a sample,
+            "s" means all axes but the first.
+        centres: `f(x + c) = f(x)` for a constant c, in training.
+        scales: `f(a x) = f(x)` for a > 0, in training (up to eps).
+        zero_mean: the output has mean 0 over the axes at the start of training; None: equal to `centres`.
+        unit_square: the output has mean square 1 over the axes at the start of training; None: equal to `scales`.
+        cancels_bias: a bias per channel, added just before the layer, changes nothing; None: true if the layer acts
+            on activations and subtracts the mean of each channel, that is, `axes` contains no channels.
+        stateful: keeps running statistics, which are updated in training and never in evaluation.
+        constants: buffers that the layer never updates.
+        gates: parameters that are clipped to [0, 1]; a gradient that points out of the interval is blocked.
+        takes_reference: normalizes by statistics of the first training batch.
         random: draws random numbers in training.
         batch_multiple: in training the number of samples must be a multiple of this.
-        train_differs: computes something else in evaluation than in training.
-        dense: has a meaning on `(N, C)`, without positions.
-        syncs: can take its statistics over all ranks (`sync=True`).
-        folds: is affine per channel in evaluation, so that it can be folded into the linear layer before it.
+        train_differs: evaluation computes something else than training.
+        dense: accepts `(N, C)`, without positions.
+        syncs: can compute its statistics over all ranks (`sync=True`).
+        folds: is affine per channel in evaluation, so it can be folded into the linear layer before it.
         acts_on: the "activation" `(N, C, *)` or the "weight" `(C, I, *)` of the layer before it.
-        wants_partner: leaves the scale of activations to a norm of another kind, which networks put behind the layer.
-        reads_input: besides the weight, normalizes what the layer takes in (`WeightTransform.of_input`).
-        brings_activation: ends with a nonlinearity of its own, in the place of the network's.
-        exceptions: law -> why this layer does not keep it.
+        wants_partner: does not control the scale of activations; networks add a norm of another kind after the layer.
+        reads_input: normalizes the input of the linear layer as well as its weight (`WeightTransform.of_input`).
+        brings_activation: includes a nonlinearity, which replaces that of the network.
+        exceptions: name of a law -> the reason why it does not hold for this layer.
     """
 
     family: Family = "own"
@@ -101,8 +101,8 @@ class Facts:
 class Norm(nn.Module):
     """A normalization layer: `(N, C, *)` in; same shape, dtype and memory format out.
 
-    A layer of your own needs `normalize`, and an `__init__` whose first argument is `num_features`. Everything else,
-    `facts` included, has a default.
+    A subclass defines `normalize`, and an `__init__` whose first argument is `num_features`. Everything else,
+    including `facts`, has a default.
 
     Args:
         num_features: number of channels C.
@@ -130,11 +130,11 @@ class Norm(nn.Module):
         return self.normalize(x)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """The layer itself, on an input that has passed `check`."""
+        """Computes the output for an input that has passed `check`."""
         raise NotImplementedError(f"{type(self).__name__} must define normalize(self, x).")
 
     def check(self, x: Tensor) -> None:
-        """Raises `InputError` unless the layer can take x."""
+        """Raises `InputError` if the layer cannot take x."""
         name, shape = type(self).__name__, tuple(x.shape)
         if not x.is_floating_point():
             raise InputError(f"{name} got {x.dtype}; it normalizes floating point: convert the input with .float().")
@@ -154,16 +154,16 @@ class Norm(nn.Module):
             )
 
     def drop_activation(self) -> None:
-        """Removes the activation that the layer brings, for a place where the network wants none (before a sum)."""
+        """Removes the activation that the layer includes, for a place without one, such as before a residual sum."""
 
     def add_affine(self, *, weight: bool = True, bias: bool = True) -> None:
-        """Registers `weight` (ones) and `bias` (zeros), one value per channel, or None in their place."""
+        """Registers `weight` (ones) and `bias` (zeros), one value per channel; None for those that are off."""
         self.weight = nn.Parameter(torch.ones(self.num_features)) if weight else None
         self.bias = nn.Parameter(torch.zeros(self.num_features)) if bias else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Norm":
-        # Running statistics stay float32 under .half() and .bfloat16(): an average moved by a tenth of a difference
-        # stops moving when the difference falls below 8 bits.
+        # nn.Module has no public method for `.to()`. Running statistics stay float32 under .half() and .bfloat16():
+        # 8 bits cannot represent a small update of an average.
         before = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
@@ -178,6 +178,6 @@ class Norm(nn.Module):
 
 
 def keyword_defaults(layer: type[Norm]) -> dict[str, Any]:
-    """The arguments of a layer besides `num_features`, and their defaults."""
+    """Returns the arguments of a layer other than `num_features`, and their defaults."""
     parameters = list(inspect.signature(layer).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}

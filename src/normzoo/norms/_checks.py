@@ -9,7 +9,7 @@ from normzoo.norms._base import Norm, keyword_defaults
 
 
 def is_number(value: object) -> bool:
-    """Whether an argument is a number; True and False are none."""
+    """Returns whether an argument is a number; a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -24,7 +24,7 @@ def require_positive(layer: Norm, **values: float) -> None:
 
 
 def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **values: float) -> None:
-    """Raises `InputError` unless every named argument is a finite number, `least` or above it and under `below`."""
+    """Raises `InputError` unless every named argument is a finite number in [`least`, `below`)."""
     for name, value in values.items():
         if not is_number(value) or not least <= value < below:
             bounds = f"at least {least}" if below == math.inf else f"in [{least}, {below})"
@@ -36,7 +36,7 @@ def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **v
 
 
 def require_count(layer: Norm, least: int, /, **values: int) -> None:
-    """Raises `InputError` unless every named argument is an integer of at least `least`; True and False are none."""
+    """Raises `InputError` unless every named argument is an integer of at least `least`; a bool is not."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(
@@ -46,9 +46,9 @@ def require_count(layer: Norm, least: int, /, **values: int) -> None:
 
 
 def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:
-    """Raises `InputError` when a variance would be that of a single value, which is always 0."""
+    """Raises `InputError` if a variance would be taken over a single value, where it is always 0."""
     if values == 1:
         raise InputError(
             f"{type(layer).__name__} got an input of shape {tuple(x.shape)}: one value per {per} has no variance, and "
-            f"nothing of it would remain; {remedy}."
+            f"the output would always be 0; {remedy}."
         )

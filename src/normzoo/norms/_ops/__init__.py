@@ -1,1 +1,1 @@
-"""What several layers share: moments, scale and shift, second derivatives, running statistics, ranks."""
+"""Operations that several layers share: moments, scale and shift, second derivatives, running statistics, ranks."""

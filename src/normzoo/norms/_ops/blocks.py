@@ -1,9 +1,8 @@
-"""A formula that treats samples one by one, evaluated a few samples at a time.
+"""Evaluates a formula that treats samples independently, a block of samples at a time.
 
-Written plainly, a chain of elementwise operations reads and writes the whole input once per operation, and autograd
-keeps every intermediate value. Here a block of samples goes through the whole chain while it lies in the processor's
-cache; only the input is kept, and the backward pass takes each block through the chain once more, by autograd or by a
-gradient that is written by hand.
+A chain of elementwise operations reads and writes the whole input once per operation, and autograd saves every
+intermediate value. Here a block of samples passes through the whole chain while it is in the processor's cache. Only
+the input is saved, and the backward pass recomputes each block, by autograd or with an explicit gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +31,12 @@ def in_blocks(
     """`formula(x, *tables, *tensors)`.
 
     Args:
-        formula: from x (N, C, *) to y of the same shape, each sample on its own, without effects.
-        x: of any floating dtype; the formula sees float32 at least, and no autocast.
-        tensors: what else the formula depends on and gradients flow to; the same for every sample.
+        formula: from x (N, C, *) to y of the same shape, each sample independently, without side effects.
+        x: of any floating dtype; the formula receives float32 at least, without autocast.
+        tensors: the other differentiable inputs of the formula; the same for every sample.
         tables: the same, but with one row per sample, (N, ...).
-        gradient: the gradient of the formula by hand, faster than autograd; None in it for what has no gradient. Second
-            derivatives are those of the formula.
+        gradient: the explicit gradient of the formula, faster than autograd; None for inputs without a gradient. Second
+            derivatives use autograd through the formula.
 
     Returns:
         y like x.
@@ -73,7 +72,7 @@ class InBlocks(torch.autograd.Function):
         x, *given = ctx.saved_tensors
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
         with torch.autocast("cpu", enabled=False):
-            if torch.is_grad_enabled():  # this gradient is to be differentiated again
+            if torch.is_grad_enabled():  # for second derivatives
                 dx, *others = gradient_of(ctx.formula, (x, *given), needed, dy)
                 return dx, None, None, None, *others
             dx = torch.empty_like(x) if needed[0] else None
@@ -95,20 +94,20 @@ class InBlocks(torch.autograd.Function):
 
 
 def blocks(x: Tensor) -> Iterator[slice]:
-    """The samples of x, some at a time."""
+    """Slices of the samples of x, one per block."""
     n = kernels.samples_per_block(x)
     return (slice(start, start + n) for start in range(0, len(x), n))
 
 
 def rows(given: Sequence[Tensor | None], tables: int, block: slice) -> list[Tensor | None]:
-    """What belongs to a block: its rows of the first, which are tables, and all of the others."""
+    """The inputs of a block: its rows of the first `tables` inputs, and the others whole."""
     return [t[block] if t is not None and i < tables else t for i, t in enumerate(given)]
 
 
 def of_formula(
     formula: Formula, dy: Tensor, x: Tensor, given: Sequence[Tensor | None], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """The gradients of x and what else is given, by autograd; None for what needs none."""
+    """The gradients of x and the other inputs by autograd; None where `needed` is False."""
     inputs = zip((x, *given), needed, strict=True)
     leaves = [None if t is None else t.detach().requires_grad_(one) for t, one in inputs]
     with torch.enable_grad():
@@ -119,5 +118,5 @@ def of_formula(
 
 
 def dense(x: Tensor) -> Tensor:
-    """x without gaps in memory: as it is where a permutation of its axes is contiguous."""
+    """x without gaps in memory: x itself if it is contiguous or channels-last, else a contiguous copy."""
     return x if x.is_contiguous() or x.movedim(1, -1).is_contiguous() else x.contiguous()

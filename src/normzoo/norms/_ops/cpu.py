@@ -1,7 +1,7 @@
-"""What is large, done a block at a time: passes over an input whose intermediate values stay in the processor's cache.
+"""Passes over large inputs on a CPU, a block at a time, so that intermediate values stay in the processor's cache.
 
-Every input is a *volume* (N, a, b), a view of it that is contiguous, and `dim` is the axis of it that statistics run
-over; a *table* holds one value per sample and place on the other axis:
+Each function takes a *volume*, a contiguous view (N, a, b) of the input; `dim` is the axis that the statistics are
+taken over. A *table* has one value per sample and index of the other axis:
 
 =====================  ===========  ===  ==========
 statistics             memory       dim  table
@@ -12,8 +12,8 @@ over channels          (N, C, L)    1    (N, L)
 over channels          (N, L, C)    2    (N, L)
 =====================  ===========  ===  ==========
 
-A chain such as `scale x + shift` reads and writes memory once per block instead of once per operation, which on a
-CPU is what such a layer costs.
+A chain such as `scale x + shift` then reads and writes memory once instead of once per operation. Memory traffic
+dominates the cost of such a layer on a CPU.
 """
 
 import math
@@ -24,30 +24,27 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from normzoo.norms._ops.tensors import is_transformed
+
 # A quarter of a core's second-level cache: an input, an output and two temporary blocks fit.
 BLOCK_BYTES = 1 << 20
-# Values of a sheet: three of them, for a backward pass, stay in the cache.
+# Values of a sheet: the three sheets of a backward pass fit in the cache.
 SHEET = 1 << 18
-# Below this many values the number of calls counts, and not the passes over memory.
+# Up to this many values, the number of calls dominates, not memory traffic.
 SMALL = 1 << 14
 
 
 def stays_plain(x: Tensor) -> bool:
     """Whether a layer computes x by its plain formula and autograd.
 
-    So it does for a compiler, which fuses the formula; for torch.func, which transforms it; for few values, where the
-    number of calls counts and not the passes over memory; and on other devices than a CPU.
+    It does so in a compiled graph, where the compiler fuses the formula; under torch.func, which transforms it; for few
+    values; and on devices other than a CPU.
     """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or x.numel() <= SMALL
-        or x.device.type != "cpu"
-    )
+    return is_transformed() or x.numel() <= SMALL or x.device.type != "cpu"
 
 
 def samples_per_block(x: Tensor) -> int:
-    """How many samples make a block; on a GPU all of them."""
+    """The number of samples in a block; on other devices than a CPU, all of them."""
     if x.device.type != "cpu":
         return max(len(x), 1)
     return max(BLOCK_BYTES // max(x.shape[1:].numel() * x.element_size(), 1), 1)
@@ -56,11 +53,11 @@ def samples_per_block(x: Tensor) -> int:
 def blocks(
     volume: Tensor, *others: Tensor, tables: tuple[Tensor, ...] = (), dim: int = 2
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Matching blocks of volumes and tables, the tables such that they broadcast against the volume.
+    """Matching blocks of volumes and tables, with tables that broadcast against the volume.
 
     Args:
         volume: (N, a, b).
-        others: as the volume.
+        others: of the shape of the volume.
         tables: each broadcasts to (N, a) or (N, b).
         dim: the axis of the volume that the tables lack.
     """
@@ -71,23 +68,23 @@ def blocks(
 
 
 class Scratch(threading.local):
-    """Memory for temporary blocks that stays with its thread.
+    """Memory for temporary blocks, reused within a thread.
 
-    Blocks that come and go at the end of the heap have the C library return its free pages to the system, and every
-    large tensor then begins with a page fault per 4 KB.
+    If blocks at the end of the heap were freed each time, the C library would return the pages to the system, and each
+    large tensor would start with a page fault per 4 KB.
     """
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uninitialized memory, valid until the same name is taken again; for other than plain CPU tensors, fresh."""
+        """Uninitialized memory, valid until the next call with this name; new unless `like` is a plain CPU tensor."""
         if like.device.type != "cpu" or type(like) is not Tensor:
             return like.new_empty(shape)
         size = math.prod(shape)
         kept = self.kept.get((name, like.dtype))
         if kept is None or kept.numel() < size:
-            with torch.inference_mode(False):  # what is made in that mode cannot be written to outside
+            with torch.inference_mode(False):  # inference tensors cannot be written to outside that mode
                 kept = torch.empty(size, dtype=like.dtype)
             if size * like.element_size() <= 2 * BLOCK_BYTES:
                 self.kept[name, like.dtype] = kept
@@ -98,7 +95,7 @@ scratch = Scratch()
 
 
 def joined(parts: list[Tensor], volume: Tensor, dim: int) -> Tensor:
-    """A table from those of the blocks."""
+    """Concatenates the tables of the blocks."""
     return torch.cat(parts) if parts else volume.new_zeros(0, volume.shape[3 - dim])
 
 
@@ -112,13 +109,13 @@ def sums_and_squares(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     sums, squares = [], []
     for (block,) in blocks(x):
         sums.append(block.sum(dim))
-        # A norm needs no temporary, but only along contiguous memory is it fast.
+        # A norm needs no temporary memory, but it is fast only along contiguous memory.
         squares.append(torch.linalg.vector_norm(block, dim=2).square() if dim == 2 else dot(block, block, 1))
     return joined(sums, x, dim), joined(squares, x, dim)
 
 
 def along(v: Tensor, dim: int) -> Tensor:
-    """A vector such that it broadcasts against a volume, along the axis that is not `dim`."""
+    """Views a vector so that it broadcasts against a volume, along the axis that is not `dim`."""
     return v.unsqueeze(1) if dim == 2 else v
 
 
@@ -136,7 +133,7 @@ def sums_and_dots(dy: Tensor, x: Tensor, dim: int, weight: Tensor | None = None)
 def weighted_sums_and_dots(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, dim: int, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All that a gradient sums up where a weight lies along `dim`, in one pass over memory.
+    """All sums of a gradient with a weight along `dim`, in one pass over memory.
 
     Returns:
         `sum weight dy` and `sum weight dy x` along `dim`: two tables; `sum dy (scale x + shift)` and `sum dy` along
@@ -165,7 +162,7 @@ def weighted_sums_and_dots(
 def scale_and_shift(
     x: Tensor, scale: Tensor, shift: Tensor, dim: int, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """`weight (scale x + shift) + bias` in fresh memory: two tables, and two vectors along `dim`."""
+    """`weight (scale x + shift) + bias` in new memory: two tables, and two vectors along `dim`."""
     y = torch.empty_like(x)
     for y_, x_, scale_, shift_ in blocks(y, x, tables=(scale, shift), dim=dim):
         torch.mul(x_, scale_, out=y_).add_(shift_)
@@ -177,10 +174,10 @@ def scale_and_shift(
 
 
 def sheets(vectors: tuple[Tensor, ...], x: Tensor, dim: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Vectors over channels, written out over the channels and positions of a sample, a range of axis 1 at a time.
+    """Expands vectors over channels to the channels and positions of a sample, a range of axis 1 at a time.
 
-    Against a sheet, an operation on the whole input runs along contiguous memory in all of its operands; against a
-    vector it does not, and a chain of three operands falls back to a slow loop.
+    With a sheet, all operands of an operation on the whole input are contiguous. With a vector they are not, and an
+    operation with three operands falls back to a slow loop.
     """
     _, a, b = x.shape
     step = max(min(SHEET // max(b, 1), a), 1)
@@ -192,7 +189,7 @@ def sheets(vectors: tuple[Tensor, ...], x: Tensor, dim: int) -> Iterator[tuple[s
 
 
 def scale_and_shift_channels(x: Tensor, scale: Tensor, shift: Tensor, dim: int) -> Tensor:
-    """`scale x + shift`, vectors (C,), in fresh memory."""
+    """`scale x + shift`, vectors (C,), in new memory."""
     y = torch.empty_like(x)
     for part, (scale_, shift_) in sheets((scale, shift), x, dim):
         torch.addcmul(shift_, x[:, part], scale_, out=y[:, part])
@@ -200,7 +197,7 @@ def scale_and_shift_channels(x: Tensor, scale: Tensor, shift: Tensor, dim: int) 
 
 
 def combine_channels(dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor, constant: Tensor, dim: int) -> Tensor:
-    """`scale dy + slope x + constant`, vectors (C,), in fresh memory."""
+    """`scale dy + slope x + constant`, vectors (C,), in new memory."""
     dx = torch.empty_like(x)
     for part, (scale_, slope_, constant_) in sheets((scale, slope, constant), x, dim):
         torch.addcmul(constant_, x[:, part], slope_, out=dx[:, part]).addcmul_(dy[:, part], scale_)
@@ -208,7 +205,7 @@ def combine_channels(dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor, consta
 
 
 def centre_scale_shift(x: Tensor, centre: Tensor | None, scale: Tensor, shift: Tensor | None, dim: int) -> Tensor:
-    """`scale (x - centre) + shift` in fresh memory: three tables or vectors over channels."""
+    """`scale (x - centre) + shift` in new memory: three tables or vectors over channels."""
     y = torch.empty_like(x)
     zero = scale.new_zeros(())
     tables = (scale, zero if centre is None else centre, zero if shift is None else shift)
@@ -225,7 +222,7 @@ def centre_scale_shift(x: Tensor, centre: Tensor | None, scale: Tensor, shift: T
 def combine(
     dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor, constant: Tensor, dim: int, weight: Tensor | None = None
 ) -> Tensor:
-    """`scale weight dy + slope x + constant` in fresh memory: three tables, and the weight along `dim`."""
+    """`scale weight dy + slope x + constant` in new memory: three tables, and the weight along `dim`."""
     dx = torch.empty_like(x)
     for dx_, dy_, x_, scale_, slope_, constant_ in blocks(dx, dy, x, tables=(scale, slope, constant), dim=dim):
         if weight is not None:
@@ -235,10 +232,10 @@ def combine(
 
 
 def as_volume(x: Tensor) -> tuple[Tensor, bool]:
-    """Views (N, C, *) as (N, C, L), or as (N, L, C) where the channels of a position lie together in memory.
+    """Views (N, C, *) as (N, C, L), or as (N, L, C) if the channels of a position are adjacent in memory.
 
     Returns:
-        the volume, a copy only of what is neither; and whether its channels are last.
+        the volume, a copy if x has neither layout; and whether its channels are last.
     """
     if x.dim() == 2:
         return x.contiguous().unsqueeze(1), True
@@ -251,7 +248,7 @@ def as_volume(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def regrouped(rows: Tensor) -> Tensor:
-    """Rows (N, L, C) of few positions as (M / k, k, C): a pass over them has k rows to sum up at a time."""
+    """Views rows (N, L, C) with few positions as (M / k, k, C), so that a pass sums k rows at a time."""
     n, positions, channels = rows.shape
     if positions >= 16 or n * positions == 0:
         return rows
@@ -261,7 +258,7 @@ def regrouped(rows: Tensor) -> Tensor:
 
 @cache
 def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of a number up to `most`; the number itself where only tiny ones divide it."""
+    """The largest divisor of a number up to `most`; the number itself if it has only tiny divisors."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     best = max(d for d in (*small, *(number // d for d in small)) if d <= most)
     return best if best >= 16 else number

@@ -1,4 +1,4 @@
-"""Groups of neighbouring channels: how many there are, and their normalization."""
+"""Groups of neighbouring channels: their number, and their normalization."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from normzoo.norms._ops.tensors import in_one_precision
 def resolve_groups(layer: Norm, num_groups: int | None) -> int:
     """The number of groups G of C / G neighbouring channels.
 
-    None stands for the most groups, up to the 32 of Wu and He (2018), that leave at least 4 channels in each, so that
+    None means as many groups as possible, up to the 32 of Wu and He (2018), with at least 4 channels each, so that
     every C and (N, C) work: 64 -> 16, 100 -> 25, 256 -> 32.
 
     Raises:
@@ -49,10 +49,10 @@ def standardize_groups(mean: Tensor, var: Tensor, groups: int, eps: float) -> tu
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Normalizes each group of channels of each sample, by torch's kernel where that is as exact: in contiguous memory.
+    """Normalizes each group of channels of each sample, with torch's kernel for contiguous inputs.
 
-    Of channels-last inputs that kernel takes E[x^2] - E[x]^2: in float32 a mean of 100 costs three digits, one of 1e4
-    all of them.
+    For channels-last inputs that kernel computes E[x^2] - E[x]^2: in float32 a mean of 100 costs three digits, and one
+    of 1e4 all of them.
     """
     if x.is_contiguous():
         wide, weight, bias = in_one_precision(x, weight, bias)

@@ -10,24 +10,24 @@ Group = Any  # torch.distributed.ProcessGroup, which builds of torch without dis
 
 
 def ranks() -> Group:
-    """All ranks, or None when there is only this one."""
+    """The group of all ranks, or None for a single rank."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
 
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
-    """The sum over the ranks of a group, differentiable; x itself where there is no group."""
+    """The sum over the ranks of a group, differentiable; x itself if `group` is None."""
     return x if group is None else SumOverRanks.apply(x, group)
 
 
 def total(count: int, group: Group, device: torch.device | None = None) -> int:
-    """A count, summed over the ranks of a group."""
+    """Sums a count over the ranks of a group."""
     return totals([count], group, device)[0]
 
 
 def totals(counts: list[int], group: Group, device: torch.device | None = None) -> list[int]:
-    """Counts, each summed over the ranks of a group."""
+    """Sums each count over the ranks of a group."""
     if group is None or not counts:
         return counts
     summed = torch.tensor(counts, device=device)
@@ -36,7 +36,7 @@ def totals(counts: list[int], group: Group, device: torch.device | None = None) 
 
 
 def least(count: int, group: Group, device: torch.device | None = None) -> int:
-    """The smallest of the counts that the ranks of a group have."""
+    """The minimum of a count over the ranks of a group."""
     if group is None:
         return count
     smallest = torch.tensor([count], device=device)
@@ -45,7 +45,7 @@ def least(count: int, group: Group, device: torch.device | None = None) -> int:
 
 
 def samples_before(count: int, group: Group, device: torch.device | None = None) -> tuple[int, int]:
-    """How many samples the ranks before this one have, and how many all have, of a batch that lies over the ranks."""
+    """The number of samples on the ranks before this one, and on all ranks of a group."""
     if group is None:
         return 0, count
     counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
@@ -56,7 +56,7 @@ def samples_before(count: int, group: Group, device: torch.device | None = None)
 
 
 class SumOverRanks(torch.autograd.Function):
-    """Every rank's loss sees the sum, so the gradient of a rank's share is the sum of the ranks' gradients."""
+    """The sum enters the loss of every rank, so the gradient of a rank's input is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:

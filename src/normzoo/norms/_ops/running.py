@@ -1,4 +1,4 @@
-"""What layers with statistics over the batch share: the merge of samples and ranks, running statistics, freezing."""
+"""Statistics over the batch: merging samples and ranks, running statistics, freezing."""
 
 from typing import Self
 
@@ -11,23 +11,23 @@ from normzoo.norms._checks import is_number, require_positive
 from normzoo.norms._ops.buffers import snapshots
 from normzoo.norms._ops.ranks import Group, all_reduce, ranks, totals
 from normzoo.norms._ops.scale import scale_per_channel
-from normzoo.norms._ops.tensors import affine
+from normzoo.norms._ops.tensors import affine, in_torch_func, is_transformed
 
 
 def over_samples(mean: Tensor, var: Tensor, positions: int, group: Group = None) -> tuple[Tensor, Tensor]:
     """The mean and biased variance of each channel from those of its planes, by Chan's formula.
 
-    `mean = avg_n mean_n`,  `var = avg_n (var_n + (mean_n - mean)^2)`, averages over values: where the images of ranks
-    differ in size, the planes of larger ones weigh more
+    `mean = avg_n mean_n`,  `var = avg_n (var_n + (mean_n - mean)^2)`, averages weighted by values: if images
+    differ in size between ranks, the planes of larger images weigh more
 
     Args:
         mean: (N, C), of every channel of every sample.
         var: (N, C), biased.
         positions: values in a plane, on this rank.
-        group: the ranks over which the batch lies; a rank may be empty.
+        group: the ranks that share the batch; a rank may have no samples.
 
     Returns:
-        mean and var, (C,) each; zeros where there is no sample at all.
+        mean and var, (C,) each; zeros if no rank has a sample.
     """
     if group is None:
         samples = max(len(mean), 1)
@@ -48,10 +48,10 @@ def over_parts(
     Args:
         mean: (N, C), of every channel of every sample.
         var: (N, C), biased.
-        part: (N,), the part that each sample belongs to; one may lie over several ranks.
-        parts: how many there are.
+        part: (N,), the part of each sample; a part may span several ranks.
+        parts: the number of parts.
         positions: values in a plane, on this rank.
-        group: the ranks over which the batch lies.
+        group: the ranks that share the batch.
 
     Returns:
         mean and var, (parts, C) each.
@@ -68,13 +68,13 @@ def over_parts(
 
 
 def counts_of_parts(x: Tensor, before: int, size: int, parts: int, group: Group) -> list[int]:
-    """The values per channel in each part of a batch that lies over the ranks of a group.
+    """The number of values per channel in each part of a batch that the ranks of a group share.
 
     Args:
-        x: (N, C, *), what this rank has.
-        before: how many samples the ranks before it have.
+        x: (N, C, *), the samples of this rank.
+        before: the number of samples on the ranks before it.
         size: samples in a part; the last may have fewer.
-        parts: how many there are.
+        parts: the number of parts.
         group: the ranks.
     """
     end = before + len(x)
@@ -87,15 +87,15 @@ class RunningStatistics(Norm):
 
     `running <- (1 - momentum) running + momentum batch`, for the mean and the unbiased variance.
 
-    A subclass has `normalize_by_batch`, which calls `update`.
+    A subclass defines `normalize_by_batch`, which calls `update`.
 
     Args:
         num_features: number of channels C.
         eps: added to the variance, in its units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn a `weight` and a `bias` per channel.
-        track_running_stats: keep running statistics. Without them evaluation uses the batch's own.
-        sync: take the statistics over the batches of all ranks, weighted by their counts of values.
+        track_running_stats: keep running statistics. Without them evaluation uses those of the batch.
+        sync: compute the statistics over the batches of all ranks, weighted by their numbers of values.
     """
 
     before_last: dict[str, Tensor] | None = None
@@ -133,25 +133,26 @@ class RunningStatistics(Norm):
     num_batches_tracked: Tensor | None
 
     def add_running(self, tracked: bool) -> None:
-        """Registers the running statistics, or None in their place."""
+        """Registers the running statistics, or None for each."""
         self.register_buffer("running_mean", torch.zeros(self.num_features) if tracked else None)
         self.register_buffer("running_var", torch.ones(self.num_features) if tracked else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
 
     def freeze(self, frozen: bool = True) -> Self:
-        """Normalizes by the running statistics from now on, in training too, and moves them no more.
+        """Normalizes by the running statistics, in training too, and stops updating them.
 
-        Unlike `.eval()` it outlives `.train()`. The parameters go on learning; `requires_grad_(False)` stops them.
+        Unlike `.eval()`, it persists through `.train()`. The parameters continue to train; `requires_grad_(False)`
+        stops them.
 
         Args:
-            frozen: False to thaw.
+            frozen: False to undo it.
 
         Raises:
             InputError: a layer without running statistics.
         """
         if frozen and self.num_batches_tracked is None:
             raise InputError(
-                f"{type(self).__name__}.freeze(): the layer keeps no running statistics to be frozen at; build it with "
+                f"{type(self).__name__}.freeze(): the layer keeps no running statistics; build it with "
                 f"track_running_stats=True."
             )
         self.frozen = frozen
@@ -159,12 +160,12 @@ class RunningStatistics(Norm):
 
     @property
     def uses_batch(self) -> bool:
-        """Whether this forward pass normalizes by the statistics of its own batch."""
+        """Whether this forward pass normalizes by the statistics of the batch."""
         return (self.training and not self.frozen) or self.num_batches_tracked is None
 
     @property
     def group(self) -> Group:
-        """The ranks that share the statistics of this forward pass; None for this rank alone."""
+        """The ranks that share the statistics of this forward pass; None for one rank."""
         return ranks() if self.sync and self.uses_batch else None
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ class RunningStatistics(Norm):
         return self.normalize_by_batch(x, group)
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        """The layer where it takes statistics of x; x may be empty if other ranks, `group`, are not."""
+        """Normalizes by the statistics of x; x may be empty if other ranks of `group` have samples."""
         raise NotImplementedError
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
@@ -187,7 +188,7 @@ class RunningStatistics(Norm):
         return scale_per_channel(x, scale if self.weight is None else scale * self.weight, self.running_mean, self.bias)
 
     def require_several(self, count: int, x: Tensor) -> None:
-        """Raises `InputError` when a channel's variance would be that of a single value, which is always 0."""
+        """Raises `InputError` if the variance of a channel would be that of a single value, which is always 0."""
         if count == 1:
             raise InputError(
                 f"{type(self).__name__} got an input of shape {tuple(x.shape)} to take statistics of: one value per "
@@ -196,31 +197,31 @@ class RunningStatistics(Norm):
             )
 
     def normalize_empty(self, x: Tensor) -> Tensor:
-        """No value, no statistics: the empty batch passes, the running statistics stay, parameters have a gradient."""
+        """Passes an empty batch: running statistics are unchanged, and parameters get a gradient of 0."""
         zero = sum(p.sum() * 0 for p in self.parameters())
         return (affine(x, self.weight, self.bias) + zero).to(x.dtype)
 
     def before(self) -> dict[str, Tensor]:
-        """The buffers as they are before this batch, to stay so: for what a backward pass may compute again.
+        """Copies of the buffers before this batch, for values that a backward pass may recompute.
 
-        A forward pass that activation checkpointing repeats gets them as the first one did, which has moved them; of
-        several forward passes before a backward pass, all get those of the last.
+        When activation checkpointing repeats a forward pass, it gets the copies of the first pass, which has updated
+        the buffers since. With several forward passes before a backward pass, all get the copies of the last.
         """
         if in_recomputation() and self.before_last is not None:
             return self.before_last
         buffers = dict(self.named_buffers())
         values = dict(zip(buffers, snapshots([*buffers.values()]), strict=True))
-        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        if not is_transformed():
             self.before_last = values
         return values
 
     def update(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Moves the running mean and variance towards those of a batch.
+        """Updates the running mean and variance with those of a batch.
 
         Args:
             mean: (C,) mean of the batch.
             var: (C,) biased variance of the batch.
-            count: values per channel; without any, the running statistics stay.
+            count: values per channel; with 0, nothing is updated.
         """
         if self.stores_unbiased and count > 1:
             var = var * (count / (count - 1))
@@ -228,13 +229,13 @@ class RunningStatistics(Norm):
 
     @torch.no_grad()
     def move(self, count: int | Tensor, **batch: Tensor) -> None:
-        """Counts a batch and moves each named buffer towards its value for it, if this is a step of training.
+        """Counts a batch and updates the named buffers with its statistics, if this is a training step.
 
-        What is NaN or infinite in the batch moves nothing: the running statistics stay finite, channel by channel.
+        NaN and infinite values are skipped, channel by channel: the running statistics stay finite.
 
         Args:
-            count: values per channel; without any, nothing moves.
-            batch: by the name of the buffer, the statistics of the batch.
+            count: values per channel; with 0, nothing is updated.
+            batch: the statistics of the batch, by the name of the buffer.
         """
         seen = self.num_batches_tracked
         if not self.training or self.frozen or seen is None or in_recomputation() or is_captured(seen):
@@ -251,27 +252,29 @@ class RunningStatistics(Norm):
             if not isinstance(count, int):
                 step = step * (count > 0)
             if self.momentum is None:
-                # A tensor, not a number read from it: reading would break a compiled graph.
+                # A tensor, as reading its value would break a compiled graph.
                 running.add_(step / seen.clamp_min(1))
             else:
                 running.add_(step, alpha=self.momentum)
 
 
 def in_recomputation() -> bool:
-    """Whether this forward pass runs inside a backward pass: activation checkpointing repeats it there.
+    """Whether this forward pass runs inside a backward pass, where activation checkpointing repeats it.
 
-    The first pass has moved the running statistics already; to move them again would count the batch twice.
+    The first pass has updated the running statistics; a second update would count the batch twice.
     """
+    # torch has no public way to ask whether autograd is running a backward pass.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def is_captured(buffer: Tensor) -> bool:
-    """Whether a transform of `torch.func` is at work that the buffer is no argument of.
+    """Whether a transform of `torch.func` is active and the buffer is not one of its arguments.
 
-    A transformed function has no side effects: its layers leave their running statistics as they are, and batches of
-    `vmap` could not share them anyway. Those that are handed over by `functional_call` move.
+    A transformed function has no side effects: its layers do not update their running statistics, which the batches of
+    `vmap` could not share. Buffers passed by `functional_call` are updated.
     """
-    if not torch._C._are_functorch_transforms_active():
+    # torch.func has no public names for the active transform and for that of a tensor.
+    if not in_torch_func():
         return False
     functorch = torch._C._functorch
     return functorch.maybe_get_level(buffer) != functorch.maybe_current_level()

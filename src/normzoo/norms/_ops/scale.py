@@ -1,4 +1,4 @@
-"""`scale (x - centre) + shift` per channel: what every layer does that has its statistics from elsewhere."""
+"""`scale (x - centre) + shift` per channel, for layers whose statistics do not depend on x."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def scale_per_channel(x: Tensor, scale: Tensor, centre: Tensor | None = None, sh
     Args:
         x: (N, C, *) of any floating dtype; computed in float32 at least.
         scale: (C,), or one value.
-        centre: (C,) or None for zeros; a constant, to which no gradient flows.
+        centre: (C,) or None for zeros; receives no gradient.
         shift: (C,) or None for zeros.
 
     Returns:
@@ -31,7 +31,7 @@ def scale_per_channel(x: Tensor, scale: Tensor, centre: Tensor | None = None, sh
 
 
 def plain(x: Tensor, scale: Tensor, centre: Tensor | None, shift: Tensor | None) -> Tensor:
-    """The same written down plainly, for any shape (N, C, *), differentiable to every order."""
+    """The plain formula, for any shape (N, C, *), differentiable to every order."""
     if centre is not None:
         x = x - per_channel(centre.detach(), x)
     y = x * per_channel(scale, x)
@@ -39,7 +39,7 @@ def plain(x: Tensor, scale: Tensor, centre: Tensor | None, shift: Tensor | None)
 
 
 class Scale(torch.autograd.Function):
-    """Forward and backward of a volume: `dx = scale dy`, `d_scale = sum dy (x - centre)`, `d_shift = sum dy`."""
+    """Forward and backward pass on a volume: `dx = scale dy`, `d_scale = sum dy (x - centre)`, `d_shift = sum dy`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, centre: Tensor | None, shift: Tensor | None, dim: int) -> Tensor:
@@ -52,7 +52,7 @@ class Scale(torch.autograd.Function):
         (dy,) = grad_outputs
         x, scale, centre, shift = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if torch.is_grad_enabled():  # for second derivatives
             found = gradient_of(
                 lambda x, *given: plain(kernels.channels_second(x, ctx.dim), *given),
                 (x, scale, centre, shift),

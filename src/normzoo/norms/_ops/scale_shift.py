@@ -1,17 +1,17 @@
-"""A norm as two tables.
+"""Normalization as a scale and a shift.
 
-Given its statistics, nearly every normalization is a scale and a shift, `y = scale x + shift`, which do not change
-within a *plane*, the positions of one channel of one sample; or, for a layer that normalizes each position, within the
-channels of one position. Layers differ in how the two follow from the means and variances of the planes. So a layer
-writes that as its *rule*: a few lines of mathematics on tables (N, C), differentiable by autograd and tiny beside the
-input. What is large, this module does for all of them, with the gradient by hand.
+Given its statistics, nearly every normalization is `y = scale x + shift`, where scale and shift are constant within a
+*plane*, the positions of one channel of one sample; or, for a layer that normalizes each position, within the channels
+of one position. Layers differ in how the two depend on the means and variances of the planes. A layer writes that as
+its *rule*: a few lines of mathematics on tables (N, C), differentiable by autograd and small compared with the input.
+This module computes the large passes over x for all of them, with an explicit gradient.
 
-With L values to a plane, S = sum dy and D = sum dy x over each plane, autograd through the rule turns the gradients of
-the two tables, D of the scale and S of the shift, into those of the moments, d_mean and d_var; and then::
+With L values to a plane, S = sum dy and D = sum dy x over each plane, autograd through the rule maps the gradients of
+the two tables, D of the scale and S of the shift, to those of the moments, d_mean and d_var. Then::
 
     dx = scale dy + slope x + constant,   slope = 2 d_var / L,   constant = d_mean / L - slope mean
 
-as `d mean / dx = 1 / L` and `d var / dx = 2 (x - mean) / L`. Of the input only x itself is kept for it.
+as `d mean / dx = 1 / L` and `d var / dx = 2 (x - mean) / L`. Only x is saved for the backward pass.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.second_derivatives import gradient_of
 from normzoo.norms._ops.tensors import at_least_float32
 
-# (mean, var, *tensors) -> (scale, shift, *aside): tables, of which the moments are (N, C) or (N, L).
+# (mean, var, *tensors) -> (scale, shift, *aside): tables; the moments are (N, C) or (N, L).
 Rule = Callable[..., tuple[Tensor, ...]]
 MaybeTensor = Tensor | None  # torch 2.8 cannot compile a nested function with such an annotation, but its name
 
@@ -35,18 +35,18 @@ LARGEST_MEAN_SQUARE_OVER_VAR = 64.0
 def by_plane(
     x: Tensor, rule: Rule, *tensors: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """`y = weight (scale x + shift) + bias`, the tables from the mean and variance of each channel of each sample.
+    """`y = weight (scale x + shift) + bias`, with tables from the mean and variance of each channel of each sample.
 
     Args:
         x: (N, C, *) of any floating dtype; (N, C) has planes of one value. Statistics are float32 at least.
         rule: `rule(mean, var, *tensors)` from tables (N, C), the biased variance, to scale and shift, which broadcast
-            to (N, C), and tensors to hand on. It has no effects but collectives: it may be called again.
-        tensors: what else the rule depends on and gradients flow to; they arrive in the precision of the moments.
+            to (N, C), and further outputs. It has no side effects except collectives, as it may be called again.
+        tensors: the other differentiable inputs of the rule, converted to the dtype of the moments.
         weight: (C,) or None.
         bias: (C,) or None.
 
     Returns:
-        y like x; and without gradient what the rule hands on.
+        y like x; and the further outputs of the rule, without gradient.
     """
 
     def folded(mean: Tensor, var: Tensor, *given: MaybeTensor) -> tuple[Tensor, ...]:
@@ -62,9 +62,9 @@ def by_plane(
 def by_position(
     x: Tensor, rule: Rule, *tensors: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """`y = weight (scale x + shift) + bias`, the tables from the mean and variance of the channels at each position.
+    """`y = weight (scale x + shift) + bias`, with tables from the mean and variance of the channels at each position.
 
-    As `by_plane`, but that the rule's tables are (N, L), L positions.
+    As `by_plane`, but the tables of the rule are (N, L), with L positions.
     """
     return evaluate(x, rule, tensors, weight, bias, over_channels=True)
 
@@ -72,7 +72,7 @@ def by_position(
 def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the biased variance of each channel of each sample over positions, with gradient: tables (N, C).
 
-    For a layer that is no scale and shift, `by_plane` being for those. With L values to a plane::
+    For layers that are not a scale and a shift; those use `by_plane`. With L values to a plane::
 
         dx = slope (x - mean) + d_mean / L,   slope = 2 d_var / L
 
@@ -90,7 +90,7 @@ def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same written down plainly, for any shape (N, C, *), differentiable to every order."""
+    """The plain formula, for any shape (N, C, *), differentiable to every order."""
     if x.dim() == 2:
         return x, torch.zeros_like(x)
     flat = x.flatten(2)
@@ -99,7 +99,7 @@ def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PlaneMoments(torch.autograd.Function):
-    """The moments of a volume, which `moments` has measured, and their gradient."""
+    """The moments of a volume, computed by `moments`, and their gradient."""
 
     @staticmethod
     def forward(
@@ -112,14 +112,14 @@ class PlaneMoments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, pivot = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if torch.is_grad_enabled():  # for second derivatives
             if pivot is not None:
                 x = x + pivot.unsqueeze(ctx.dim)
             measured = plain_moments(kernels.channels_second(x, ctx.dim))
             return *torch.autograd.grad(measured, x, grad_outputs, create_graph=True), *[None] * 4
         d_mean, d_var = (d / x.shape[ctx.dim] for d in grad_outputs)
         slope = 2 * d_var
-        # If x stands shifted by the mean, its own mean is 0.
+        # If the mean was subtracted from x, the mean of x is 0.
         constant = d_mean if pivot is not None else torch.addcmul(d_mean, slope, mean, value=-1)
         return kernels.scale_and_shift(x, slope, constant, ctx.dim), *[None] * 4
 
@@ -139,7 +139,7 @@ def evaluate(
     *,
     over_channels: bool,
 ) -> tuple[Tensor, ...]:
-    """Chooses between `plain` and `Tables`, and gives the result the dtype of x."""
+    """Evaluates the rule by `plain` or `Tables`, and converts the result to the dtype of x."""
     wide = at_least_float32(x)
     given = tuple(None if t is None else t.to(wide.dtype) for t in (weight, bias, *tensors))
     if x.dim() == 2 or kernels.stays_plain(x):
@@ -154,7 +154,7 @@ def evaluate(
 def plain(
     x: Tensor, rule: Rule, over_channels: bool, weight: Tensor | None, bias: Tensor | None, *tensors: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The same written down plainly, for any shape (N, C, *), differentiable to every order."""
+    """The plain formula, for any shape (N, C, *), differentiable to every order."""
     channels = (1, -1, *[1] * (x.dim() - 2))
     over = (1,) if over_channels else tuple(range(2, x.dim()))
     full = [1 if axis in over else size for axis, size in enumerate(x.shape)]
@@ -170,7 +170,7 @@ def plain(
 
 
 class Tables(torch.autograd.Function):
-    """The rule of a layer on a volume (N, a, b), forward and backward; see the top of this file."""
+    """Forward and backward pass of a rule on a volume (N, a, b); see the module docstring."""
 
     @staticmethod
     def forward(
@@ -196,15 +196,15 @@ class Tables(torch.autograd.Function):
         ctx.inputs, ctx.tables = (*of_moments, *leaves), (scale, shift)
         ctx.rule, ctx.over_channels, ctx.channels_last, ctx.dim = rule, over_channels, channels_last, dim
         y = kernels.scale_and_shift(x, scale.detach(), shifted(scale, shift, pivot), dim, weight, bias)
-        handed_on = [a.detach() for a in aside]
-        ctx.mark_non_differentiable(*handed_on)
-        return y, *handed_on
+        outputs = [a.detach() for a in aside]
+        ctx.mark_non_differentiable(*outputs)
+        return y, *outputs
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dy = grad_outputs[0]
         x, pivot, weight, bias, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if torch.is_grad_enabled():  # for second derivatives
             return gradient_of_plain(ctx, dy, x, pivot, weight, bias, tensors)
         dy, dim, (scale, shift) = dy.contiguous(), ctx.dim, ctx.tables
         d_weight = d_bias = None
@@ -224,7 +224,7 @@ class Tables(torch.autograd.Function):
             values = x.shape[dim]
             slope = torch.zeros_like(mean) if d_var is None else d_var * (2 / values)
             constant = torch.zeros_like(mean) if d_mean is None else d_mean / values
-            if pivot is None:  # else x stands shifted, and its mean is 0
+            if pivot is None:  # else the mean of x is 0
                 constant = torch.addcmul(constant, slope, mean.detach(), value=-1)
             dx = kernels.combine(dy, x, scale.detach(), slope, constant, dim, weight)
         return dx, *[None] * 6, d_weight, d_bias, *d_leaves
@@ -234,8 +234,8 @@ def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
     """The mean and the biased variance over one axis of a volume.
 
     Returns:
-        x, or x - mean where the variance would drown in the square of the mean; mean; var; and the mean once more if x
-        was shifted by it, else None. Gradients flow through x alone.
+        x, or x - mean if the square of the mean is so large that the variance would lose its digits; mean; var; and the
+        mean again if it was subtracted, else None. Only x has a gradient.
     """
     values = x.shape[dim]
     with torch.no_grad():
@@ -251,14 +251,14 @@ def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def shifted(scale: Tensor, shift: Tensor, pivot: Tensor | None) -> Tensor:
-    """The shift for an x from which the pivot has been subtracted."""
+    """The shift for x - pivot."""
     return shift.detach() if pivot is None else torch.addcmul(shift.detach(), scale.detach(), pivot)
 
 
 def gradients(
     outputs: tuple[Tensor, ...], d_outputs: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
-    """The gradient of each input, None where there is none."""
+    """The gradient of each input, or None."""
     reached = [(y, dy) for y, dy in zip(outputs, d_outputs, strict=True) if y.requires_grad]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     if not reached or not wanted:

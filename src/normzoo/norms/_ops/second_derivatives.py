@@ -1,4 +1,4 @@
-"""Second derivatives: where a gradient by hand is to be differentiated again, autograd takes its place."""
+"""Second derivatives: autograd replaces an explicit gradient that must itself be differentiable."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,15 +12,15 @@ def gradient_of(
     """The gradients of `formula(*inputs)` by autograd, themselves differentiable.
 
     Args:
-        formula: the same as what was computed, written down plainly.
-        inputs: what it was computed from, saved.
-        needed: for each input, whether its gradient is asked for.
+        formula: the plain formula of the output.
+        inputs: the saved inputs of the forward pass.
+        needed: for each input, whether its gradient is needed.
         dy: the gradient of the output.
 
     Returns:
-        for each input its gradient, or None.
+        the gradient of each input, or None.
     """
-    # Views, so that no input is reached by way of another that was computed from it: autograd goes that way by itself.
+    # Views separate the inputs: if one was computed from another, autograd itself adds that path later.
     apart = [None if t is None else t.view_as(t) for t in inputs]
     wanted = [t for t, one in zip(apart, needed, strict=True) if one and t is not None]
     found = iter(torch.autograd.grad(formula(*apart), wanted, dy, create_graph=True, allow_unused=True))

@@ -20,6 +20,7 @@ from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import MaybeTensor, Rule, by_plane, gradients
 from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.tensors import in_torch_func, is_transformed
 
 # (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
 Gradient = Callable[..., tuple[Tensor, Tensor]]
@@ -87,7 +88,7 @@ def by_plane_apart(x: Tensor, rule: Rule, *, weight: Tensor | None, bias: Tensor
     def formula(x: Tensor, weight: MaybeTensor, bias: MaybeTensor) -> tuple[Tensor, ...]:
         return by_plane(x, rule, weight=weight, bias=bias)
 
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return formula(x, weight, bias)
     return Apart.apply(formula, x, weight, bias)
 
@@ -119,7 +120,7 @@ class Pass:
 
     def __init__(self) -> None:
         # What torch.func transforms has no effects.
-        self.moved = self.transformed = torch._C._are_functorch_transforms_active()
+        self.moved = self.transformed = in_torch_func()
 
     def move(self, *moves: tuple[Tensor, Tensor]) -> None:
         """Sets each buffer to its next value, in the first backward pass."""

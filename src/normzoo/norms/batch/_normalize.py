@@ -15,7 +15,7 @@ from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.running import over_samples
 from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms._ops.second_derivatives import gradient_of
-from normzoo.norms._ops.tensors import affine, at_least_float32, per_channel
+from normzoo.norms._ops.tensors import affine, at_least_float32, is_transformed, per_channel
 
 # Below this many values, computing x - mean costs less than checking whether it is needed.
 ALWAYS_CENTRE_BELOW = 1 << 16
@@ -46,7 +46,7 @@ def batch_norm(
         of_planes = partial(rule, eps=eps, positions=x.shape[2:].numel(), group=group)
         y, mean, var = by_plane(x, of_planes, weight=weight, bias=bias)
         return y, mean, var, total(x.numel() // x.shape[1], group, x.device)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_transformed():
         # A compiler fuses the plain formula better than we do, and torch.func differentiates it by itself.
         y, mean, var, count = formula(wide, weight, bias, eps, group)
         return y.to(x.dtype), mean, var, count

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
-from normzoo.norms._ops.tensors import per_channel
+from normzoo.norms._ops.tensors import is_transformed, per_channel
 
 
 def stays_plain(x: Tensor) -> bool:
     """Whether `by_plane` computes by autograd, from the plain formula."""
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return transformed or x.dim() == 2 or x.numel() <= kernels.SMALL
+    return is_transformed() or x.dim() == 2 or x.numel() <= kernels.SMALL
 
 
 def deviations(x: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, Tensor, Tensor]:
