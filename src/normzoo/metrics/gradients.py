@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates, many at once."""
+"""Norms of gradients, weights and updates."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,9 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         (P,), in float32 at least.
     """
-    if not tensors:
-        return torch.zeros(0)
-    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
-    found = list(torch._foreach_norm([t.detach() for t in wide]))
-    mixed = any(one.dtype != found[0].dtype for one in found)
-    return torch.stack([one.double() for one in found] if mixed else found)
+    found = [torch.linalg.vector_norm(t.detach(), dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    wide = any(one.dtype == torch.float64 for one in found)
+    return torch.stack([one.double() for one in found] if wide else found) if found else torch.zeros(0)
 
 
 @torch.no_grad()
