@@ -3,7 +3,7 @@
 import copy
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +302,7 @@ def test_two_monitors_read_the_same_layer_in_different_ways(tmp_path: Path) -> N
 
     class Largest(Monitor):
         question = "Largest"
-        metrics = {"largest": "largest absolute value of the input"}
+        metrics: Mapping[str, str] = {"largest": "largest absolute value of the input"}
 
         def readings(self) -> Any:
             return {("input", largest): self.modules}

@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from commands import BRIEF, normzoo, process
+from commands import BRIEF, SHORT, normzoo, process
 from lightning.pytorch.loggers import TensorBoardLogger
 from monitored import MONITORS, QUIET, Written, classifier, fit, hooks, suite, written
 from spawned import DDP
@@ -363,6 +363,11 @@ def test_one_monitor_by_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     flags = ("--trainer.callbacks+=GradientFlow", "--trainer.callbacks.every=1", "--trainer.callbacks.layers=net.head")
     assert normzoo("fit", *flags, *BRIEF).status == 0
+    short = (*BRIEF[:3], *SHORT, "--test_after_fit=false")
+    by_class = normzoo("fit", *flags[:2], "--trainer.callbacks.layers=Linear", *short)
+    assert by_class.status == 0, by_class.err
+    [run] = (tmp_path / "lightning_logs" / "default").iterdir()
+    assert {"grad_norm/net.hidden.0.layer", "grad_norm/net.head"} <= set(Written(run).tags["scalars"])
     schedule = ("--trainer.callbacks+=CovariateShift", "--trainer.callbacks.every=normzoo.callbacks.Logarithmic")
     assert normzoo("fit", *schedule, *BRIEF).status == 0
     wrong = normzoo("fit", *flags[:2], "--trainer.callbacks.layers=net.tail", *BRIEF)
@@ -516,9 +521,10 @@ if __name__ == "__main__":
 def test_a_rank_that_raises_or_ends_early_hangs_nobody(how: str, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
+    paths = (Path(__file__).parent, Path(__file__).parents[1] / "helpers", os.environ.get("PYTHONPATH", ""))
     done = subprocess.run(
         [sys.executable, str(script), how, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, map(str, paths)))},
         capture_output=True,
         text=True,
         timeout=150,

@@ -135,10 +135,18 @@ def test_visits_come_in_the_order_of_execution() -> None:
         (["block.2", "last", "l*"], ["last", "block.2"]),
         ((nn.ReLU, nn.Linear), ["last", "never", "block.0", "block.2"]),
         ((Norm, "*.0", nn.ReLU), ["block.0", "block.1", "block.2"]),
+        ("Linear", ["last", "never", "block.0"]),
+        ("torch.nn.Linear", ["last", "never", "block.0"]),
+        ("normzoo.norms.BatchNorm", ["block.1"]),
+        ("Norm", ["block.1"]),
+        ("Batch*", ["block.1"]),
+        (["ReLU", "last"], ["last", "block.2"]),
     ],
     ids=str,
 )
-def test_patterns_and_classes_find_layers_in_the_order_of_registration(layers: Any, expected: list[str]) -> None:
+def test_patterns_of_names_and_classes_find_layers_in_the_order_of_registration(
+    layers: Any, expected: list[str]
+) -> None:
     net = Crossed()
     assert find(net, layers) == {name: net.get_submodule(name) for name in expected}
     assert list(find(net, layers)) == list(Probe(net, layers).layers) == expected
@@ -161,6 +169,9 @@ def test_norms_are_tapped_where_nothing_is_said_and_a_mapping_is_taken_as_it_is(
         (nn.BatchNorm1d, ["layers='BatchNorm1d'", "there are BatchNorm"]),
         ((nn.Linear, nn.LeakyReLU), ["layers='LeakyReLU'", "there are ReLU"]),
         ("xyz", ["layers='xyz'", "there are last, never, block and others"]),
+        ("Liner", ["layers='Liner'", "there are Linear"]),
+        ("numpy.Linear", ["layers='numpy.Linear'"]),
+        ("Module", ["layers='Module'"]),
     ],
     ids=str,
 )

@@ -17,9 +17,10 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         (P,), in float32 at least.
     """
-    found = [torch.linalg.vector_norm(t.detach(), dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-    wide = any(one.dtype == torch.float64 for one in found)
-    return torch.stack([one.double() for one in found] if wide else found) if found else torch.zeros(0)
+    wide = [t.detach() if t.dtype in (torch.float32, torch.float64) else t.detach().float() for t in tensors]
+    found = [torch.linalg.vector_norm(t) for t in wide]
+    mixed = len({one.dtype for one in found}) > 1
+    return torch.stack([one.double() for one in found] if mixed else found) if found else torch.zeros(0)
 
 
 @torch.no_grad()
