@@ -1,10 +1,9 @@
 """`scripts/bench monitors`: what it costs to watch a training, as ratios to the same training unwatched.
 
-One run of `normzoo fit` has what is measured and has it not in turn: some steps with, as many without, again and again,
-so that whatever else the machine does meets both alike. Without means without: the callbacks are not in the Trainer's
-list. Schedules count only the steps with, and a block of B of them holds exactly the samples that a run of B steps
-would. What monitors have noted is worked out, and what TensorBoard's thread has to write is written, before the clock
-stops. What lies between epochs is left out of both.
+One run of `normzoo fit` alternates between some steps with the callbacks and as many without, so that other load on the
+machine affects both alike. Without means that the callbacks are not in the Trainer's list. Schedules count only the
+steps with them, and a block of B of these steps has exactly the samples that a run of B steps
+would. The clock stops once TensorBoard's thread has written everything. What lies between epochs is left out of both.
 
 One ratio is that of a block with to the block without between whose turns it ran. Where a block has fewer than 500
 steps, the histograms that monitors write every 500 steps are left out.
@@ -50,8 +49,8 @@ from normzoo.callbacks import (
     RunningStatistics,
 )
 from normzoo.cli.fit import CLI
+from normzoo.monitoring.layers import is_norm, is_weighted, of_kind
 from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.probe import is_norm, is_weighted, of_kind
 from normzoo.monitoring.sampler import Sampler
 
 ROUNDS = 2
@@ -323,19 +322,19 @@ class Blocks(Callback):
         """Has a callback count only steps with, and its samples be counted."""
         rate, name = rate_of(one), type(one).__name__
         one.every = lambda step: self.at % rate == 0
-        one.collect = counted(one.collect, self.taken, name)  # type: ignore[method-assign]
         if isinstance(one, Monitor):
+            one.read = counted(one.read, self.taken, name)  # type: ignore[method-assign]
             # It goes by the Trainer's steps, of which every second one is without.
             one.detail_every = 2 * one.detail_every if self.size.block >= one.detail_every else 0
             one.detail = counted(one.detail, self.in_detail, name)  # type: ignore[method-assign]
+        else:
+            one.collect = counted(one.collect, self.taken, name)  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The monitors' sampler has come to the list by itself.
         everyone = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
-        self.samplers = [one for one in everyone if isinstance(one, Sampler)]
-        others = [one for one in everyone if one not in self.watchers and one not in self.samplers]
+        others = [one for one in everyone if one not in self.watchers and not isinstance(one, Sampler)]
         self.lists = {True: [*everyone, self], False: [*others, self]}
-        self.stopped = time.perf_counter()
         self.begin(trainer, next(self.turns))
 
     def begin(self, trainer: Trainer, turn: Turn) -> None:
@@ -354,10 +353,7 @@ class Blocks(Callback):
                 one.switch(turn.on, trainer.lightning_module)
         self.before = self.taken.total()
         self.idle = 0.0
-        now = time.perf_counter()
-        for sampler in self.samplers if turn.on else ():
-            sampler.since += now - self.stopped  # it works out together what was noted within a second: of steps with
-        self.since = self.ended = now
+        self.since = self.ended = time.perf_counter()
 
     def on_train_epoch_start(self, *unused: Any) -> None:
         self.idle += time.perf_counter() - self.ended
@@ -372,15 +368,8 @@ class Blocks(Callback):
     def end(self, trainer: Trainer) -> None:
         """Stops the clock once everything is written, and goes on with the next turn."""
         turn = self.turn
-        if turn.on and turn.last:
-            for one in self.watchers:
-                if isinstance(one, Monitor):
-                    one.settle_all()
         trainer.logger.experiment.flush()  # type: ignore[union-attr]
-        now = time.perf_counter()
-        seconds = now - self.since - self.idle
-        if turn.on:
-            self.stopped = now
+        seconds = time.perf_counter() - self.since - self.idle
         if turn.counts:
             spans = self.milliseconds[turn.on]
             if turn.first:

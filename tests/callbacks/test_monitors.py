@@ -3,7 +3,7 @@
 import copy
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from normzoo.models import MLP, Normal
 from normzoo.monitoring.history import History
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.replica import copied_batch
+from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.norms import BatchNorm, LayerNorm, NoNorm
 
 every_monitor = pytest.mark.parametrize("monitor", MONITORS.values(), ids=MONITORS)
@@ -293,47 +294,37 @@ def test_layers_that_work_in_place_show_the_same(monitor: type[Monitor], tmp_pat
         assert theirs.scalars(tag) == pytest.approx(ours.scalars(tag), rel=1e-5, abs=1e-7, nan_ok=True), tag
 
 
-def test_a_layer_may_widen_while_it_is_looked_at(tmp_path: Path) -> None:
-    """Samples that are worked out together say the same as each on its own."""
-
-    class Widens(Plain):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            self.net[2](10 * self.net[:2](batch[0])[:, : 2 + self.trainer.global_step])
-            return super().training_step(batch, batch_idx)
-
-    class Alone(ActivationPercentiles):
-        structure = Monitor.structure
-
-    for kind in (ActivationPercentiles, Alone):
-        fit(Widens(), [kind(1, "net.2")], tmp_path / kind.__name__, PlainData(), max_steps=4)
-    together, alone = (written(tmp_path / kind.__name__) for kind in (ActivationPercentiles, Alone))
-    for tag in ("saturated/net.2", "dead/net.2", "input_p15/net.2", "unit_p85/net.2/0"):
-        assert together.scalars(tag) == alone.scalars(tag)
-    assert 0 < together.scalars("saturated/net.2")[3] < 1
-
-
-def test_a_reader_of_ones_own_reads_beside_what_a_layer_says(tmp_path: Path) -> None:
-    read: list[tuple[str, Tensor]] = []
+def test_two_monitors_read_the_same_layer_in_different_ways(tmp_path: Path) -> None:
+    """A monitor of one's own: read, merge over ranks, compute, write."""
 
     def largest(module: nn.Module, x: Tensor) -> Tensor:
         return x.abs().max()
 
     class Largest(Monitor):
         question = "Largest"
+        metrics: Mapping[str, str] = {"largest": "largest absolute value of the input"}
 
         def readings(self) -> Any:
             return {("input", largest): self.modules}
 
-        def collect(self, step: Any, heard: Any) -> Any:
-            read.extend(heard["input", largest])
+        def read(self, step: Step, seen: Seen) -> Any:
+            return {name: value.item() for name, value in seen["input", largest]}
 
-        def digest(self, numbers: Any, found: Any) -> None:
-            return None
+        def merge(self, parts: Sequence[Any]) -> Any:
+            return {name: max(part[name] for part in parts) for name in parts[0]}
+
+        def compute(self, number: int, sample: Any) -> Table:
+            return Table(list(sample), {"largest": sample})
 
     net = nn.Sequential(nn.Linear(6, 8), BatchNorm(8), nn.Linear(8, 3))
-    fit(Plain(net), [CovariateShift(1), Largest(1, "net.1", 0)], tmp_path, PlainData(), max_steps=2)
-    assert [name for name, _ in read] == ["net.1"] * 2
-    assert all(value > 0 for _, value in read)
+    recorder = Recorder()
+    monitors = [CovariateShift(1), Largest(1, "net.1", 0), recorder]
+    fit(Plain(net), monitors, tmp_path, PlainData(), max_steps=2)
+    events = written(tmp_path)
+    expected = {t: net[0](x).abs().max().item() for t, (net, (x, _), _) in enumerate(recorder.steps)}  # type: ignore[index]
+    assert events.scalars("largest/net.1") == pytest.approx(expected)
+    assert list(events.scalars("drift_w2/net.1")) == [0, 1]
+    assert events.described("normalization/Largest")["units"] == ["largest absolute value of the input"]
 
 
 def test_a_probe_batch_of_ones_own(tmp_path: Path) -> None:
@@ -723,7 +714,7 @@ class Branching(nn.Module):
 
 def test_layers_that_run_twice_and_never(tmp_path: Path) -> None:
     task, recorder = Plain(Branching()), Recorder()
-    with pytest.warns(UserWarning, match="does not run through net.never") as caught:
+    with pytest.warns(UserWarning, match="does not run net.never") as caught:
         fit(task, [*suite(1), recorder], tmp_path, PlainData(), max_steps=4)
     told = [str(one.message).split(":")[0] for one in caught if "does not run" in str(one.message)]
     assert sorted(told) == ["ActivationPercentiles", "CovariateShift", "GradientFlow", "RunningStatistics"]
@@ -759,8 +750,8 @@ def test_what_is_not_finite_is_shown_and_named_and_training_goes_on(tmp_path: Pa
     assert trainer.global_step == 10
     told = [str(one.message) for one in caught if "not finite" in str(one.message)]
     assert len(told) == 2
-    assert all(message.startswith("step 6: ") and "of net." in message for message in told)
-    assert "CovariateShift sees of net.1, and of 1 more" in told[0]
+    assert all(message.startswith("step 6: ") and "values of net." in message for message in told)
+    assert "CovariateShift reads values of net.1 and of 1 more" in told[0]
     drift = written(tmp_path).scalars("drift_w2/net.1")
     assert [math.isnan(v) for v in drift.values()] == [False, False, False, True, True]
     assert list(drift) == [0, 2, 4, 6, 8]
@@ -797,7 +788,7 @@ def test_without_a_logger_it_says_so_and_keeps_the_newest_sample(monitor: type[M
 
 def test_a_logger_that_takes_numbers_gets_those(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="run")
-    with pytest.warns(UserWarning, match="CSVLogger gets the scalars; histograms, pictures and tables are left out"):
+    with pytest.warns(UserWarning, match="CSVLogger receives only the scalars of monitors"):
         fit(Plain(), suite(2), None, PlainData(), max_steps=5, logger=logger)
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert {"drift_w2/net.1", "landscape/loss", "ics_l2/net.0", "flow/growth"} <= set(header.split(","))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normzoo.monitoring.probe import Probe, Visit, first_tensor, named_layers, tensors
+from normzoo.monitoring.layers import named_layers
+from normzoo.monitoring.probe import Probe, Visit, first_tensor, tensors
 from normzoo.monitoring.replica import Replica
 
 

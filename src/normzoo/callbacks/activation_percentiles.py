@@ -1,23 +1,18 @@
 """How are the inputs of a nonlinearity distributed, and how does that change while the network learns?"""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
-from normzoo.metrics.percentiles import BUCKETS
 from normzoo.metrics.saturation import flat
-from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.probe import (
+from normzoo.monitoring.layers import (
     Layers,
-    Probe,
     feature_axis,
     is_activation,
     is_norm,
@@ -25,9 +20,12 @@ from normzoo.monitoring.probe import (
     named_layers,
     of_kind,
 )
-from normzoo.monitoring.sample import Heard, Samples, Step
+from normzoo.monitoring.monitor import Monitor
+from normzoo.monitoring.probe import Probe
+from normzoo.monitoring.replica import copied_batch
+from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Board, Chart
+from normzoo.monitoring.writer import Chart, EventWriter
 from normzoo.norms._base import Norm
 
 SAVED_BYTES = 1 << 22
@@ -52,6 +50,25 @@ FLAT: dict[type[nn.Module], tuple[float, float]] = {
 }
 
 
+@dataclass
+class Inputs:
+    """What is read of a layer's input on one rank.
+
+    Args:
+        values: (S,), of all units.
+        units: unit -> (S,).
+        flat: (C,), how many values of each unit lie where the nonlinearity is flat; None if it is nowhere.
+        count: values per unit.
+        rows: (R, C), some positions with all units, for the effective rank; None in most samples.
+    """
+
+    values: Tensor
+    units: dict[int, Tensor]
+    flat: Tensor | None
+    count: int
+    rows: Tensor | None
+
+
 class ActivationPercentiles(Monitor):
     """Shows the {15, 50, 85}th percentiles of what goes into the nonlinearities, on a batch that stays the same.
 
@@ -69,7 +86,7 @@ class ActivationPercentiles(Monitor):
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: names with `*`, or classes, whose input is looked at; None for all activation modules of torch's, or
+        layers: names or classes, with `*`, whose input is looked at; None for all activation modules of torch's, or
             in a network without any for what its norms, or else its layers with weights, put out.
         units: which channels of each layer have lines of their own.
         q: the percentages of the lower line, the middle and the upper.
@@ -117,15 +134,13 @@ class ActivationPercentiles(Monitor):
             **{f"unit_p{share:g}": f"{share:g}th percentile of the inputs of one unit" for share in q},
             "saturated": "share of the inputs where the nonlinearity is flat",
             "dead": "share of the units with no other inputs than such",
-            "effective_rank": "directions that the inputs of all units fill, 1 to their number",
+            "effective_rank": "number of directions in which the inputs of all units vary, 1 to their number",
         }
 
     def reset(self) -> None:
         super().reset()
         self.batch = self.given
-        self.random: Tensor | None = None
-        self.tapped: tuple[nn.Module, list[Probe]] | None = None
-        """A copy of the module, and what listens to it."""
+        self.seed: Tensor | None = None
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_activation) or of_kind(model, is_norm) or of_kind(model, is_weighted)
@@ -133,20 +148,15 @@ class ActivationPercentiles(Monitor):
     def begin(self, step: Step) -> None:
         """Runs the probe batch, before the training's own."""
         if self.batch is None:
-            self.batch = deepcopy(step.batch)
-        if self.random is None:
-            self.random = torch.get_rng_state()  # the same in every sample
-        replica = step.replica.refresh()
-        if self.tapped is None or self.tapped[0] is not replica.module:
-            self.tapped = replica.module, self.taps(replica.module)
-        probes = self.tapped[1]
+            self.batch = copied_batch(step.batch)
+        if self.seed is None:
+            self.seed = torch.get_rng_state()  # the same in every sample
+        replica = step.replica().refresh()
         try:
             given = step.trainer.precision_plugin.convert_input(self.batch)
             here = move_data_to_device(given, step.module.device)
-            with ExitStack() as stack:
-                for probe in probes:
-                    stack.enter_context(probe)
-                replica.run("training_step", here, random_state=self.random, is_fresh=True)
+            with self.probe(replica.module) as probe:
+                replica.run("training_step", here, seed=self.seed)
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -156,92 +166,76 @@ class ActivationPercentiles(Monitor):
                 f"ActivationPercentiles(batch=...): the module's training_step cannot take it ({error}); give a batch "
                 f"as the training data yields it, or leave it out."
             ) from error
-        self.found: dict[str, dict[str, Any]] = {}
-        for visit in (visit for probe in probes for visit in probe.visits):
+        self.found: dict[str, Inputs] = {}
+        for visit in probe.visits:
             one = visit.output if visit.input is None else visit.input
             if one is not None:
-                self.found.setdefault(visit.name, one)  # of a layer that runs twice, the first time
+                self.found.setdefault(visit.name, one)  # the first pass through a layer that runs twice
 
-    def taps(self, module: nn.Module) -> list[Probe]:
-        """Probes of what goes into nonlinearities, on a copy of the module."""
+    def probe(self, module: nn.Module) -> Probe:
+        """A probe of what goes into the nonlinearities of a copy of the module."""
         named = dict(named_layers(module))
-        modules = {name: named[name] for name in self.modules}
-        inside = {n: m for n, m in modules.items() if self.layers is not None or reads_input(m)}
-        outside = {n: m for n, m in modules.items() if n not in inside}
-        probes = [Probe(module, inside, input=self.read)] if inside else []
-        return probes + ([Probe(module, outside, output=self.read)] if outside else [])
+        layers = {name: named[name] for name in self.modules}
+        takes = {name for name, layer in layers.items() if self.layers is not None or takes_input(layer)}
+        inputs = {name: self.read_input for name in layers if name in takes}
+        return Probe(module, layers, input=inputs, output={n: self.read_input for n in layers if n not in takes})
 
-    def collect(self, step: Step, heard: Heard) -> dict[str, Any]:
-        return self.found
-
-    def read(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
-        """What is kept of a layer's input."""
+    def read_input(self, module: nn.Module, x: Tensor) -> Inputs:
+        """Reads the input of a nonlinearity. All are copies: one that works in place overwrites its input."""
         axis = feature_axis(module, x)
         if self.units and max(self.units) >= x.shape[axis]:
             raise InputError(
                 f"ActivationPercentiles(units={list(self.units)}): a {type(module).__name__} has {x.shape[axis]} units "
                 f"(its input is {tuple(x.shape)}); units are counted from 0; name layers that have them."
             )
-        # Copies: an activation that works in place writes over its input.
-        found: dict[str, Any] = {
-            "all": copied(sampled(x, self.samples)),
-            "units": {u: copied(sampled(x.select(axis, u), self.samples)) for u in self.units},
-        }
-        bounds = next((b for kind, b in FLAT.items() if type(module) is kind), None)
-        if bounds is not None:
-            others = [i for i in range(x.dim()) if i != axis]
-            found["flat"] = flat(x, *bounds).sum(others).cpu()  # of each unit
-            found["count"] = x.numel() // max(x.shape[axis], 1)
-        if self.in_detail:
-            found["rank"] = copied(sampled_rows(x, axis, self.samples))
-        return found
+        bounds = FLAT.get(type(module))
+        others = [i for i in range(x.dim()) if i != axis]
+        return Inputs(
+            values=copied(sampled(x, self.samples)),
+            units={u: copied(sampled(x.select(axis, u), self.samples)) for u in self.units},
+            flat=None if bounds is None else flat(x, *bounds).sum(others).cpu(),
+            count=x.numel() // max(x.shape[axis], 1),
+            rows=copied(sampled_rows(x, axis, self.samples)) if self.in_detail else None,
+        )
 
-    def merge(self, parts: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        return parts
+    def read(self, step: Step, seen: Seen) -> dict[str, Inputs]:
+        return self.found
 
-    def structure(self, found: Sequence[dict[str, Any]]) -> Hashable:
-        return tuple((name, tuple(notes)) for part in found for name, notes in part.items())
+    def merge(self, parts: Sequence[dict[str, Inputs]]) -> dict[str, list[Inputs]]:
+        layers = dict.fromkeys(name for part in parts for name in part)
+        return {name: [part[name] for part in parts if name in part] for name in layers}
 
-    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples:
-        reached = list(dict.fromkeys(name for part in found[0] for name in part))
-        self.tell_of_unreached(reached)
-        names = [*reached, *(name for name in self.modules if name not in reached)]
+    def compute(self, number: int, sample: dict[str, list[Inputs]]) -> Table:
+        self.warn_of_unreached(sample)
+        names = [*sample, *(name for name in self.modules if name not in sample)]
         rows = [*names, *(f"{name}/{u}" for name in names for u in self.units)]
-        place = {row: i for i, row in enumerate(rows)}
-        values = {
-            metric: torch.full((len(found), len(rows)), torch.nan, dtype=torch.float64) for metric in self.metrics
-        }
-        applies = {metric: torch.zeros(len(rows), dtype=torch.bool) for metric in self.metrics}
-        for name in reached:
-            of_steps = [[part[name] for part in parts if name in part] for parts in found]
-            for row, metric, column in self.of_layer(name, of_steps):
-                values[metric][:, place[row]] = column
-                applies[metric][place[row]] = True
-        return Samples(rows, values, applies)
+        values: dict[str, dict[str, float]] = {metric: {} for metric in self.metrics}
+        for name, parts in sample.items():
+            for row, metric, value in self.of_layer(name, parts):
+                values[metric][row] = value
+        return Table(rows, values)
 
-    def of_layer(self, name: str, of_steps: Sequence[Sequence[dict[str, Any]]]) -> Iterator[tuple[str, str, Tensor]]:
-        """Row, metric and values (K,) of all there is to say of a layer in K samples, from the notes of the ranks."""
-        band = bands([joined(notes, "all") for notes in of_steps], self.q)
-        for metric, column in zip((*self.input_names, "input_width"), (*band, band[2] - band[0]), strict=True):
-            yield name, metric, column
-        first = of_steps[0][0]
-        if "flat" in first:
-            flat_of_units = [torch.stack([one["flat"] for one in notes]).sum(0) for notes in of_steps]
-            counts = [sum(one["count"] for one in notes) for notes in of_steps]
-            steps = list(zip(flat_of_units, counts, strict=True))
-            yield name, "saturated", torch.stack([by_unit.double().mean() / max(n, 1) for by_unit, n in steps])
-            yield name, "dead", torch.stack([(by_unit == n).double().mean() for by_unit, n in steps])
-        if "rank" in first:
-            fills = [effective_rank(joined(notes, "rank")) for notes in of_steps]
-            yield name, "effective_rank", torch.stack(fills)
+    def of_layer(self, name: str, parts: Sequence[Inputs]) -> Iterator[tuple[str, str, float]]:
+        """Row, metric and value of all there is of a layer, from what each rank has read."""
+        band = percentiles(torch.cat([part.values for part in parts]), self.q).tolist()
+        for metric, value in zip((*self.input_names, "input_width"), (*band, band[2] - band[0]), strict=True):
+            yield name, metric, value
         for u in self.units:
-            band = bands([joined([one["units"] for one in notes], u) for notes in of_steps], self.q)
-            for metric, column in zip(self.unit_names, band, strict=True):
-                yield f"{name}/{u}", metric, column
+            band = percentiles(torch.cat([part.units[u] for part in parts]), self.q).tolist()
+            for metric, value in zip(self.unit_names, band, strict=True):
+                yield f"{name}/{u}", metric, value
+        flat_of_units, count = [part.flat for part in parts if part.flat is not None], sum(part.count for part in parts)
+        if flat_of_units:
+            total = torch.stack(flat_of_units).sum(0)
+            yield name, "saturated", total.double().mean().item() / max(count, 1)
+            yield name, "dead", (total == count).double().mean().item()
+        rows = [part.rows for part in parts if part.rows is not None]
+        if rows:
+            yield name, "effective_rank", effective_rank(torch.cat(rows)).item()
 
-    def detail(self, board: Board, number: int, found: Sequence[dict[str, Any]]) -> None:
-        for name in dict.fromkeys(name for part in found for name in part):
-            board.histogram(number, f"input/{name}", torch.cat([part[name]["all"] for part in found if name in part]))
+    def detail(self, writer: EventWriter, number: int, sample: dict[str, list[Inputs]]) -> None:
+        for name, parts in sample.items():
+            writer.histogram(number, f"input/{name}", torch.cat([part.values for part in parts]))
 
     def charts(self) -> list[Chart]:
         low, middle, high = self.input_names
@@ -256,45 +250,28 @@ class ActivationPercentiles(Monitor):
                 charts.append(Chart(f"{name}: unit {u}", tags, band=True))
         return charts
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.tapped = None
-
-    # What goes on with a resumed run.
-
     def state_dict(self) -> dict[str, Any]:
         batch = None if self.given is not None else plain(self.batch)
         return {
             **super().state_dict(),
             "batch": batch if size_of(batch) <= SAVED_BYTES else None,
-            "random": self.random,
+            "random": self.seed,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.random = state_dict["random"]
+        self.seed = state_dict["random"]
         if self.given is None:
             self.batch = state_dict["batch"]
 
 
-def joined(notes: Sequence[dict[Any, Any]], key: Any) -> Tensor:
-    """What the ranks have noted under a key, one behind the other."""
-    return notes[0][key] if len(notes) == 1 else torch.cat([one[key] for one in notes])
-
-
-def bands(rows: Sequence[Tensor], q: Sequence[float]) -> Tensor:
-    """(Q, K), the percentiles of K rows; of many short ones all at once."""
-    if len({len(row) for row in rows}) == 1 and len(rows[0]) <= BUCKETS:
-        return percentiles(torch.stack(list(rows)), q, dim=1)
-    return torch.stack([percentiles(row, q) for row in rows], 1)
-
-
-def reads_input(module: nn.Module) -> bool:
-    """Whether what a nonlinearity takes in is what this module takes in; else it is what the module puts out."""
+def takes_input(module: nn.Module) -> bool:
+    """Whether a module applies a nonlinearity to its input; of any other the output goes into one."""
     return is_activation(module) or (isinstance(module, Norm) and module.facts.brings_activation)
 
 
 def sampled_rows(x: Tensor, axis: int, samples: int) -> Tensor:
-    """(R, C), positions of samples, evenly spread, about `samples` values in all but at least 2 C rows if there are."""
+    """(R, C), evenly spread positions: about `samples` values, but at least 2 C rows if there are so many."""
     rows = x.movedim(axis, -1).reshape(-1, x.shape[axis])
     return rows[:: max(len(rows) // max(samples // x.shape[axis], 2 * x.shape[axis]), 1)]
 
@@ -305,7 +282,7 @@ def copied(x: Tensor) -> Tensor:
 
 
 def plain(batch: Any) -> Any:
-    """A batch of tensors, tuples, lists and mappings as what a checkpoint may hold; None of anything else."""
+    """A batch of tensors, tuples, lists and mappings for a checkpoint; None of anything else."""
     if isinstance(batch, Tensor):
         return batch.detach().cpu()
     if isinstance(batch, tuple | list):

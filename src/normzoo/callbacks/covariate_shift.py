@@ -1,25 +1,35 @@
 """Do the inputs of a layer keep their distribution?"""
 
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
-from normzoo.metrics import Moments, kl, slope, w1, w2
+from normzoo.metrics import kl, slope, w1, w2
+from normzoo.monitoring.channels import (
+    Channels,
+    feature_moments,
+    from_state,
+    joined,
+    layer_means,
+    merge_channels,
+    merge_passes,
+    shared_layers,
+    to_state,
+)
+from normzoo.monitoring.layers import Layers, is_compiled, is_norm, is_weighted, named_layers, of_kind
 from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.probe import Layers, Probe, is_compiled, is_norm, is_weighted, named_layers, of_kind
-from normzoo.monitoring.profile import NOTHING, Profile, aligned, feature_moments, layer_means, merge_profiles, profile
+from normzoo.monitoring.probe import Probe
 from normzoo.monitoring.replica import Replica
-from normzoo.monitoring.sample import Heard, Readings, Samples, Step
+from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Board, Chart
+from normzoo.monitoring.writer import Chart, EventWriter
 
-DISTANCES = ("w1", "w2", "kl")
 RECENT = 8
 """Samples of training that evaluation is compared with."""
 
@@ -43,7 +53,7 @@ class CovariateShift(Monitor):
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: names with `*`, or classes; None for all norms, or in a network without any all layers with weights.
+        layers: names or classes, with `*`; None for all norms, or in a network without any all layers with weights.
         reference_step: the step from which on a sample is the reference.
         evaluation_batches: batches of each validation and test that count; 0 for none.
 
@@ -81,14 +91,14 @@ class CovariateShift(Monitor):
                 raise InputError(f"CovariateShift({name}={value!r}): it is a number of at least 0.")
         self.reference_step = reference_step
         self.evaluation_batches = evaluation_batches
-        self.replicas: list[Replica] = []
 
     def reset(self) -> None:
         super().reset()
-        self.reference: Profile | None = None
-        self.recent: deque[Profile] = deque(maxlen=RECENT)
-        self.evaluated: list[Profile] = []
-        self.listening: Probe | None = None
+        self.reference: Channels = {}
+        self.recent: deque[Channels] = deque(maxlen=RECENT)
+        self.evaluated: list[Channels] = []
+        self.probe: Probe | None = None
+        self.replica: Replica | None = None
         self.new_data: dict[str, dict[str, float]] = {}
         """The newest comparison with other data: "val_w2" or "test_w2" -> layer -> value."""
 
@@ -98,108 +108,95 @@ class CovariateShift(Monitor):
     def readings(self) -> Readings:
         return {("input", feature_moments): self.modules, ("output", feature_moments): self.modules}
 
-    def collect(self, step: Step, heard: Heard) -> tuple[Profile, Profile]:
-        return profile(heard["input", feature_moments]), profile(heard["output", feature_moments])
+    def read(self, step: Step, seen: Seen) -> tuple[Channels, Channels]:
+        return merge_passes(seen["input", feature_moments]), merge_passes(seen["output", feature_moments])
 
-    def merge(self, parts: Sequence[tuple[Profile, Profile]]) -> tuple[Profile, Profile]:
-        inputs, outputs = (merge_profiles(side) for side in zip(*parts, strict=True))
-        return inputs, outputs
+    def merge(self, parts: Sequence[tuple[Channels, Channels]]) -> tuple[Channels, Channels]:
+        inputs, outputs = zip(*parts, strict=True)
+        return merge_channels(inputs), merge_channels(outputs)
 
-    def structure(self, found: tuple[Profile, Profile]) -> Hashable:
-        return tuple((one.names, one.sizes) for one in found)
-
-    def digest(self, numbers: Sequence[int], found: Sequence[tuple[Profile, Profile]]) -> Samples | None:
-        inputs = [one for one, _ in found]
-        names, sizes = inputs[0].names, inputs[0].sizes
-        self.tell_of_unreached(names)
-        if not names:
+    def compute(self, number: int, sample: tuple[Channels, Channels]) -> Table | None:
+        inputs, outputs = sample
+        self.warn_of_unreached(inputs)
+        if not inputs:
             return None
-        later = [number >= self.reference_step for number in numbers]
-        if self.reference is None and any(later):
-            self.reference = inputs[later.index(True)]
-        last = self.recent[-1] if self.recent else NOTHING
-        self.recent.extend(inputs)
-        now = over_steps(inputs)
+        begun = number >= self.reference_step
+        if begun and not self.reference:
+            self.reference = inputs
         pairs = {
-            "drift": (now, over_steps([(self.reference or NOTHING).on(names, sizes)] * len(inputs))),
-            "step": (now, over_steps([last.on(names, sizes), *inputs[:-1]])),
-            "in_out": (over_steps([out.on(names, sizes) for _, out in found]), now),
+            "drift": (inputs, self.reference if begun else {}),
+            "step": (inputs, self.recent[-1] if self.recent else {}),
+            "in_out": (outputs, inputs),
         }
-        p, q = (stacked(side) for side in zip(*pairs.values(), strict=True))
-        values, known = distances(sizes, p, q)  # (3 distances, 3 pairs, K, L) and (3 pairs, K, L)
-        known[0] &= torch.tensor(later).unsqueeze(1)
-        shown = {f"{what}_{d}": (i, j) for j, what in enumerate(pairs) for i, d in enumerate(DISTANCES)}
-        shown = {name: place for name, place in shown.items() if name in self.metrics}
-        by_metric = {name: values[i, j] for name, (i, j) in shown.items()}
-        return Samples(names, by_metric, {name: known[j] for name, (_, j) in shown.items()})
-
-    def totals_of(self, samples: Samples) -> list[dict[str, float]]:
-        slopes = slope(torch.stack(list(samples.values.values()), 1)).tolist()  # K rows of a slope per metric
-        return [
-            {f"depth_slope/{name}": s for name, s in zip(samples.values, row, strict=True) if s == s} for row in slopes
-        ]
+        self.recent.append(inputs)
+        values = {
+            f"{pair}_{name}": by_layer for pair, (p, q) in pairs.items() for name, by_layer in distances(p, q).items()
+        }
+        values = {metric: by_layer for metric, by_layer in values.items() if metric in self.metrics}
+        return Table(list(inputs), values, slopes(values, list(inputs)))
 
     def charts(self) -> list[Chart]:
-        profiles = {"drift_w2": "drift from the reference", "step_w2": "drift from the last sample"}
-        profiles |= {"in_out_w2": "output against input", "val_w2": "validation against training"}
-        profiles |= {"test_w2": "test against training"}
-        charts = [Chart(f"depth profile: {told} ({name})", (f"^{name}/",)) for name, told in profiles.items()]
+        profiles = {
+            "drift_w2": "drift from the reference",
+            "step_w2": "drift from the last sample",
+            "in_out_w2": "output against input",
+            "val_w2": "validation against training",
+            "test_w2": "test against training",
+        }
+        charts = [Chart(f"depth profile: {title} ({name})", (f"^{name}/",)) for name, title in profiles.items()]
         return [*charts, Chart("the deeper, the larger? (depth_slope)", ("^depth_slope/",))]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self.ranks = Ranks()  # when all are there: later, one may have failed
+        self.ranks = Ranks()  # while all ranks are here: later, one may have failed
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.ranks.close()
 
-    # Evaluation: its inputs, layer by layer, against those of training.
+    # Evaluation: the inputs of its layers, compared with those of training.
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not trainer.sanity_checking:
-            self.listen(trainer, pl_module, "validation_step", batch, batch_idx, dataloader_idx)
+            self.read_evaluation(trainer, pl_module, "validation_step", batch, batch_idx, dataloader_idx)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.listen(trainer, pl_module, "test_step", batch, batch_idx, dataloader_idx)
+        self.read_evaluation(trainer, pl_module, "test_step", batch, batch_idx, dataloader_idx)
 
-    def listen(
+    def read_evaluation(
         self, trainer: Trainer, module: LightningModule, step: str, batch: Any, batch_idx: int, dataloader_idx: int
     ) -> None:
-        """Attaches a probe to one of the first batches of the first loader; on a compiled network runs a copy."""
+        """Attaches a probe for one of the first batches of the first loader; of a compiled network, runs a copy."""
         if batch_idx >= self.evaluation_batches or dataloader_idx > 0 or not self.recent or not self.modules:
             return
-        if not is_compiled(module):
-            here = dict(named_layers(module))  # a test may be of another module than the one that was trained
-            layers = {name: here[name] for name in self.modules if name in here}
-            self.listening = Probe(module, layers, input=feature_moments)
-            self.listening.__enter__()
-            return
-        self.replicas = self.replicas or [Replica(trainer, module)]
-        replica = self.replicas[0].refresh()
-        named = dict(named_layers(replica.module))
-        with (
-            Probe(replica.module, {n: named[n] for n in self.modules}, input=feature_moments) as probe,
-            torch.no_grad(),
-        ):
-            replica.run(step, batch, batch_idx)
-        self.evaluated.append(profile([(v.name, v.input) for v in probe.visits]))
+        is_copy = is_compiled(module)
+        if is_copy:
+            self.replica = self.replica or Replica(trainer, module)
+            module = self.replica.refresh().module
+        named = dict(named_layers(module))  # a test may be of another module than the one that was trained
+        layers = {name: named[name] for name in self.modules if name in named}
+        self.probe = Probe(module, layers, input=feature_moments)
+        self.probe.__enter__()
+        if is_copy and self.replica is not None:
+            with torch.no_grad():
+                self.replica.run(step, batch, batch_idx)
+            self.detach()
+
+    def detach(self) -> None:
+        """Removes the probe, and keeps what it read."""
+        if self.probe is not None:
+            self.probe.__exit__()
+            self.evaluated.append(merge_passes((visit.name, visit.input) for visit in self.probe.visits))
+            self.probe = None
 
     def on_validation_batch_end(self, *unused: Any) -> None:
-        self.heard()
+        self.detach()
 
     def on_test_batch_end(self, *unused: Any) -> None:
-        self.heard()
-
-    def heard(self) -> None:
-        """Takes the probe off."""
-        if self.listening is not None:
-            self.listening.__exit__()
-            self.evaluated.append(profile([(v.name, v.input) for v in self.listening.visits]))
-            self.listening = None
+        self.detach()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.compare(trainer, "val_w2")
@@ -208,69 +205,62 @@ class CovariateShift(Monitor):
         self.compare(trainer, "test_w2")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.listening is not None:
-            self.listening.__exit__()
-        self.listening, self.evaluated = None, []
+        self.detach()
+        self.evaluated = []
 
     def compare(self, trainer: Trainer, metric: str) -> None:
-        """Writes how far evaluation is from training. All ranks come here, whatever number of batches they had."""
+        """Writes how far evaluation is from training. All ranks call it, whatever their number of batches."""
         if not self.recent or trainer.sanity_checking:
             return
-        own, self.evaluated = self.evaluated, []
-        self.replicas = []
-        parts = [part for of_rank in self.ranks.gather(own) for part in of_rank]
-        if not parts:
+        own, self.evaluated, self.replica = self.evaluated, [], None
+        evaluated = merge_channels([part for of_rank in self.ranks.gather(own) for part in of_rank])
+        trained = merge_channels(self.recent)
+        if not evaluated:
             return
-        evaluated, trained = aligned(merge_profiles(parts), merge_profiles(list(self.recent)))
-        values, known = distances(trained.sizes, evaluated.moments, trained.moments)
-        column = values[DISTANCES.index("w2")]
-        found = {name: v for name, v, k in zip(trained.names, column.tolist(), known.tolist(), strict=True) if k}
+        found = distances(evaluated, trained)["w2"]
         self.new_data[metric] = found
-        board = Board(trainer)
-        step = trainer.global_step
-        board.scalars(step, {f"{metric}/{name}": value for name, value in found.items()})
-        if len(found) > 1:
-            board.scalars(step, {f"depth_slope/{metric}": slope(column).item()})
-        columns = {metric: self.totals[f"{metric}/"]}
-        board.table(step, f"normalization/{self.label}/{metric}", trained.names, columns, column[:, None])
-        board.write()
-
-    # What goes on with a resumed run.
+        writer, step = EventWriter(trainer), trainer.global_step
+        writer.scalars(step, {f"{metric}/{name}": value for name, value in found.items()})
+        writer.scalars(step, slopes({metric: found}, list(trained)))
+        column = torch.tensor([[found.get(name, torch.nan)] for name in trained])
+        units = {metric: self.totals[f"{metric}/"]}
+        writer.table(step, f"normalization/{self.label}/{metric}", list(trained), units, column)
+        writer.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        reference = None if self.reference is None else self.reference.state_dict()
-        return {**super().state_dict(), "reference": reference, "recent": [one.state_dict() for one in self.recent]}
+        recent = [to_state(one) for one in self.recent]
+        return {**super().state_dict(), "reference": to_state(self.reference), "recent": recent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        reference = state_dict["reference"]
-        self.reference = None if reference is None else Profile.from_state(reference)
-        self.recent = deque(map(Profile.from_state, state_dict["recent"]), maxlen=RECENT)
+        self.reference = from_state(state_dict["reference"])
+        self.recent = deque(map(from_state, state_dict["recent"]), maxlen=RECENT)
 
 
-def stacked(parts: Sequence[Moments]) -> Moments:
-    """Moments along a new first axis."""
-    return Moments(*(torch.stack(list(column)) for column in zip(*parts, strict=True)))
-
-
-def over_steps(profiles: Sequence[Profile]) -> Moments:
-    """(K, sum C_l) each, of K profiles with the same layers."""
-    return stacked([one.moments for one in profiles])
-
-
-def distances(sizes: tuple[int, ...], p: Moments, q: Moments) -> tuple[Tensor, Tensor]:
-    """How far p is from q, layer by layer: W1 and W2 in standard deviations of q, KL in nats.
-
-    Args:
-        sizes: C_l of each layer.
-        p: n, mean and var (..., sum C_l).
-        q: n, mean and var (..., sum C_l); n is 0 where there is nothing to compare with.
+def distances(p: Channels, q: Channels) -> dict[str, dict[str, float]]:
+    """How far p is from q: W1 and W2 in standard deviations of q, KL in nats.
 
     Returns:
-        W1, W2 and KL (3, ..., L); and (..., L), where there is such a value: both have the layer, and not all channels
-        are constant in q.
+        "w1", "w2" and "kl" -> layer -> value, for the layers that both have, unless all of their channels are constant
+        in q.
     """
-    counts = (p.n > 0) & (q.n > 0) & (q.var != 0)
-    values = layer_means(sizes, torch.stack([w1(p, q) / q.std, (w2(p, q) / q.std).square(), kl(p, q)]), counts)
-    values[1] = values[1].sqrt()
-    return values, layer_means(sizes, counts.double()) > 0
+    names = shared_layers(p, q)
+    if not names:
+        return {"w1": {}, "w2": {}, "kl": {}}
+    sizes = [len(p[name].mean) for name in names]
+    ours, theirs = joined(p, names), joined(q, names)
+    known = theirs.var != 0
+    columns = torch.stack([w1(ours, theirs) / theirs.std, (w2(ours, theirs) / theirs.std).square(), kl(ours, theirs)])
+    means = layer_means(sizes, columns, known)
+    there = (layer_means(sizes, known.double()) > 0).tolist()
+    return {
+        metric: {name: value for name, value, is_there in zip(names, row.tolist(), there, strict=True) if is_there}
+        for metric, row in zip(("w1", "w2", "kl"), (means[0], means[1].sqrt(), means[2]), strict=True)
+    }
+
+
+def slopes(values: Mapping[str, Mapping[str, float]], layers: Sequence[str]) -> dict[str, float]:
+    """Tag -> the slope of a metric from layer to layer, where at least two layers have a finite value."""
+    table = torch.tensor([[by_layer.get(name, torch.nan) for name in layers] for by_layer in values.values()])
+    found = slope(table.double()).tolist()
+    return {f"depth_slope/{metric}": value for metric, value in zip(values, found, strict=True) if value == value}

@@ -1,7 +1,7 @@
 """Do gradients vanish or explode on their way through the network?"""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,30 +9,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normzoo.errors import InputError
-from normzoo.metrics import growth, norms, ratio
-from normzoo.monitoring.layers import own_parameters
+from normzoo.metrics import growth, norms
+from normzoo.monitoring.layers import Layers, is_weighted, of_kind, own_parameters
 from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.probe import Layers, is_weighted, of_kind
-from normzoo.monitoring.sample import Heard, Readings, Samples, Step
+from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
 from normzoo.monitoring.writer import Chart
 
-NONE = torch.zeros(0, dtype=torch.float64)
 
+class Sample(NamedTuple):
+    """What is read of a step."""
 
-class Notes(NamedTuple):
-    """What is noted of a step."""
-
-    order: tuple[str, ...]
-    """Layers as they ran."""
-    flowing: tuple[str, ...]
-    """Those whose output has a gradient."""
-    squares: Tensor
-    """Its squared norm, for each of them."""
-    with_gradient: tuple[bool, ...]
-    """Which of the parameters have one."""
-    by_parameter: dict[str, Tensor]
-    """Norms of gradients, weights and updates, for each parameter."""
+    order: list[str]
+    """Layers in the order of execution."""
+    flow: dict[str, float]
+    """Layer -> squared norm of the gradient of its output, where there is one."""
+    parameters: dict[str, dict[str, float]]
+    """Metric -> layer -> value, of its weights."""
 
 
 class GradientFlow(Monitor):
@@ -51,7 +44,7 @@ class GradientFlow(Monitor):
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: names with `*`, or classes; None for all layers with weights but norms.
+        layers: names or classes, with `*`; None for all layers with weights but norms.
         vanishing: the share of the last layer's flow below which a layer's has vanished, in (0, 1).
         exploding: the share above which it has exploded, above 1.
 
@@ -87,8 +80,8 @@ class GradientFlow(Monitor):
         super().__init__(every, layers, detail_every=0)
         if not 0 < vanishing < 1 < exploding:
             raise InputError(
-                f"GradientFlow(vanishing={vanishing!r}, exploding={exploding!r}): they are shares of the last layer's "
-                f"flow, the one in (0, 1), the other above 1; 1e-3 and 1e3 are the defaults."
+                f"GradientFlow(vanishing={vanishing!r}, exploding={exploding!r}): shares of the last layer's flow, "
+                f"the first in (0, 1), the second above 1; 1e-3 and 1e3 are the defaults."
             )
         self.vanishing = vanishing
         self.exploding = exploding
@@ -102,132 +95,97 @@ class GradientFlow(Monitor):
 
     def find_layers(self, model: nn.Module) -> None:
         super().find_layers(model)
-        self.parameters = {name: own_parameters(module) for name, module in self.modules.items()}
-        self.flat = [p for own in self.parameters.values() for p in own]
-        owners = [i for i, own in enumerate(self.parameters.values()) for _ in own]
-        self.owner = torch.tensor(owners, dtype=torch.long)
-        self.place = {name: i for i, name in enumerate(self.modules)}
+        owned = [(name, p) for name, module in self.modules.items() for p in own_parameters(module)]
+        self.owners, self.parameters = [name for name, _ in owned], [p for _, p in owned]
 
     def readings(self) -> Readings:
         return {("gradient", norm_of): self.modules}
 
     def begin(self, step: Step) -> None:
-        self.noted: dict[str, Tensor] = {}
         self.weights: list[Tensor] = []
-        self.gradients: list[Tensor] = []
-        """Norms of gradients, (G,), of each optimizer."""
-        self.with_gradient: list[int] = []
-        """The places of their parameters in `flat`."""
-        self.scale = 1.0 if step.on_copy else loss_scale(step)  # as it is in this step's backward pass
+        self.gradients: dict[int, float] = {}
+        """Place of a parameter -> norm of its gradient."""
+        self.scale = 1.0 if step.on_copy else loss_scale(step)  # that of this step's backward pass
 
     def before_update(self, step: Step, optimizer: Optimizer) -> None:
-        """Keeps the norms of an optimizer's gradients, and, before the first of several moves them, the weights."""
+        """Reads the gradients of an optimizer; before the first of several updates, copies the weights."""
         if not self.weights:
-            self.weights = [p.detach().clone() for p in self.flat]
+            self.weights = [p.detach().clone() for p in self.parameters]
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        known = set(self.with_gradient)
-        mine = [i for i, p in enumerate(self.flat) if id(p) in own and p.grad is not None and i not in known]
-        self.gradients.append(norms([gradient_of(self.flat[i]) for i in mine]))
-        self.with_gradient += mine
+        gradients = {i: p.grad for i, p in enumerate(self.parameters) if id(p) in own and p.grad is not None}
+        fresh = {i: gradient for i, gradient in gradients.items() if i not in self.gradients}
+        self.gradients.update(zip(fresh, norms(list(fresh.values())).tolist(), strict=True))
 
-    def collect(self, step: Step, heard: Heard) -> Notes:
-        passes = heard["gradient", norm_of]
-        order = tuple(dict.fromkeys(name for name, _ in passes))
-        seen = [(name, norm) for name, norm in passes if norm is not None]
-        flowing = tuple(dict.fromkeys(name for name, _ in seen))
-        squares = NONE
-        if seen:
-            squares = torch.stack([norm for _, norm in seen]).double().cpu().square() / self.scale**2
-        if len(flowing) < len(seen):  # some ran several times
-            place = torch.tensor([flowing.index(name) for name, _ in seen])
-            squares = squares.new_zeros(len(flowing)).index_add_(0, place, squares)
-        if self.weights:
-            found = torch.cat([one.double().cpu() for one in self.gradients])
-            if self.with_gradient != list(range(len(self.flat))):
-                place = torch.tensor(self.with_gradient, dtype=torch.long)
-                found = found.new_zeros(len(self.flat)).index_copy_(0, place, found)
-            self.noted["grad_norm"] = found
-            self.noted["weight"] = norms(self.weights)
-            torch._foreach_sub_(self.weights, [p.detach() for p in self.flat])  # in place: no further copy
-            self.noted["update"] = norms(self.weights)
-            if step.trainer.gradient_clip_val:
-                self.noted["grad_norm_clipped"] = norms([gradient_of(p) for p in self.flat])
+    def read(self, step: Step, seen: Seen) -> Sample:
+        passes = seen["gradient", norm_of]
+        flow: dict[str, float] = {}
+        for name, norm in passes:
+            if norm is not None:
+                flow[name] = flow.get(name, 0.0) + (float(norm) / self.scale) ** 2
+        return Sample(list(dict.fromkeys(name for name, _ in passes)), flow, self.read_parameters(step))
+
+    def read_parameters(self, step: Step) -> dict[str, dict[str, float]]:
+        """Metric -> layer -> value, of the weights of a layer; without those that did not learn in this step."""
+        if not self.weights:
+            return {}
+        weight = self.by_layer(norms(self.weights).tolist())
+        for before, p in zip(self.weights, self.parameters, strict=True):
+            before.sub_(p.detach())  # in place: no further copy
+        update = self.by_layer(norms(self.weights).tolist())
         self.weights = []
-        by_parameter = {name: one.double().cpu() for name, one in self.noted.items()}
-        known = set(self.with_gradient)
-        with_gradient = tuple(i in known for i in range(len(self.flat)))
-        return Notes(order, flowing, squares, with_gradient, by_parameter)
+        learn = {self.owners[i] for i in self.gradients}
+        gradient = self.by_layer([self.gradients.get(i, 0.0) for i in range(len(self.parameters))])
+        found = {"grad_norm": gradient}
+        if step.trainer.gradient_clip_val:
+            clipped = [p.new_zeros(1) if p.grad is None else p.grad for p in self.parameters]
+            found["grad_norm_clipped"] = self.by_layer(norms(clipped).tolist())
+        # Weights that are all 0 have no ratio.
+        found["grad_ratio"] = {name: gradient[name] / size for name, size in weight.items() if size}
+        found["update_ratio"] = {name: update[name] / size for name, size in weight.items() if size}
+        return {metric: {n: v for n, v in by_layer.items() if n in learn} for metric, by_layer in found.items()}
 
-    def merge(self, parts: Sequence[Notes]) -> Notes:
-        # What the step minimizes is the average of the losses of all ranks, each of which counts the same.
-        if len(parts) == 1:
-            return parts[0]
-        squares: dict[str, Tensor] = {}
-        for part in parts:
-            for name, square in zip(part.flowing, part.squares, strict=True):
-                squares[name] = squares.get(name, torch.zeros_like(square)) + square / len(parts) ** 2
-        order = tuple(dict.fromkeys(name for part in parts for name in part.order))
-        summed = torch.stack(list(squares.values())) if squares else NONE
-        return parts[0]._replace(order=order, flowing=tuple(squares), squares=summed)
+    def by_layer(self, sizes: Sequence[float]) -> dict[str, float]:
+        """The norm of each layer, from the norms of its parameters."""
+        squares = dict.fromkeys(self.owners, 0.0)
+        for name, size in zip(self.owners, sizes, strict=True):
+            squares[name] += size**2
+        return {name: math.sqrt(square) for name, square in squares.items()}
 
-    def structure(self, found: Notes) -> Hashable:
-        return found.order, found.flowing, found.with_gradient, tuple(found.by_parameter)
+    def merge(self, parts: Sequence[Sample]) -> Sample:
+        # The step minimizes the average of the losses of all ranks, each of which counts the same.
+        order = list(dict.fromkeys(name for part in parts for name in part.order))
+        share = 1 / len(parts) ** 2
+        flow = {
+            name: sum(part.flow[name] * share for part in parts if name in part.flow)
+            for name in dict.fromkeys(name for part in parts for name in part.flow)
+        }
+        return parts[0]._replace(order=order, flow=flow)
 
-    def digest(self, numbers: Sequence[int], found: Sequence[Notes]) -> Samples | None:
-        first = found[0]
-        self.tell_of_unreached(first.order)
-        self.order = list(dict.fromkeys([*self.order, *first.order]))
-        if not self.order:
-            return None
-        count = len(self.modules)
-        place = torch.tensor([self.place[name] for name in first.flowing], dtype=torch.long)
-        flow = torch.full((len(found), count), torch.nan, dtype=torch.float64)
-        flow[:, place] = torch.stack([one.squares for one in found]).sqrt()
-        flows = torch.zeros(count, dtype=torch.bool)
-        flows[place] = True
-        values, applies = {"flow_norm": flow}, {"flow_norm": flows}
-        by_layer = {name: self.by_layer([one.by_parameter[name] for one in found]) for name in first.by_parameter}
-        learns = torch.zeros(count).index_add_(0, self.owner, torch.tensor(first.with_gradient).float()) > 0
-        for metric in ("grad_norm", "grad_norm_clipped"):
-            if metric in by_layer:
-                values[metric], applies[metric] = by_layer[metric], learns
-        if "weight" in by_layer:
-            has_share = learns & (by_layer["weight"] != 0)  # a weight of 0 has no share
-            for metric, part in (("grad_ratio", "grad_norm"), ("update_ratio", "update")):
-                values[metric], applies[metric] = ratio(by_layer[part], by_layer["weight"]), has_share
-        chosen = torch.tensor([self.place[name] for name in self.order])
-        flowing = [name for name in self.order if name in first.flowing]
-        in_order = flow[:, torch.tensor([self.place[name] for name in flowing], dtype=torch.long)].tolist()
-        self.told = [
-            self.tell(number, dict(zip(flowing, sizes, strict=True)))
-            for number, sizes in zip(numbers, in_order, strict=True)
-        ]
-        values = {metric: column[:, chosen] for metric, column in values.items()}
-        return Samples(self.order, values, {metric: there[..., chosen] for metric, there in applies.items()})
+    def compute(self, number: int, sample: Sample) -> Table | None:
+        self.warn_of_unreached(sample.order)
+        self.order = list(dict.fromkeys([*self.order, *sample.order]))
+        flow = {name: math.sqrt(sample.flow[name]) for name in self.order if name in sample.flow}
+        parameters = {
+            metric: {name: by_layer[name] for name in self.order if name in by_layer}
+            for metric, by_layer in sample.parameters.items()
+        }
+        return Table(self.order, {"flow_norm": flow, **parameters}, self.whole(number, flow)) if self.order else None
 
-    def by_layer(self, norms_of_parameters: Sequence[Tensor]) -> Tensor:
-        """The norm of each layer's tensors together: of K x (P,), (K, L)."""
-        squares = torch.stack(list(norms_of_parameters)).square()
-        return squares.new_zeros(len(squares), len(self.modules)).index_add_(1, self.owner, squares).sqrt()
-
-    def totals_of(self, samples: Samples) -> list[dict[str, float]]:
-        return self.told
-
-    def tell(self, number: int, flow: Mapping[str, float]) -> dict[str, float]:
-        """Growth of the gradient over the layers of a step; layers where it vanishes or explodes, with warnings."""
+    def whole(self, number: int, flow: Mapping[str, float]) -> dict[str, float]:
+        """Growth of the gradient over the layers; the number of layers where it vanishes or explodes, with warnings."""
         if not flow:
             return {}
         last = list(flow.values())[-1]
         vanishing = [name for name, size in flow.items() if size == 0 or size < self.vanishing * last]
         exploding = [name for name, size in flow.items() if size == math.inf or size > self.exploding * last]
-        self.flag(number, "vanishes", vanishing, flow)
-        self.flag(number, "explodes", exploding, flow)
-        told = {"flow/vanishing": float(len(vanishing)), "flow/exploding": float(len(exploding))}
+        self.warn(number, "vanishes", vanishing, flow)
+        self.warn(number, "explodes", exploding, flow)
+        totals = {"flow/vanishing": float(len(vanishing)), "flow/exploding": float(len(exploding))}
         if len(flow) > 1:
-            told["flow/growth"] = growth(torch.tensor(list(flow.values()))).item()
-        return told
+            totals["flow/growth"] = growth(torch.tensor(list(flow.values()))).item()
+        return totals
 
-    def flag(self, number: int, what: str, where: Sequence[str], flow: Mapping[str, float]) -> None:
+    def warn(self, number: int, what: str, where: Sequence[str], flow: Mapping[str, float]) -> None:
         """Warns when it begins, of the first layer on the way back from the loss."""
         if not where:
             self.warned.discard(what)
@@ -241,27 +199,22 @@ class GradientFlow(Monitor):
         )
 
     def charts(self) -> list[Chart]:
-        told = {
+        titles = {
             "flow_norm": "gradient of each layer's output",
             "grad_norm": "gradient of each layer's weights",
             "grad_ratio": "gradient / weight",
             "update_ratio": "update / weight",
         }
-        charts = [Chart(f"{title} ({metric})", (f"^{metric}/",)) for metric, title in told.items()]
+        charts = [Chart(f"{title} ({metric})", (f"^{metric}/",)) for metric, title in titles.items()]
         return [Chart("growth per layer, layers that vanish or explode", ("^flow/",)), *charts]
 
 
 def norm_of(module: nn.Module, gradient: Tensor) -> Tensor:
-    """What a probe reads of a gradient."""
-    return torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
-
-
-def gradient_of(parameter: nn.Parameter) -> Tensor:
-    """The gradient, a 0 where there is none."""
-    return parameter.new_zeros(1) if parameter.grad is None else parameter.grad
+    """Reads the norm of a gradient."""
+    return norms([gradient])[0]
 
 
 def loss_scale(step: Step) -> float:
-    """What the backward pass multiplies the loss by: of mixed precision, and of accumulation."""
+    """The factor of the loss in the backward pass: of mixed precision, and of gradient accumulation."""
     scaler = getattr(step.trainer.precision_plugin, "scaler", None)
     return (scaler.get_scale() if scaler is not None else 1.0) / step.trainer.accumulate_grad_batches

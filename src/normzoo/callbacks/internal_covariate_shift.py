@@ -1,18 +1,17 @@
 """Does the update of the layers below change a layer's gradient?"""
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.metrics import internal_covariate_shift
-from normzoo.monitoring.layers import own_parameters
+from normzoo.monitoring.layers import Layers, is_weighted, named_layers, of_kind, own_parameters
 from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.probe import Layers, Probe, is_weighted, named_layers, of_kind
-from normzoo.monitoring.sample import Heard, Samples, Step
+from normzoo.monitoring.probe import Probe
+from normzoo.monitoring.replica import copied_batch
+from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
 
 CHOSEN = 4
@@ -28,13 +27,13 @@ class InternalCovariateShift(Monitor):
 
     Both are computed on a copy of the module, by its own `training_step`, on the same batch with the same buffers and
     random numbers. For the first layer G' is G: 0, 0 and 1. Over ranks both are averages, weighted by their samples.
-    A sample costs one step and, for every further layer, another half to one. Not for modules that optimize by hand.
+    A sample costs one step and, for every further layer, another half to one. Not for manual optimization.
 
     Tags: `ics_l2/LAYER` in units of the gradient, `ics_relative/LAYER`, `ics_cosine/LAYER`.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: names with `*`, or classes; None for four layers with weights, evenly spread from the first to the last.
+        layers: names or classes, with `*`; None for four layers with weights, evenly spread from the first to the last.
 
     Raises:
         InputError: `layers` matches nothing, or nothing that learns; a module that cannot be copied.
@@ -70,63 +69,57 @@ class InternalCovariateShift(Monitor):
         self.order, self.chosen = [], []
 
     def begin(self, step: Step) -> None:
-        """Keeps the weights, and the batch as it is before the step."""
-        step.replica  # noqa: B018 - made now, before the step leaves results on the module
-        self.before = {name: p.detach().clone() for name, p in step.module.named_parameters() if p.requires_grad}
-        self.batch = deepcopy(step.batch)
+        """Copies the weights and the batch from before the step."""
+        self.before = step.replica().weights()
+        self.batch = copied_batch(step.batch)
 
-    def collect(self, step: Step, heard: Heard) -> list[tuple[str, list[float]]]:
-        """Every rank finds the same, as the gradients are those of all batches."""
-        weights = {name: p.detach().clone().requires_grad_() for name, p in self.before.items()}
+    def read(self, step: Step, seen: Seen) -> list[tuple[str, list[float]]]:
+        """Computes the gradients of all batches: every rank finds the same."""
         after = {name: p.detach() for name, p in step.module.named_parameters() if name in self.before}
         if not self.order:
-            self.choose(step, weights)
-        wanted = {layer: [name for name in self.names[layer] if name in weights] for layer in self.chosen}
-        unmoved = self.gradients(step, weights, [name for names in wanted.values() for name in names])
+            self.choose(step)
+        wanted = {layer: [name for name in self.names[layer] if name in self.before] for layer in self.chosen}
+        wanted = {layer: names for layer, names in wanted.items() if names}  # those that still learn
+        unmoved = self.gradients(step, self.before, [name for names in wanted.values() for name in names]) or {}
         found: list[tuple[str, list[float]]] = []
-        for layer, names in wanted.items() if unmoved is not None else ():
-            if not names:  # the layer does not learn any more
-                continue
+        for layer, names in wanted.items() if unmoved else ():
             below = {n for earlier in self.order[: self.order.index(layer)] for n in self.names[earlier]}
             below -= set(names)  # a weight that an earlier layer shares is the layer's own
-            mixed = {n: after[n] if n in below else w for n, w in weights.items()}
-            g, unmoved = unmoved[: len(names)], unmoved[len(names) :]  # type: ignore[index]
-            # Nothing below has moved: G' is G. With several ranks all go the same way, whatever has run on each.
-            alone = not below and step.ranks.size == 1
-            moved = g if alone else self.gradients(step, mixed, names)
+            mixed = {n: after[n].clone().requires_grad_() if n in below else w for n, w in self.before.items()}
+            # Nothing below has moved: G' is G. With several ranks all compute it, whatever has run on each.
+            moved = unmoved if not below and step.ranks.size == 1 else self.gradients(step, mixed, names)
             if moved is not None:
-                found.append((layer, torch.stack(list(internal_covariate_shift(g, moved))).tolist()))
+                shift = internal_covariate_shift([unmoved[n] for n in names], [moved[n] for n in names])
+                found.append((layer, torch.stack(list(shift)).tolist()))
         self.before, self.batch = {}, None
         return found
 
-    def gradients(self, step: Step, weights: Mapping[str, Tensor], wanted: list[str]) -> list[Tensor] | None:
-        """Of the batch's loss at some weights, for those that are wanted; None where the batch is skipped."""
+    def gradients(self, step: Step, weights: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Tensor] | None:
+        """The gradients of the batch's loss at some weights, by name; None where the batch is skipped."""
         if not wanted:
             return None
-        found = step.replica.loss_and_gradients(step.ranks, step.samples, self.batch, step.batch_idx, weights, wanted)
-        return None if found is None else found[1]
+        replica = step.replica()
+        found = replica.loss_and_gradients(step.ranks, step.samples, self.batch, step.batch_idx, weights, wanted)
+        return None if found is None else dict(zip(wanted, found[1], strict=True))
 
-    def choose(self, step: Step, weights: Mapping[str, Tensor]) -> None:
-        """Finds out in which order layers with weights run, norms included, and which of them are looked at."""
-        replica = step.replica
+    def choose(self, step: Step) -> None:
+        """Finds the order in which layers with weights run, norms included, and chooses those to look at."""
+        replica = step.replica()
         named = dict(named_layers(replica.module))
         owners = {name: m for name, m in named.items() if name and own_parameters(m)}
         with Probe(replica.module, owners) as probe:
-            replica.loss(self.batch, step.batch_idx, weights)
+            replica.loss(self.batch, step.batch_idx, self.before)
         self.order = list(dict.fromkeys(visit.name for visit in probe.visits))
         known = {id(p): name for name, p in replica.module.named_parameters()}
         self.names = {name: [known[id(p)] for p in own_parameters(owners[name])] for name in self.order}
         reached = [name for name in self.order if name in self.modules]
         if self.layers is not None:
-            self.tell_of_unreached(reached)
+            self.warn_of_unreached(reached)
             self.chosen = reached
         else:
             count = min(CHOSEN, len(reached))
             self.chosen = [reached[round(i * (len(reached) - 1) / max(count - 1, 1))] for i in range(count)]
 
-    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples | None:
-        [layers] = found
-        if not layers:
-            return None
-        table = torch.tensor([values for _, values in layers], dtype=torch.float64)  # (L, M)
-        return Samples([name for name, _ in layers], dict(zip(self.metrics, table.T[:, None], strict=True)))
+    def compute(self, number: int, sample: list[tuple[str, list[float]]]) -> Table:
+        values = {metric: {layer: column[i] for layer, column in sample} for i, metric in enumerate(self.metrics)}
+        return Table([layer for layer, _ in sample], values)

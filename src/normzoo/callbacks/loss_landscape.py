@@ -1,7 +1,6 @@
 """How far can the gradient be trusted?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from normzoo.errors import InputError
 from normzoo.metrics import gradient_change, loss_range
 from normzoo.metrics.landscape import change_per_distance
 from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.sample import Heard, Samples, Step
+from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
 from normzoo.monitoring.writer import Chart
 
@@ -30,7 +29,7 @@ class LossLandscape(Monitor):
     The loss is in its own units, the change in those of the gradient, beta in loss per squared unit of the weights. All
     on a copy of the module, by its own `training_step`, with the same batch, buffers and random numbers; over ranks
     losses and gradients are averages, weighted by their samples. A sample costs about as many steps as there are eta,
-    and some copies of the weights. Not for modules that optimize by hand.
+    and some copies of the weights. Not for manual optimization.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
@@ -64,55 +63,51 @@ class LossLandscape(Monitor):
         self.steps = steps
 
     def find_layers(self, model: nn.Module) -> None:
-        """The network as a whole."""
+        """Reads the network as a whole."""
 
     def begin(self, step: Step) -> None:
-        """Looks around before the step is made."""
-        start = {name: p.detach() for name, p in step.module.named_parameters() if p.requires_grad}
-        self.found: dict[str, Tensor] = {}
+        """Tries all steps before the training makes its own."""
+        self.found = self.look_around(step)
 
-        def look(weights: list[Tensor]) -> tuple[Tensor, Tensor] | None:
-            """The loss and the gradient, (P,)."""
-            there = dict(zip(start, (w.requires_grad_() for w in weights), strict=True))
-            found = step.replica.loss_and_gradients(
-                step.ranks, step.samples, step.batch, step.batch_idx, there, list(there)
-            )
-            return None if found is None else (found[0], torch.cat([d.flatten() for d in found[1]]))
-
-        here = look([p.clone() for p in start.values()])
+    def look_around(self, step: Step) -> dict[str, float]:
+        """Metric -> value; nothing where `training_step` skips the batch."""
+        start = step.replica().weights()
+        here = self.look(step, start)
         if here is None:
-            return
+            return {}
         loss, g = here
-        direction = [
-            part.view_as(p)
-            for part, p in zip(g.split([p.numel() for p in start.values()]), start.values(), strict=True)
-        ]
+        direction = dict(zip(start, g.split([p.numel() for p in start.values()]), strict=True))
         losses, changes = [], []
         for eta in self.steps:
-            there = look([p - eta * d for p, d in zip(start.values(), direction, strict=True)])
-            if there is None:
-                return
-            losses.append(there[0])
-            changes.append(gradient_change(g, there[1]))  # one by one: all gradients at once would be many
+            there = {name: (p.detach() - eta * direction[name].view_as(p)) for name, p in start.items()}
+            found = self.look(step, {name: p.requires_grad_() for name, p in there.items()})
+            if found is None:
+                return {}
+            losses.append(found[0])
+            changes.append(gradient_change(g, found[1]))  # one by one: all gradients at once take much memory
         loss_all, change, size = (one.double().cpu() for one in (torch.stack(losses), torch.stack(changes), g.norm()))
-        self.found = {
-            "loss": loss.double().cpu(),
-            "loss_min": loss_all.min(),
-            "loss_max": loss_all.max(),
-            "loss_range": loss_range(loss_all),
-            "gradient_change_min": change.min(),
-            "gradient_change_max": change.max(),
-            "smoothness": change_per_distance(change, size, torch.tensor(self.steps, dtype=torch.float64)),
+        steps = torch.tensor(self.steps, dtype=torch.float64)
+        return {
+            "loss": loss.item(),
+            "loss_min": loss_all.min().item(),
+            "loss_max": loss_all.max().item(),
+            "loss_range": loss_range(loss_all).item(),
+            "gradient_change_min": change.min().item(),
+            "gradient_change_max": change.max().item(),
+            "smoothness": change_per_distance(change, size, steps).item(),
         }
 
-    def collect(self, step: Step, heard: Heard) -> dict[str, Tensor]:
-        return self.found
+    def look(self, step: Step, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """The loss and its gradient (P,) at some weights."""
+        replica = step.replica()
+        found = replica.loss_and_gradients(step.ranks, step.samples, step.batch, step.batch_idx, weights, list(weights))
+        return None if found is None else (found[0], torch.cat([gradient.flatten() for gradient in found[1]]))
 
-    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples | None:
-        [values] = found
-        if not values:
-            return None
-        return Samples(["landscape"], {name: value.reshape(1, 1) for name, value in values.items()})
+    def read(self, step: Step, seen: Seen) -> dict[str, float]:
+        return self.found  # of all ranks
+
+    def compute(self, number: int, sample: dict[str, float]) -> Table:
+        return Table(["landscape"], {metric: {"landscape": value} for metric, value in sample.items()})
 
     def tag(self, metric: str, row: str) -> str:
         return f"landscape/{metric}"

@@ -1,43 +1,36 @@
-"""Do the running statistics tell what batches are like?"""
+"""Do the running statistics describe the batches?"""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from normzoo.metrics import Moments, gap, kl, w2
-from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.probe import Layers, is_norm, is_weighted, of_kind
-from normzoo.monitoring.profile import (
-    NOTHING,
-    Profile,
+from normzoo.monitoring.channels import (
+    Channels,
     feature_moments,
+    joined,
     layer_means,
-    merge_profiles,
-    owner_of,
-    profile,
+    merge_channels,
+    merge_passes,
+    shared_layers,
 )
-from normzoo.monitoring.sample import Heard, Readings, Samples, Step
+from normzoo.monitoring.layers import Layers, is_norm, is_weighted, of_kind
+from normzoo.monitoring.monitor import Monitor
+from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Board
-
-GAPS = ("running_gap", "running_w2", "running_kl")
+from normzoo.monitoring.writer import EventWriter
 
 
-NONE = torch.zeros(0)
+class Sample(NamedTuple):
+    """What is read of a step."""
 
-
-class Notes(NamedTuple):
-    """What is noted of a step."""
-
-    batch: Profile
-    mean: Tensor
-    """(sum C_l,), running."""
-    var: Tensor
-    """(sum C_l,), running."""
-    learned: Tensor
-    """All weights, then all biases."""
+    batch: Channels
+    running: Channels
+    """The running statistics before the step."""
+    learned: dict[str, dict[str, Tensor]]
+    """"gamma" or "beta" -> layer -> (C_l,)."""
 
 
 class RunningStatistics(Monitor):
@@ -58,7 +51,7 @@ class RunningStatistics(Monitor):
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: names with `*`, or classes; None for all norms.
+        layers: names or classes, with `*`; None for all norms.
         detail_every: optimizer steps, at least, between samples with channels; 0 for never.
 
     Raises:
@@ -85,114 +78,96 @@ class RunningStatistics(Monitor):
 
     def find_layers(self, model: nn.Module) -> None:
         super().find_layers(model)
-        self.keeping = {name: m for name, m in self.modules.items() if keeps_statistics(m)}
-        self.sizes = tuple(m.running_mean.numel() for m in self.keeping.values())  # type: ignore[operator]
-        self.vectors = {"gamma": vectors_of(self.modules, "weight"), "beta": vectors_of(self.modules, "bias")}
-        self.learned_sizes = tuple(v.numel() for by_layer in self.vectors.values() for v in by_layer.values())
+        self.keeping = {name: module for name, module in self.modules.items() if keeps_statistics(module)}
 
     def readings(self) -> Readings:
-        return {("input", feature_moments): self.keeping} if self.keeping else {}
+        return {("input", feature_moments): self.keeping}
 
     def begin(self, step: Step) -> None:
-        """Takes the running statistics as the forward pass will find them; weights and biases too."""
-        self.mean, self.var = (
-            torch.cat([getattr(m, name).detach() for m in self.keeping.values()]).cpu() if self.keeping else NONE
-            for name in ("running_mean", "running_var")
-        )
-        learned = [v.detach().flatten() for by_layer in self.vectors.values() for v in by_layer.values()]
-        self.learned = torch.cat(learned).cpu() if learned else NONE
+        """Copies the running statistics, weights and biases as the forward pass finds them."""
+        one = torch.ones((), dtype=torch.float64)
+        self.running = {
+            name: Moments(one, copied(m.running_mean), copied(m.running_var))  # type: ignore[arg-type] # tensors
+            for name, m in self.keeping.items()
+        }
+        self.learned = {"gamma": vectors_of(self.modules, "weight"), "beta": vectors_of(self.modules, "bias")}
 
-    def collect(self, step: Step, heard: Heard) -> Notes:
-        batch = profile(heard["input", feature_moments]) if self.keeping else NOTHING
-        return Notes(batch, self.mean, self.var, self.learned)
+    def read(self, step: Step, seen: Seen) -> Sample:
+        return Sample(merge_passes(seen["input", feature_moments]), self.running, self.learned)
 
-    def merge(self, parts: Sequence[Notes]) -> Notes:
-        return parts[0]._replace(batch=merge_profiles([part.batch for part in parts]))
+    def merge(self, parts: Sequence[Sample]) -> Sample:
+        return parts[0]._replace(batch=merge_channels([part.batch for part in parts]))
 
-    def structure(self, found: Notes) -> Hashable:
-        return found.batch.names, found.batch.sizes
+    def compute(self, number: int, sample: Sample) -> Table:
+        self.warn_of_unreached([*sample.batch, *(name for name in self.modules if name not in self.keeping)])
+        values = {**gaps(sample), **spreads(sample.learned)}
+        return Table(list(self.modules), values)
 
-    def digest(self, numbers: Sequence[int], found: Sequence[Notes]) -> Samples:
-        self.tell_of_unreached([*found[0].batch.names, *(name for name in self.modules if name not in self.keeping)])
-        rows = list(self.modules)
-        values: dict[str, Tensor] = {}
-        applies: dict[str, Tensor] = {}
-
-        def put(names: Sequence[str], columns: Mapping[str, Tensor], known: Tensor | bool = True) -> None:
-            place = torch.tensor([rows.index(name) for name in names], dtype=torch.long)
-            there = torch.zeros(len(found), len(rows), dtype=torch.bool)
-            there[:, place] = known
-            for metric, column in columns.items():
-                values[metric] = torch.full(there.shape, torch.nan, dtype=torch.float64)
-                values[metric][:, place], applies[metric] = column, there
-
-        if self.keeping:
-            ours, running = self.compared(found)
-            counts = (ours.n > 1) & (running.var != 0)
-            distances = [gap(ours, running), (w2(ours, running) / running.std).square(), kl(ours, running)]
-            means = layer_means(self.sizes, torch.stack(distances), counts)
-            means[1] = means[1].sqrt()
-            put(list(self.keeping), dict(zip(GAPS, means, strict=True)), layer_means(self.sizes, counts.double()) > 0)
-        learned = torch.stack([one.learned for one in found]).double()
-        for what, by_layer, mean, std in self.spread(learned):
-            put(by_layer, {f"{what}_mean": mean, f"{what}_std": std})
-        return Samples(rows, values, applies)
-
-    def compared(self, found: Sequence[Notes]) -> tuple[Moments, Moments]:
-        """The moments of batches and the running ones, (K, sum C_l) each, of all layers that keep some."""
-        names = tuple(self.keeping)
-        columns = zip(*(one.batch.on(names, self.sizes).moments for one in found), strict=True)
-        ours = Moments(*(torch.stack(list(column)) for column in columns)).unbiased()
-        mean, var = (torch.stack([getattr(one, what) for one in found]).double() for what in ("mean", "var"))
-        return ours, Moments(ours.n, mean, var)
-
-    def spread(self, learned: Tensor) -> Iterator[tuple[str, list[str], Tensor, Tensor]]:
-        """ "gamma" and "beta", their layers, and mean and standard deviation over channels, (K, L) each."""
-        if not self.learned_sizes:
-            return
-        mean = layer_means(self.learned_sizes, learned)
-        std = layer_means(self.learned_sizes, (learned - mean[:, owner_of(self.learned_sizes)]).square()).sqrt()
-        at = 0
-        for what, by_layer in self.vectors.items():
-            here = slice(at, at + len(by_layer))
-            at += len(by_layer)
-            yield what, list(by_layer), mean[:, here], std[:, here]
-
-    def detail(self, board: Board, number: int, found: Notes) -> None:
-        of_layer: dict[str, dict[str, tuple[str, Tensor]]] = {name: {} for name in self.modules}
-        if self.keeping:
-            ours, running = (Moments(*(column[0] for column in side)) for side in self.compared([found]))
-            told = {
-                "batch_mean": ("mean of the batch", ours.mean),
-                "batch_var": ("unbiased variance of the batch", ours.var),
-                "running_mean": ("running mean", running.mean),
-                "running_var": ("running variance", running.var),
-                "running_gap_channels": ("distance of the means, in running standard deviations", gap(ours, running)),
-            }
-            for what, (unit, whole) in told.items():
-                for name, v in zip(self.keeping, whole.split(self.sizes), strict=True):
-                    of_layer[name][what] = unit, v
-        learned = iter(found.learned.double().split(self.learned_sizes))
-        for what, by_layer in self.vectors.items():
-            for name in by_layer:
-                of_layer[name][what] = f"{what} of the channel", next(learned)
-        for name, columns in of_layer.items():
-            for what, (_, v) in columns.items():
+    def detail(self, writer: EventWriter, number: int, sample: Sample) -> None:
+        for name in self.modules:
+            columns = dict(channels_of(name, sample))
+            for what, (_, values) in columns.items():
                 if not what.startswith("batch"):
-                    board.histogram(number, f"{what}/{name}", v)
-            if columns and len({v.numel() for _, v in columns.values()}) == 1:
-                table = torch.stack([v for _, v in columns.values()], 1)
-                rows = [str(i) for i in range(len(table))]
-                board.table(number, f"channels/{name}", rows, {k: unit for k, (unit, _) in columns.items()}, table)
+                    writer.histogram(number, f"{what}/{name}", values)
+            if columns and len({values.numel() for _, values in columns.values()}) == 1:
+                table = torch.stack([values for _, values in columns.values()], 1)
+                units = {what: unit for what, (unit, _) in columns.items()}
+                writer.table(number, f"channels/{name}", list(map(str, range(len(table)))), units, table)
+
+
+def gaps(sample: Sample) -> dict[str, dict[str, float]]:
+    """Metric -> layer -> the distance of the batch from the running statistics."""
+    names = shared_layers(sample.batch, sample.running)
+    if not names:
+        return {}
+    batch, running = joined(sample.batch, names).unbiased(), joined(sample.running, names)
+    sizes = [len(sample.running[name].mean) for name in names]
+    known = (batch.n > 1) & (running.var != 0)
+    distances = torch.stack([gap(batch, running), (w2(batch, running) / running.std).square(), kl(batch, running)])
+    mean_gap, mean_w2, mean_kl = layer_means(sizes, distances, known)
+    columns = {"running_gap": mean_gap, "running_w2": mean_w2.sqrt(), "running_kl": mean_kl}
+    there = (layer_means(sizes, known.double()) > 0).tolist()
+    return {
+        metric: {name: value for name, value, is_there in zip(names, column.tolist(), there, strict=True) if is_there}
+        for metric, column in columns.items()
+    }
+
+
+def spreads(learned: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Metric -> layer -> mean and standard deviation of gamma and beta over the channels."""
+    found = {}
+    for what, by_layer in learned.items():
+        found[f"{what}_mean"] = {name: v.mean().item() for name, v in by_layer.items()}
+        found[f"{what}_std"] = {name: v.std(correction=0).item() for name, v in by_layer.items()}
+    return found
+
+
+def channels_of(layer: str, sample: Sample) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+    """What there is of each channel of a layer: name, unit and values (C_l,)."""
+    if layer in shared_layers(sample.batch, sample.running):
+        batch, running = sample.batch[layer].unbiased(), sample.running[layer]
+        yield "batch_mean", ("mean of the batch", batch.mean)
+        yield "batch_var", ("unbiased variance of the batch", batch.var)
+        yield "running_mean", ("running mean", running.mean)
+        yield "running_var", ("running variance", running.var)
+        yield "running_gap_channels", ("distance of the means, in running standard deviations", gap(batch, running))
+    for what, by_layer in sample.learned.items():
+        if layer in by_layer:
+            yield what, (f"{what} of the channel", by_layer[layer])
 
 
 def keeps_statistics(module: nn.Module) -> bool:
-    """Whether a layer has a running mean and a running variance, a value per channel."""
+    """Whether a layer has a running mean and a running variance, with one value per channel."""
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     return isinstance(mean, Tensor) and isinstance(var, Tensor) and mean.dim() == 1 and mean.shape == var.shape
 
 
+def copied(values: Tensor) -> Tensor:
+    """A copy on the CPU, in float64."""
+    return values.detach().flatten().to("cpu", torch.float64, copy=True)
+
+
 def vectors_of(modules: Mapping[str, nn.Module], name: str) -> dict[str, Tensor]:
-    """The weights or the biases of norms, where they have some."""
+    """Copies of the weights or the biases of norms that have some."""
     found = {layer: getattr(module, name, None) for layer, module in modules.items() if is_norm(module)}
-    return {layer: v for layer, v in found.items() if isinstance(v, Tensor) and v.numel()}
+    return {layer: copied(v) for layer, v in found.items() if isinstance(v, Tensor) and v.numel()}

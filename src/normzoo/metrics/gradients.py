@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates, many at once."""
+"""Norms of gradients, weights and updates."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,10 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         (P,), in float32 at least.
     """
-    if not tensors:
-        return torch.zeros(0)
-    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
-    found = list(torch._foreach_norm([t.detach() for t in wide]))
-    mixed = any(one.dtype != found[0].dtype for one in found)
-    return torch.stack([one.double() for one in found] if mixed else found)
+    wide = [t.detach() if t.dtype in (torch.float32, torch.float64) else t.detach().float() for t in tensors]
+    found = [torch.linalg.vector_norm(t) for t in wide]
+    mixed = len({one.dtype for one in found}) > 1
+    return torch.stack([one.double() for one in found] if mixed else found) if found else torch.zeros(0)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
-"""What monitors share: which layers, when, what a sample is, and how it is written."""
+"""The base class of all monitors: `read -> merge over ranks -> compute -> write`, one sample at a time."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,34 +13,38 @@ from torch.optim import Optimizer
 from normzoo.errors import InputError
 from normzoo.monitoring.heatmap import heatmap
 from normzoo.monitoring.history import History
-from normzoo.monitoring.probe import Layers, find
-from normzoo.monitoring.sample import Heard, Readings, Samples, Step
+from normzoo.monitoring.layers import Layers, find
+from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.sampler import Sampler
 from normzoo.monitoring.schedule import Schedule, as_schedule
-from normzoo.monitoring.writer import Board, Chart
+from normzoo.monitoring.writer import Chart, EventWriter
 
 
 class Monitor(Callback):
-    """A callback that samples a network while it trains, and writes what it finds layer by layer.
+    """A callback that samples a network while it trains, and writes metrics of each layer.
 
-    Of a step that is sampled, every monitor sees the same forward and backward pass, on all ranks. What it writes has
-    the tags `METRIC/LAYER`, and all of it once more as one tensor `[layers, metrics]`. While a step is sampled it only
-    takes notes; those of several samples are worked out together, after a second at the latest.
+    All monitors of a Trainer see the same forward and backward pass of a sampled step, on all ranks. Scalars have the
+    tags `METRIC/LAYER`; each sample is also written as one tensor `[layers, metrics]`.
+
+    A monitor of your own defines `question`, `metrics`, `usual_layers`, `readings`, `read` and `compute`; with several
+    ranks also `merge`.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: which modules, by patterns of their names (`net.blocks.*.norm`) or by class; None for those that the
-            question is about.
-        detail_every: optimizer steps, at least, between samples that also write what is large, as histograms; 0 for
-            never.
+        layers: which modules, by patterns of their names (`net.blocks.*.norm`) or classes (`Conv2d`), or by class; None
+            for those that the question is about.
+        detail_every: at least so many optimizer steps between samples that also write histograms; 0 for never.
+
+    Attributes:
+        latest: the newest sample: metric -> layer -> value, where there is one.
     """
 
     question: ClassVar[str]
-    """What its charts are headed by."""
+    """The heading of its charts."""
     metrics: Mapping[str, str] = {}
-    """Metric -> what it is of a layer, and its unit. The metric is the group of its tags."""
+    """Metric -> its meaning and unit. The metric is the group of its tags."""
     totals: Mapping[str, str] = {}
-    """Tag of a value that is no layer's, or the group of such tags -> what it is, and its unit."""
+    """Tag of a value that belongs to no layer, or the group of such tags -> its meaning and unit."""
     heatmaps: ClassVar[tuple[str, ...]] = ()
     """The metrics that are drawn over layers and steps at the end of a run."""
 
@@ -55,28 +58,23 @@ class Monitor(Callback):
         self.layers = layers
         self.detail_every = detail_every
         self.modules: dict[str, nn.Module] = {}
-        self.label = name
-        """What its tables are called: its class, and a number if there are several of it."""
+        self.label = name  # of its tables: its class, and a number if there are several of it
         self.in_detail = False
-        self.settle_all: Callable[[], None] = nothing_to_settle
-        """Works out what all monitors of the Trainer have noted."""
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what it has seen: a run begins."""
+        """Forgets the samples of an earlier run."""
         self.rows: list[str] = []
-        self.tags: list[list[str]] = []
         self.detailed_at = -1
         self.history = History()
-        self.newest: tuple[list[list[float]], list[list[bool]]] = ([], [])
-        self.pending: list[tuple[int, Any, bool]] = []
+        self.latest: dict[str, dict[str, float]] = {}
         self.warned: set[str] = set()
 
     @property
     def state_key(self) -> str:
-        """Under which a checkpoint keeps its state: several of a class differ in what they look at."""
+        """The key of its state in a checkpoint: several monitors of a class differ in their arguments."""
         own = {name: repr(getattr(self, name)) for name in ("units", "q", "steps") if hasattr(self, name)}
-        return self._generate_state_key(layers=repr(self.layers), **own)
+        return self._generate_state_key(layers=repr(self.layers), **own)  # Lightning's hook for this very purpose
 
     # What a monitor defines.
 
@@ -85,160 +83,126 @@ class Monitor(Callback):
         raise NotImplementedError
 
     def readings(self) -> Readings:
-        """What it listens to while a step is sampled: a reader for the inputs, outputs or gradients of layers."""
+        """What to read during a sampled step: (site, reader) -> names of layers."""
         return {}
 
     def begin(self, step: Step) -> None:
-        """Before the forward pass of a step that is sampled."""
+        """Called before the forward pass of a sampled step."""
 
     def before_update(self, step: Step, optimizer: Optimizer) -> None:
-        """Before an optimizer moves its weights: their gradients are whole, and not clipped yet."""
+        """Called before an optimizer's update: gradients are complete, and not clipped yet."""
 
-    def collect(self, step: Step, heard: Heard) -> Any:
-        """After the update: what this rank has to say. It goes to all ranks, pickled."""
+    def read(self, step: Step, seen: Seen) -> Any:
+        """Called after the update: returns this rank's part of the sample, which is pickled for the others."""
         raise NotImplementedError
 
     def merge(self, parts: Sequence[Any]) -> Any:
-        """What all ranks have to say together, from what each `collect` returned."""
+        """The sample of all ranks, from the part of each."""
         return parts[0]
 
-    def structure(self, found: Any) -> Hashable:
-        """What samples have in common that are worked out together; by default each is on its own."""
-        return id(found)
-
-    def digest(self, numbers: Sequence[int], found: Sequence[Any]) -> Samples | None:
-        """Works out K samples of the same structure; None for nothing.
+    def compute(self, number: int, sample: Any) -> Table | None:
+        """The metrics of each layer, from what `merge` returned; None for no table.
 
         Args:
-            numbers: their steps.
-            found: what `merge` returned for each.
+            number: the step.
+            sample: what `merge` returned.
         """
         raise NotImplementedError
 
-    def totals_of(self, samples: Samples) -> Sequence[Mapping[str, float]]:
-        """Values that are no layer's: tag -> value, for each of K samples."""
-        return ()
-
-    def detail(self, board: Board, number: int, found: Any) -> None:
-        """Writes what is large of one sample."""
+    def detail(self, writer: EventWriter, number: int, sample: Any) -> None:
+        """Writes histograms and other large values of a sample."""
 
     def charts(self) -> list[Chart]:
-        """Its charts in the Custom Scalars tab: a line per layer, for each metric."""
+        """Its charts in the Custom Scalars tab: by default one per metric, with a line per layer."""
         return [Chart(metric, (f"^{metric}/",)) for metric in self.metrics]
 
     def tag(self, metric: str, row: str) -> str:
-        """The name of a scalar: what stands before the first "/" is the group it is shown in."""
+        """The tag of a scalar: the part before the first "/" is its group."""
         return f"{metric}/{row}"
 
-    # What all of them do.
+    # What all monitors share.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self.reset()  # before a checkpoint brings back what the run that it was taken of has seen
+        self.reset()  # before a checkpoint restores its state
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
         if not any(isinstance(one, Sampler) for one in callbacks):
-            # Before those that write checkpoints: a checkpoint after a step holds what was seen of it.
+            # Before those that write checkpoints: a checkpoint after a step contains its sample.
             savers = [i for i, one in enumerate(callbacks) if isinstance(one, Checkpoint)]
             callbacks.insert(min(savers, default=len(callbacks)), Sampler())
 
     def find_layers(self, model: nn.Module) -> None:
-        """Finds the modules that are meant, at the start of training.
+        """Finds the layers, at the start of training.
 
         Raises:
             InputError: there are none.
         """
-        found = find(model, self.layers) if self.layers is not None else self.usual_layers(model)
-        if not found:
+        self.modules = find(model, self.layers) if self.layers is not None else self.usual_layers(model)
+        if not self.modules:
             raise InputError(
-                f"{type(self).__name__}: the network has no layer that it could look at; name some, as in "
+                f"{type(self).__name__}: the network has no layer that it could read; name some, as in "
                 f"{type(self).__name__}(layers='net.*')."
             )
-        self.modules = found
 
-    def open(self, step: Step) -> None:
-        """Before the forward pass of a step that is sampled."""
+    def start(self, step: Step) -> None:
+        """Starts a sample, before the forward pass."""
         since = step.number - self.detailed_at
         self.in_detail = self.detail_every > 0 and (self.detailed_at < 0 or since >= self.detail_every)
         if self.in_detail:
             self.detailed_at = step.number
         self.begin(step)
 
-    def note(self, step: Step, parts: Sequence[Any]) -> None:
-        """Keeps what all ranks have to say of a step, to be worked out later."""
-        self.pending.append((step.number, self.merge(parts), self.in_detail))
+    def finish(self, writer: EventWriter, number: int, parts: Sequence[Any]) -> None:
+        """Merges the parts of all ranks, computes the table, and writes it."""
+        sample = self.merge(parts)
+        table = self.compute(number, sample)
+        if table is not None and any(table.values.values()):
+            self.write(writer, number, table)
+        if self.in_detail:
+            self.detail(writer, number, sample)
 
-    def settle(self, board: Board) -> None:
-        """Works out and writes what has been noted."""
-        pending, self.pending = self.pending, []
-        for _, alike in groupby(pending, key=lambda one: self.structure(one[1])):
-            group = list(alike)
-            numbers = [number for number, _, _ in group]
-            samples = self.digest(numbers, [found for _, found, _ in group])
-            if samples is not None and samples.values:
-                self.write(board, numbers, samples)
-            for number, found, in_detail in group:
-                if in_detail:
-                    self.detail(board, number, found)
-
-    def write(self, board: Board, numbers: Sequence[int], samples: Samples) -> None:
-        """Writes samples that have been worked out."""
-        # Of the whole run: a table does not change its shape, unless a resumed run looks at other layers.
-        if not self.rows or not set(samples.rows) <= set(self.rows):
-            self.tags, self.history = [], self.history if not self.rows else History()
-            self.rows = [*samples.rows, *(name for name in self.modules if name not in samples.rows)]
-        if not self.tags:
-            self.tags = [[self.tag(metric, row) for row in self.rows] for metric in self.metrics]
-        values, applies = samples.table(self.rows, list(self.metrics))
-        listed, there = values.transpose(1, 2).tolist(), applies.transpose(1, 2).tolist()
-        for k, number in enumerate(numbers):
-            by_tag = {
-                tag: value
-                for tags, column, known in zip(self.tags, listed[k], there[k], strict=True)
-                for tag, value, is_known in zip(tags, column, known, strict=True)
-                if is_known
-            }
-            board.scalars(number, by_tag)
-            board.table(number, f"normalization/{self.label}", self.rows, self.metrics, values[k])
-            if self.heatmaps and self.history.is_kept():
-                drawn = [list(self.metrics).index(metric) for metric in self.heatmaps]
-                self.history.add(number, torch.stack([values[k][:, drawn], applies[k][:, drawn]]))
-        for number, totals in zip(numbers, self.totals_of(samples), strict=False):
-            board.scalars(number, totals)
-        self.newest = listed[-1], there[-1]
-        broken = applies & ~values.isfinite()
-        if broken.any():
-            first = int(broken.flatten(1).any(1).nonzero()[0])
-            rows = [row for row, b in zip(self.rows, broken[first].any(1).tolist(), strict=True) if b]
-            self.tell_of_nan(numbers[first], rows)
-
-    @property
-    def latest(self) -> dict[str, dict[str, float]]:
-        """The newest sample: metric -> layer -> value, where there is one."""
-        self.settle_all()
-        return {
-            metric: {row: value for row, value, known in zip(self.rows, column, there, strict=True) if known}
-            for metric, column, there in zip(self.metrics, *self.newest, strict=False)
-        }
-
-    def tell_of_nan(self, number: int, rows: Sequence[str]) -> None:
-        """Warns, once, of the first layer with a value that is not finite."""
-        others = f", and of {len(rows) - 1} more" if len(rows) > 1 else ""
-        self.warn_once(
-            "nan",
-            f"step {number}: what {type(self).__name__} sees of {rows[0]}{others} is not finite. The training "
-            f"goes on; Trainer(detect_anomaly=True) finds where it begins.",
+    def write(self, writer: EventWriter, number: int, table: Table) -> None:
+        """Writes a table as scalars and as a tensor, and keeps it as `latest` and for the heatmaps."""
+        if not set(table.rows) <= set(self.rows):  # the first sample, or a resumed run with other layers
+            self.history = History() if self.rows else self.history
+            self.rows = [*table.rows, *(name for name in self.modules if name not in table.rows)]
+        self.latest = {metric: dict(table.values.get(metric, {})) for metric in self.metrics}
+        writer.scalars(
+            number, {self.tag(m, row): value for m, by_row in self.latest.items() for row, value in by_row.items()}
         )
+        writer.scalars(number, table.totals)
+        columns = [[by_row.get(row, torch.nan) for row in self.rows] for by_row in self.latest.values()]
+        writer.table(number, f"normalization/{self.label}", self.rows, self.metrics, torch.tensor(columns).T)
+        if self.heatmaps and self.history.is_kept():
+            drawn = [self.latest[metric] for metric in self.heatmaps]
+            values = [[by_row.get(row, torch.nan) for by_row in drawn] for row in self.rows]
+            known = [[float(row in by_row) for by_row in drawn] for row in self.rows]
+            self.history.add(number, torch.tensor([values, known]))
+        self.warn_of_nan(number)
 
-    def tell_of_unreached(self, reached: Mapping[str, Any] | Sequence[str]) -> None:
-        """Warns, once, of layers that the network did not run through, if it ran at all."""
+    def warn_of_nan(self, number: int) -> None:
+        """Warns, once, of the first layer with a value that is not finite."""
+        broken = {
+            row for by_row in self.latest.values() for row, value in by_row.items() if not abs(value) < float("inf")
+        }
+        if broken:
+            first = next(row for row in self.rows if row in broken)
+            others = f" and of {len(broken) - 1} more" if len(broken) > 1 else ""
+            self.warn_once(
+                "nan",
+                f"step {number}: {type(self).__name__} reads values of {first}{others} that are not finite. The "
+                f"training continues; Trainer(detect_anomaly=True) finds the operation that produced them.",
+            )
+
+    def warn_of_unreached(self, reached: Collection[str]) -> None:
+        """Warns, once, of layers that the training step did not run, if it ran any."""
         missing = [name for name in self.modules if name not in reached]
         if missing and len(missing) < len(self.modules):
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             self.warn_once(
                 "unreached",
-                f"{type(self).__name__}: the training step does not run through {missing[0]}{others}: nothing is shown "
-                f"of it.",
+                f"{type(self).__name__}: the training step does not run {missing[0]}{others}: it shows nothing of it.",
             )
 
     def warn_once(self, about: str, message: str) -> None:
@@ -247,36 +211,25 @@ class Monitor(Callback):
             self.warned.add(about)
             rank_zero_warn(message)
 
-    def draw(self, board: Board, step: int) -> None:
-        """Pictures over layers and steps, of what the history holds."""
+    def draw(self, writer: EventWriter, step: int) -> None:
+        """Draws the heatmaps, over layers and steps."""
         if not self.history.steps:
             return
-        values, seen = torch.stack(self.history.values, 2)  # (L, S, H) each
-        seen = seen.bool()
+        values, known = torch.stack(self.history.values, 2)  # (L, S, H) each
+        known = known.bool()
         for i, metric in enumerate(self.heatmaps):
-            rows = [r for r in range(len(self.rows)) if seen[r, :, i].any()]
+            rows = [r for r in range(len(self.rows)) if known[r, :, i].any()]
             if rows:
                 title, names = f"{metric}: {self.metrics[metric]}", [self.rows[r] for r in rows]
-                picture = heatmap(title, names, self.history.steps, values[rows, :, i], seen[rows, :, i])
-                board.image(step, f"heatmaps/{metric}", picture)
-
-    # What goes on with a resumed run.
+                picture = heatmap(title, names, self.history.steps, values[rows, :, i], known[rows, :, i])
+                writer.image(step, f"heatmaps/{metric}", picture)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as if it had not been interrupted: tensors and plain data."""
-        self.settle_all()
-        return {
-            "detailed_at": self.detailed_at,
-            "history": self.history.state_dict(),
-            "rows": list(self.rows),
-        }
+        """What a resumed run needs: tensors and plain data."""
+        return {"detailed_at": self.detailed_at, "history": self.history.state_dict(), "rows": list(self.rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what `state_dict` returned."""
+        """Restores what `state_dict` returned."""
         self.detailed_at = state_dict["detailed_at"]
         self.history.load_state_dict(state_dict["history"])
         self.rows = list(state_dict["rows"])
-
-
-def nothing_to_settle() -> None:
-    """In the place of the sampler, where there is none yet."""

@@ -1,8 +1,8 @@
 """Samples a step for all monitors of a Trainer: the only one of them that Lightning calls at every step."""
 
-import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,79 +12,54 @@ from torch.optim import Optimizer
 
 from normzoo.distributed.gather import Ranks
 from normzoo.monitoring.event_files import goes_on
+from normzoo.monitoring.layers import is_compiled, named_layers
 from normzoo.monitoring.lean import drop_empty
-from normzoo.monitoring.own_moments import OwnMoments, knows_moments
-from normzoo.monitoring.probe import Probe, Reader, Visit, is_compiled, named_layers
-from normzoo.monitoring.profile import feature_moments
+from normzoo.monitoring.probe import Probe, Reader
 from normzoo.monitoring.replica import Replica
-from normzoo.monitoring.sample import Heard, Sampled, Site, Step
-from normzoo.monitoring.writer import Board, Chart
-
-MOST_NOTED = 16
-"""Samples that are worked out together."""
-LONGEST_NOTED = 1.0
-"""Seconds after which they are, however few."""
-SIDES: tuple[Site, Site] = ("input", "output")
+from normzoo.monitoring.sample import Sampled, Seen, Site, Step
+from normzoo.monitoring.writer import Chart, EventWriter
 
 
 class Sampler(Callback):
-    """Opens a sample before a step's forward pass and closes it after the update; monitors add it by themselves.
+    """Opens a sample before a step's forward pass, and closes it after the update. The first monitor adds it.
 
-    Between samples it costs one call per step: the hooks that only a sample needs are None, which Lightning skips.
-
-    A compiled network runs its own graphs in the training step, sampled or not: what hooks would see is seen on a copy
-    of the module, which runs the same batch eagerly, before.
+    A compiled network runs its own graphs at every step. Its layers are read on a copy of the module, which runs the
+    same batch eagerly before the step.
     """
 
     def __init__(self) -> None:
+        self.monitors: list[Sampled] = []
+        self.due: Sequence[Sampled] = []
         self.step: Step | None = None
         self.last = -1
-        self.due: list[Sampled] = []
-        self.ears: dict[tuple[int, ...], Ear] = {}
         self.attached = ExitStack()
-        self.replicas: list[Replica] = []
-        self.monitors: list[Sampled] = []
-        self.board: Board | None = None
+        self.writer: EventWriter | None = None
         self.ranks: Ranks | None = None
-        self.noted = 0
-        self.since = 0.0
-        self.laid_out = False
+        self.has_layout = False
         self.resumed: dict[str, Any] = {}
-        self.listen(False)
-
-    def listen(self, on: bool) -> None:
-        """Sets the hooks that are needed while a sample is open."""
-        for name, method in (
-            ("on_before_optimizer_step", self.before_update),
-            ("on_train_batch_end", self.close),
-            ("on_train_epoch_end", self.drop),
-        ):
-            setattr(self, name, method if on else None)
 
     # The run.
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.monitors = [one for one in trainer.callbacks if isinstance(one, Sampled)]  # type: ignore[attr-defined]
-        self.step, self.last = None, -1
-        self.replicas.clear()
-        self.ears.clear()
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
+        self.monitors = [one for one in callbacks if isinstance(one, Sampled)]
+        self.step, self.last, self.has_layout = None, -1, False
         self.compiled = is_compiled(pl_module)
-        for monitor in self.monitors:
-            alike = [one for one in self.monitors if type(one) is type(monitor)]
-            number = alike.index(monitor) + 1
+        self.replica = cache(lambda: Replica(trainer, pl_module))
+        for i, monitor in enumerate(self.monitors):
+            number = 1 + sum(type(one) is type(monitor) for one in self.monitors[:i])
             monitor.label = type(monitor).__name__ + (f"-{number}" if number > 1 else "")
             monitor.find_layers(pl_module)
-            monitor.settle_all = self.settle
-            drop_empty(monitor, Callback)
+        for callback in (self, *self.monitors):
+            drop_empty(callback, Callback)
         self.ranks = Ranks()
-        self.board = Board(trainer)
-        self.laid_out = False
+        self.writer = EventWriter(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resumed, self.resumed = self.resumed, {}
-        if resumed and self.board is not None and goes_on(trainer):
-            self.laid_out = resumed["laid_out"]
-            self.board.described = set(resumed["described"])
+        if resumed and self.writer is not None and goes_on(trainer):
+            self.has_layout = resumed["laid_out"]
+            self.writer.described = set(resumed["described"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.end(trainer)
@@ -93,25 +68,19 @@ class Sampler(Callback):
         self.end(trainer)
 
     def end(self, trainer: Trainer) -> None:
-        """Removes all hooks, writes what is left, and draws what has been seen."""
+        """Removes all hooks, and draws the heatmaps."""
         self.drop()
-        if self.board is not None:
-            self.settle()
+        if self.writer is not None:
             for monitor in self.monitors:
-                monitor.draw(self.board, trainer.global_step)
-            self.board.write()
+                monitor.draw(self.writer, trainer.global_step)
+            self.writer.flush()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.drop()
         if stage == "fit":
-            self.board = None
-            self.replicas.clear()
-            self.ears.clear()
+            self.writer = self.replica = None  # type: ignore[assignment] # until the next on_fit_start
             if self.ranks is not None:
                 self.ranks.close()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.settle()
 
     # The sample.
 
@@ -122,171 +91,123 @@ class Sampler(Callback):
         self.last = number
         due = [monitor for monitor in self.monitors if monitor.every(number)]
         if due and self.ranks is not None:
-            step = Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.compiled, self.replicas)
+            step = Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.replica, self.compiled)
             self.open(step, due)
 
-    def open(self, step: Step, due: list[Sampled]) -> None:
-        """Attaches what listens to the forward pass."""
+    def open(self, step: Step, due: Sequence[Sampled]) -> None:
+        """Attaches the hooks that read the forward and the backward pass."""
         self.drop()
         self.step, self.due = step, due
         for monitor in due:
-            monitor.open(step)
+            monitor.start(step)
         if self.compiled:
-            self.ear = listened(step, due)
+            self.group = read_on_copy(step, due)
         else:
-            key = tuple(map(id, due))
-            if key not in self.ears:
-                self.ears[key] = Ear(step.module, due)
-            self.ear = self.ears[key]
-            self.attached.enter_context(self.ear.listening())
-        self.listen(True)
+            self.group = ProbeGroup(step.module, due)
+            self.attached.enter_context(self.group.probe)
 
-    def before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Gradients are whole."""
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.step is not None:
             for monitor in self.due:
                 monitor.before_update(self.step, optimizer)
 
-    def close(self, trainer: Trainer, *unused: object) -> None:
-        """Takes the hooks off, and, once the weights have moved, has every monitor write what it found."""
+    def on_train_batch_end(self, trainer: Trainer, *unused: object) -> None:
+        """Removes the hooks. After the update: merges over ranks, computes and writes."""
         self.attached.close()
         step = self.step
-        if step is None or trainer.global_step == step.number:
+        if step is None or self.writer is None or trainer.global_step == step.number:
             return
         parts: list[Any] = []
-        trouble: Exception | None = None
+        failure: Exception | None = None
         for monitor in self.due:
             try:
-                parts.append(monitor.collect(step, self.ear.heard(monitor)))
-            except Exception as error:  # all ranks hear of it, and end together
-                trouble = trouble or error
+                parts.append(monitor.read(step, self.group.seen(monitor)))
+            except Exception as error:  # all ranks receive it, and raise
+                failure = failure or error
                 parts.append(None)
-        everyone = step.ranks.gather(parts, trouble)
+        of_ranks = step.ranks.gather(parts, failure)
         for i, monitor in enumerate(self.due):
-            monitor.note(step, [of_rank[i] for of_rank in everyone])
+            monitor.finish(self.writer, step.number, [of_rank[i] for of_rank in of_ranks])
+        self.write_layout()
+        self.writer.flush()
         self.drop()
-        self.noted += 1
-        now = time.monotonic()
-        if self.noted == 1:
-            self.since = now
-        if self.noted >= MOST_NOTED or now - self.since > LONGEST_NOTED or not self.laid_out:
-            self.settle()
 
-    def settle(self) -> None:
-        """Has the monitors work out what they have noted, and writes it."""
-        if self.board is None:
+    def write_layout(self) -> None:
+        """Writes the charts of the Custom Scalars tab, once per run."""
+        if self.has_layout or self.writer is None:
             return
-        self.noted = 0
+        self.has_layout = True
+        by_question: dict[str, list[Chart]] = {}
         for monitor in self.monitors:
-            monitor.settle(self.board)
-        if not self.laid_out and self.last >= 0:
-            self.laid_out = True
-            by_question: dict[str, list[Chart]] = {}
-            for monitor in self.monitors:
-                by_question.setdefault(monitor.question, []).extend(monitor.charts())
-            self.board.layout(self.last, by_question)
-        self.board.write()
+            by_question.setdefault(monitor.question, []).extend(monitor.charts())
+        self.writer.layout(self.last, by_question)
 
-    def drop(self, *unused: object) -> None:
-        """Forgets the open sample, and with it all hooks."""
+    def on_train_epoch_end(self, *unused: object) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Closes the open sample, and removes its hooks."""
         self.attached.close()
         self.step, self.due = None, []
-        self.listen(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the run's files hold already, once per run."""
-        self.settle()
-        return {"laid_out": self.laid_out, "described": sorted(self.board.described) if self.board is not None else []}
+        """What the event files already hold, once per run."""
+        described = sorted(self.writer.described) if self.writer is not None else []
+        return {"laid_out": self.has_layout, "described": described}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what `state_dict` returned, when training starts."""
+        """Keeps what `state_dict` returned until training starts."""
         self.resumed = state_dict
 
-    # Callbacks of a Trainer are pickled when it starts processes; hooks that are None or bound are set anew.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
-
-
-class Ear:
-    """One probe for all that several monitors listen to; what two of them want to hear is read once.
+class ProbeGroup:
+    """One probe for several monitors; what two of them read in the same way is read once.
 
     Args:
-        model: what runs.
-        monitors: who listens.
+        model: the network.
+        monitors: those that read.
     """
 
-    def __init__(self, model: nn.Module, monitors: Sequence[Sampled]) -> None:
+    def __init__(self, model: nn.Module, monitors: Iterable[Sampled]) -> None:
         named = dict(named_layers(model))
-        self.wanted: dict[tuple[Site, Reader], set[str]] = {}
+        self.readers: dict[Site, dict[str, list[Reader]]] = {"input": {}, "output": {}, "gradient": {}}
         for monitor in monitors:
-            for key, names in monitor.readings().items():
-                self.wanted.setdefault(key, set()).update(names)
-        everyone = set().union(*self.wanted.values())
-        layers = {name: module for name, module in named.items() if name in everyone}
-        of_moments = {site: self.wanted.get((site, feature_moments), set()) for site in SIDES}
-        knowing = {name for name, module in layers.items() if knows_moments(module)}
-        self.known = {(site, name) for site in SIDES for name in of_moments[site] & knowing}
-        """Where moments are wanted that the layer knows itself."""
-        told = {name: [site for site in SIDES if (site, name) in self.known] for _, name in self.known}
-        self.own_moments = OwnMoments([layers[name] for name in told])
-        passages = {name: self.own_moments.reader(sites) for name, sites in told.items()}
-        readers = {site: self.readers(site, layers) for site in (*SIDES, "gradient")}
-        for name in passages:
-            readers["input"].setdefault(name, []).append(self.own_moments.forget)
-        by_site = {site: {name: read_by(many) for name, many in of.items()} for site, of in readers.items()}
-        self.probe = Probe(model, layers, **by_site, passage=passages)
+            for (site, read), names in monitor.readings().items():
+                for readers in (self.readers[site].setdefault(name, []) for name in names if name in named):
+                    if read not in readers:
+                        readers.append(read)
+        layers = {name: named[name] for by_layer in self.readers.values() for name in by_layer}
+        of_sites = {
+            site: {name: read_all(readers) for name, readers in by_layer.items()}
+            for site, by_layer in self.readers.items()
+        }
+        self.probe = Probe(model, layers, **of_sites)
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Attaches the probe."""
-        with self.own_moments.listening(), self.probe:
-            yield
-
-    def readers(self, site: Site, layers: Collection[str]) -> dict[str, list[Reader]]:
-        """Layer -> what reads of it all that is wanted at a site and that it does not know itself."""
-        found: dict[str, list[Reader]] = {}
-        for (where, read), names in self.wanted.items():
-            for name in layers if where == site else ():
-                if name in names and not self.is_known(site, read, name):
-                    found.setdefault(name, []).append(read)
-        return found
-
-    def is_known(self, site: Site, read: Reader, name: str) -> bool:
-        """Whether what is wanted of a layer is what the layer says itself."""
-        return read is feature_moments and (site, name) in self.known
-
-    def heard(self, monitor: Sampled) -> Heard:
-        """What a monitor wanted to hear, by where and how."""
-        found: dict[tuple[Site, Reader], list[tuple[str, Any]]] = {}
-        for (site, read), names in monitor.readings().items():
-            visits = [visit for visit in self.probe.visits if visit.name in names]
-            found[site, read] = [(visit.name, self.of_visit(visit, site, read)) for visit in visits]
-        return found
-
-    def of_visit(self, visit: Visit, site: Site, read: Reader) -> Any:
-        """What was read at a site, by whoever has read it."""
-        if self.is_known(site, read, visit.name):
-            return (visit.passage or {}).get(site)
-        return (getattr(visit, site) or {}).get(read)
+    def seen(self, monitor: Sampled) -> Seen:
+        """The values that a monitor asked for."""
+        return {
+            (site, read): [
+                (visit.name, (getattr(visit, site) or {}).get(read))
+                for visit in self.probe.visits
+                if visit.name in names
+            ]
+            for (site, read), names in monitor.readings().items()
+        }
 
 
-def read_by(readers: Sequence[Reader]) -> Reader:
-    """Several readers as one: a dictionary, reader -> value."""
+def read_all(readers: Sequence[Reader]) -> Reader:
+    """Several readers as one, which returns a dictionary: reader -> value."""
     return lambda module, x: {read: read(module, x) for read in readers}
 
 
-def listened(step: Step, due: Sequence[Sampled]) -> Ear:
-    """What is heard of a step on a copy of the module, which runs eagerly; with a backward pass if need be."""
-    replica = step.replica.refresh()
-    ear = Ear(replica.module, due)
-    if ear.wanted:
-        weights = {name: p.detach().clone() for name, p in step.module.named_parameters() if p.requires_grad}
-        with ear.listening():
-            loss = replica.loss(step.batch, step.batch_idx, {n: w.requires_grad_() for n, w in weights.items()})
-            if loss is not None and any(site == "gradient" for site, _ in ear.wanted):
+def read_on_copy(step: Step, monitors: Iterable[Sampled]) -> ProbeGroup:
+    """Runs the step on a copy of the module, eagerly; with a backward pass if a monitor reads gradients."""
+    replica = step.replica().refresh()
+    group = ProbeGroup(replica.module, monitors)
+    if group.probe.layers:
+        weights = replica.weights()
+        with group.probe:
+            loss = replica.loss(step.batch, step.batch_idx, weights)
+            if loss is not None and group.readers["gradient"]:
                 torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return ear
+    return group

@@ -1,4 +1,4 @@
-"""Where monitors write: into TensorBoard all that it can show, to other loggers the scalars."""
+"""Writes what monitors compute: everything to TensorBoard, scalars to other loggers."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from torch import Tensor
 from normzoo.monitoring.lean import hasten_checksums
 
 PLUGIN = "normalization"
-"""The name under which tables lie in event files, for whoever reads them."""
+"""The plugin name of tables in event files."""
 BINS = 64
 
 
@@ -36,8 +36,8 @@ class Chart:
 
     Args:
         title: above the chart.
-        tags: regular expressions of tags, a line for each tag that matches; or, for a band, three tags: the line in
-            the middle, the lower bound and the upper.
+        tags: regular expressions of tags, with a line for each tag that matches; or, for a band, three tags: the middle
+            line, the lower and the upper bound.
         band: whether it is a line between two bounds.
     """
 
@@ -46,11 +46,11 @@ class Chart:
     band: bool = False
 
 
-class Board:
-    """Collects what monitors have to say, and writes it as one record per step.
+class EventWriter:
+    """Collects the values of a step, and writes them as one record.
 
     Args:
-        trainer: whose loggers are written to, by its first process.
+        trainer: its loggers receive the values, on its first process.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -66,44 +66,41 @@ class Board:
         if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared
             rank_zero_warn(
                 "The Trainer has no logger: monitors write nothing and only warn; the newest sample of each is in its "
-                "attribute `latest`. Trainer(logger=TensorBoardLogger('lightning_logs')) shows it all."
+                "attribute `latest`. Trainer(logger=TensorBoardLogger('lightning_logs')) shows all samples."
             )
         elif self.others and not self.tensorboards:
             names = ", ".join(type(one).__name__ for one in self.others)
             rank_zero_warn(
-                f"Of what monitors have to show, {names} gets the scalars; histograms, pictures and tables are left "
-                f"out. Add a TensorBoardLogger for them."
+                f"{names} receives only the scalars of monitors, no histograms, pictures and tables. Add a "
+                f"TensorBoardLogger for them."
             )
 
-    def show(self, step: int, value: Summary.Value) -> None:
-        """Puts something beside what there is of a step."""
-        self.values.setdefault(step, []).append(value)
+    def add(self, step: int, *values: Summary.Value) -> None:
+        """Adds values to the record of a step."""
+        if self.tensorboards and self.writes:
+            self.values.setdefault(step, []).extend(values)
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers by tag. What stands before the first "/" is the group of cards that they are shown in."""
-        if self.tensorboards and self.writes:
-            values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
-            self.values.setdefault(step, []).extend(values)
+        """Adds numbers by tag. The part of a tag before the first "/" is the group of its card."""
+        self.add(step, *(Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()))
         if self.others:
             self.numbers.setdefault(step, {}).update(numbers)
 
     def table(self, step: int, tag: str, rows: Sequence[str], columns: Mapping[str, str], values: Tensor) -> None:
-        """A table [rows, columns] as one float32 tensor, with the names in the first record of the run.
+        """Adds a table [rows, columns] as one float32 tensor, with the names in the first record of the run.
 
         Args:
-            step: when.
-            tag: its name.
-            rows: names, as of layers.
-            columns: name -> what it is and its unit.
-            values: (rows, columns); NaN where there is nothing.
+            step: the step.
+            tag: the name of the table.
+            rows: names of the rows, such as layers.
+            columns: name -> meaning and unit.
+            values: (rows, columns); NaN where there is no value.
         """
-        if not (self.tensorboards and self.writes):
-            return
         content = b""
         if tag not in self.described:
             self.described.add(tag)
-            told = {"version": 1, "layers": list(rows), "metrics": list(columns), "units": list(columns.values())}
-            content = json.dumps(told).encode()
+            names = {"version": 1, "layers": list(rows), "metrics": list(columns), "units": list(columns.values())}
+            content = json.dumps(names).encode()
         kind = SummaryMetadata(
             data_class=DATA_CLASS_TENSOR,
             plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content),
@@ -111,13 +108,13 @@ class Board:
         dims = [TensorShapeProto.Dim(size=size) for size in values.shape]
         data = values.float().contiguous().cpu().numpy().tobytes()
         tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=dims), tensor_content=data)
-        self.show(step, Summary.Value(tag=tag, metadata=kind, tensor=tensor))
+        self.add(step, Summary.Value(tag=tag, metadata=kind, tensor=tensor))
 
     def histogram(self, step: int, tag: str, values: Tensor) -> None:
-        """The distribution of the finite values, in 64 bins."""
+        """Adds the distribution of the finite values, in 64 bins."""
         values = values.detach().flatten().float().cpu()
         values = values[values.isfinite()]
-        if not (self.tensorboards and self.writes) or values.numel() == 0:
+        if values.numel() == 0:
             return
         low, high = values.min().item(), values.max().item()
         counts, edges = torch.histogram(
@@ -133,22 +130,18 @@ class Board:
             bucket_limit=edges[1:].tolist(),
             bucket=counts.tolist(),
         )
-        self.show(step, Summary.Value(tag=tag, histo=proto))
+        self.add(step, Summary.Value(tag=tag, histo=proto))
 
     def image(self, step: int, tag: str, picture: Image.Image) -> None:
-        """A picture."""
-        if not (self.tensorboards and self.writes):
-            return
+        """Adds a picture."""
         file = io.BytesIO()
         picture.save(file, "PNG", optimize=True)
         width, height = picture.size
         encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
-        self.show(step, Summary.Value(tag=tag, image=encoded))
+        self.add(step, Summary.Value(tag=tag, image=encoded))
 
     def layout(self, step: int, categories: Mapping[str, Sequence[Chart]]) -> None:
-        """The Custom Scalars tab: once per run, as TensorBoard reads the first one."""
-        if not (self.tensorboards and self.writes):
-            return
+        """Adds the Custom Scalars tab: once per run, as TensorBoard reads only the first."""
         # TensorBoard shows lines first, in their order, and then bands, in reverse.
         protos = []
         for i, (title, charts) in enumerate(categories.items()):
@@ -158,13 +151,14 @@ class Board:
             protos.append(layout_pb2.Category(title=title, chart=ordered, closed=i > 0))
         tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=protos).SerializeToString()])
         kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
-        self.show(step, Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=kind, tensor=tensor))
+        self.add(step, Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=kind, tensor=tensor))
 
-    def write(self) -> None:
-        """Hands over what has been collected, step by step."""
+    def flush(self) -> None:
+        """Passes the records to the loggers."""
         for step, values in sorted(self.values.items()):
             summary = Summary(value=values)
             for logger in self.tensorboards:
+                # torch's SummaryWriter has no public way to write a Summary, and opens its file anew after close().
                 logger.experiment._get_file_writer().add_summary(summary, step)
         for step, numbers in sorted(self.numbers.items()) if self.writes else ():
             for other in self.others:
@@ -173,7 +167,7 @@ class Board:
 
 
 def chart_proto(chart: Chart) -> layout_pb2.Chart:
-    """A chart as TensorBoard's layout has it."""
+    """A chart as TensorBoard's protocol buffer."""
     if chart.band:
         value, lower, upper = chart.tags
         series = layout_pb2.MarginChartContent.Series(value=value, lower=lower, upper=upper)

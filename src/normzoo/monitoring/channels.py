@@ -1,0 +1,95 @@
+"""Count, mean and variance of the channels of several layers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normzoo.metrics import Moments, merge, moments
+from normzoo.monitoring.layers import feature_axis
+
+Channels = Mapping[str, Moments]
+"""Layer, in the order of execution -> the moments of its channels, in float64 on the CPU."""
+
+
+def feature_moments(module: nn.Module, x: Tensor) -> Moments | None:
+    """Reads count, mean and variance of each feature of an input or output; None of indices."""
+    return moments(x, feature_axis(module, x)) if x.is_floating_point() else None
+
+
+def merge_passes(passes: Iterable[tuple[str, Moments | None]]) -> Channels:
+    """The moments of each layer over all of its passes, from those of each pass."""
+    known = [(name, one) for name, one in passes if one is not None]
+    if not known:
+        return {}
+    flat = torch.cat([part.reshape(-1) for _, one in known for part in one]).cpu()  # one transfer for all layers
+    parts = iter(flat.split([part.numel() for _, one in known for part in one]))
+    return merge_channels([{name: Moments(next(parts)[0], next(parts), next(parts))} for name, _ in known])
+
+
+def merge_channels(parts: Sequence[Channels]) -> Channels:
+    """The moments of each layer over several passes, batches or ranks, by Chan's formula.
+
+    A layer may be missing in a part. One whose number of channels changes counts with the first number of them.
+    """
+    by_layer: dict[str, list[Moments]] = {}
+    for name, one in (item for part in parts for item in part.items()):
+        found = by_layer.setdefault(name, [])
+        if not found or found[0].mean.shape == one.mean.shape:
+            found.append(one)
+    return {
+        name: many[0] if len(many) == 1 else merge(*(torch.stack(list(column)) for column in zip(*many, strict=True)))
+        for name, many in by_layer.items()
+    }
+
+
+def shared_layers(p: Channels, q: Channels) -> list[str]:
+    """The layers that both have, with the same number of channels and at least one value of each."""
+    return [
+        name
+        for name, one in p.items()
+        if name in q and one.mean.shape == q[name].mean.shape and one.n > 0 and q[name].n > 0
+    ]
+
+
+def joined(channels: Channels, names: Sequence[str]) -> Moments:
+    """The channels of several layers, one layer after the other: (sum C_l,) each."""
+    chosen = [channels[name] for name in names]
+    counts = torch.cat([one.n.expand_as(one.mean) for one in chosen])
+    return Moments(counts, torch.cat([one.mean for one in chosen]), torch.cat([one.var for one in chosen]))
+
+
+@lru_cache(maxsize=64)
+def layer_index(sizes: tuple[int, ...]) -> Tensor:
+    """(sum C_l,), the layer of each channel."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
+
+
+def layer_means(sizes: Iterable[int], values: Tensor, known: Tensor | None = None) -> Tensor:
+    """The average of a quantity over the channels of each layer.
+
+    Args:
+        sizes: C_l of each of L layers.
+        values: (..., sum C_l), in float64.
+        known: (sum C_l,), bool: the channels that count; None for all.
+
+    Returns:
+        (..., L); NaN for a layer without channels that count.
+    """
+    sizes = tuple(sizes)
+    index = layer_index(sizes)
+    counts = (torch.ones(values.shape[-1]) if known is None else known).double()
+    sums = values.new_zeros(*values.shape[:-1], len(sizes)).index_add_(-1, index, torch.where(counts > 0, values, 0.0))
+    return sums / counts.new_zeros(len(sizes)).index_add_(0, index, counts)
+
+
+def to_state(channels: Channels) -> dict[str, Any]:
+    """As tensors and plain data, for a checkpoint."""
+    return {name: list(one) for name, one in channels.items()}
+
+
+def from_state(state: Mapping[str, Any]) -> Channels:
+    """The inverse of `to_state`."""
+    return {name: Moments(*columns) for name, columns in state.items()}
