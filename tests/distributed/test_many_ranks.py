@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo import norms
+from normzoo.callbacks import TrainingCurve
 from normzoo.data import Digits
 from normzoo.data._images import Images
 from normzoo.distributed.ranks import mean_over_ranks
@@ -50,8 +51,10 @@ def fitted(task: pl.LightningModule, data: Any, ranks: int, **settings: Any) -> 
     """Trains; returns the state of the task and the logged metrics on this rank."""
     many = {"devices": ranks, "strategy": "ddp", "plugins": [SyncNorms()], **settings}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    curve = TrainingCurve()
     trainer = pl.Trainer(
         accelerator="cpu",
+        callbacks=[curve],
         max_epochs=2,
         enable_checkpointing=False,
         log_every_n_steps=1,
@@ -60,7 +63,7 @@ def fitted(task: pl.LightningModule, data: Any, ranks: int, **settings: Any) -> 
     )
     trainer.fit(task, data)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {"state": task.state_dict(), "logged": logged, "curve": getattr(task, "curve", {})}
+    return {"state": task.state_dict(), "logged": logged, "curve": curve.newest}
 
 
 def on_rank(rank: int, job: Any, *arguments: Any) -> Any:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from normzoo.distributed import mean_over_ranks, shard_network
@@ -83,6 +83,7 @@ class Classifier(LightningModule):
         }
         self.val_metrics = MetricCollection(metrics, prefix="val/")
         self.test_metrics = MetricCollection(metrics, prefix="test/").clone()
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
 
     def setup(self, stage: str) -> None:
         if self.channels_last and self.device_mesh is None:  # FSDP needs the default format
@@ -111,18 +112,19 @@ class Classifier(LightningModule):
         return {"loss": loss, "accuracy": logits.detach().argmax(1) == labels}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate("val", self.val_metrics, batch)
+        self.evaluate("val", self.val_metrics, self.val_loss, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate("test", self.test_metrics, batch)
+        self.evaluate("test", self.test_metrics, self.test_loss, batch)
 
-    def evaluate(self, stage: str, metrics: MetricCollection, batch: Batch) -> None:
+    def evaluate(self, stage: str, metrics: MetricCollection, loss: MeanMetric, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
         metrics.update(logits, labels)
-        shown = stage == "val"
-        self.log(f"{stage}/loss", self.loss(logits, labels), prog_bar=shown, batch_size=len(labels), sync_dist=True)
-        self.log_dict(metrics, prog_bar=shown, batch_size=len(labels))
+        loss.update(self.loss(logits, labels), weight=len(labels))
+        # Metric objects average over all samples of all ranks, and Lightning computes and resets them after the epoch.
+        self.log(f"{stage}/loss", loss, prog_bar=stage == "val")
+        self.log_dict(metrics, prog_bar=stage == "val")
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> dict[str, Tensor]:
         """The most probable class (N,) of each image and its probability (N,), and the label if it is known."""
