@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 
@@ -26,20 +27,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # Tests must pass for every seed; this one makes a failure repeat.
 SEED = int(os.environ.get("NORMZOO_TEST_SEED", "0"))
-LIGHTNING_SEEDS = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Seeds the random numbers of each test, so that none depends on the tests before it.
 
-    Afterwards the seed that a test gave to Lightning is removed: Lightning would reuse it when ranks start.
+    Afterwards the environment is as before: Lightning keeps the seed and the port of its ranks there, and would use
+    both again in the next test.
     """
     import torch  # after OMP_NUM_THREADS is set
 
     torch.manual_seed(SEED)
-    yield
-    for name, value in LIGHTNING_SEEDS.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+    with patch.dict(os.environ):
+        yield

@@ -777,7 +777,7 @@ REFUSED: dict[str, str] = {
     "fit --trainer.accumulate_grad_batches=0": "accumulate_grad_batches=0.*1 or more",
     # networks and norms
     "fit --model.net.norm=GroupNorm --model.net.norm.num_groups=3": "num_groups=3.*must divide.*divisors are 1, 2, 4",
-    "fit --model.net.norm=InstanceNorm": "InstanceNorm.*linear layer.*Take LayerNorm",
+    "fit --model.net.norm=InstanceNorm": "InstanceNorm.*linear layer.*Use LayerNorm",
     "fit --data.batch_size=1": r"\(1, 100\).*one value per channel.*batches of at least 2",
     "fit --model.net=ResNet --model.net.stem=imagenet": "16 x 16.*8 x 8.*resize",
     "fit --model.net=ResNet --model.net.depth=9": "depth=9.*6n.*8",

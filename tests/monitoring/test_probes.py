@@ -983,7 +983,7 @@ def test_nested_probes_of_a_compiled_network_and_an_error_leave_it_compiled(grap
 
 
 def test_other_graphs_run_on_while_a_network_that_is_not_compiled_is_read(graphs: Graphs) -> None:
-    other, net = by_method(nn.Linear(3, 3), graphs), Straight()
+    other, net = by_method(Straight(), graphs), Straight()
     with everything(net) as probe:
         net(X.float())
         other(X.float())
