@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.loggers import Logger
+from memory import Memory
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,24 +17,6 @@ from normzoo.norms import NoNorm
 from normzoo.tasks import Classifier
 
 Curve = dict[str, dict[int, float]]
-
-
-class Memory(Logger):
-    """Keeps what is logged: tag -> step -> value."""
-
-    name = "memory"
-    version = 0
-
-    def __init__(self) -> None:
-        self.values: Curve = {}
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        for tag, value in metrics.items():
-            assert step is not None
-            self.values.setdefault(tag, {})[step] = value
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        pass
 
 
 class Regression(LightningModule):
@@ -153,6 +135,7 @@ def test_a_resumed_run_continues_a_point(tmp_path: Path) -> None:
         "log_every_n_steps": 5,
         "curve": TrainingCurve(points=1),
         "enable_checkpointing": True,
+        "default_root_dir": tmp_path,
     }
     whole = fit(Regression(), batches(7), **settings)
     with pytest.raises(RuntimeError, match="stop"):

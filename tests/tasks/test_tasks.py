@@ -11,7 +11,7 @@ import commands
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.loggers import Logger
+from memory import Memory
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
@@ -27,24 +27,6 @@ from normzoo.tasks import Classifier, WarmupCosine, parameter_groups
 
 LAYERS = norms.layers()
 DENSE = {name: layer for name, layer in LAYERS.items() if layer.facts.dense}
-
-
-class Memory(Logger):
-    """Keeps what is logged: tag -> step -> value."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, dict[int, float]] = {}
-
-    name = "memory"
-    version = 0
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        for tag, value in metrics.items():
-            assert step is not None
-            self.values.setdefault(tag, {})[step] = value
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        pass
 
 
 class Noise(LightningDataModule):
