@@ -22,7 +22,7 @@ from normzoo import norms
 from normzoo.callbacks import HParams, PredictionsCSV, ProgressBar, TrainingCurve
 from normzoo.data import Digits
 from normzoo.models import MLP
-from normzoo.monitoring.lean import hasten_checksums, masked_crc32c
+from normzoo.monitoring.lean import masked_crc32c, speed_up_checksums
 from normzoo.tasks.classifier import Classifier
 
 
@@ -233,11 +233,11 @@ def test_checksums_of_event_files_are_tensorboards(size: int) -> None:
     assert masked_crc32c(data) == tensorboards_own(data)
 
 
-def test_checksums_are_hastened_where_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_are_sped_up_where_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_writer, "masked_crc32c", tensorboards_own)
-    assert hasten_checksums()
+    assert speed_up_checksums()
     assert record_writer.masked_crc32c is masked_crc32c
     monkeypatch.setattr(record_writer, "masked_crc32c", lambda data: 0)  # another version computes something else
-    assert not hasten_checksums()
+    assert not speed_up_checksums()
     monkeypatch.delattr(record_writer, "masked_crc32c")
-    assert not hasten_checksums()
+    assert not speed_up_checksums()

@@ -28,7 +28,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "write": ("normzoo.runs.checkpoint_io", "torch.save"),
     "rename": ("normzoo.runs.atomic", "Path.replace"),
     "sync": ("normzoo.runs.atomic", "os.fsync"),
-    "cut": ("normzoo.runs.exact_resume", "take_back"),
+    "cut": ("normzoo.runs.exact_resume", "truncate_events"),
     "train end": ("normzoo.tasks.classifier", "Classifier.on_train_end"),
     "test": ("normzoo.tasks.classifier", "Classifier.test_step"),
 }

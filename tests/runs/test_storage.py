@@ -15,7 +15,7 @@ import torch
 from forks import Fork, Forks
 
 from normzoo.errors import InputError
-from normzoo.runs.storage import unwritten
+from normzoo.runs.storage import describe_write_error
 
 RUN = Path("lightning_logs/default/000")
 
@@ -248,17 +248,17 @@ def failed(number: int, file: str | None) -> OSError:
 def test_the_message(error: BaseException, says: str | None, tmp_path: Path) -> None:
     if isinstance(error, OSError) and error.filename:
         error.filename = error.filename.format(run=tmp_path)
-    message = unwritten(error, tmp_path)
+    message = describe_write_error(error, tmp_path)
     assert (message is None) is (says is None)
     assert says is None or says in str(message)
 
 
 def test_a_full_standard_output_is_not_blamed_on_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error names no file."""
-    assert f"{tmp_path} could not be written" in str(unwritten(failed(errno.ENOSPC, None), tmp_path))
+    assert f"{tmp_path} could not be written" in str(describe_write_error(failed(errno.ENOSPC, None), tmp_path))
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr("sys.stdout", full)
-        message = str(unwritten(failed(errno.ENOSPC, None), tmp_path))
+        message = str(describe_write_error(failed(errno.ENOSPC, None), tmp_path))
         monkeypatch.undo()
         with pytest.raises(OSError, match="No space"):
             full.flush()
@@ -275,6 +275,8 @@ def test_the_first_error_counts_not_its_consequences(tmp_path: Path) -> None:
         return errors[-1]
 
     gone, full = failed(errno.ENOENT, f"{tmp_path}/events"), failed(errno.ENOSPC, None)
-    assert "No space left on device" in str(unwritten(chain(full, ValueError("you tried to log 1"), gone), tmp_path))
+    assert "No space left on device" in str(
+        describe_write_error(chain(full, ValueError("you tried to log 1"), gone), tmp_path)
+    )
     bad = InputError("the loss is nan")
-    assert unwritten(chain(bad, failed(errno.ENOSPC, None)), tmp_path) is bad
+    assert describe_write_error(chain(bad, failed(errno.ENOSPC, None)), tmp_path) is bad

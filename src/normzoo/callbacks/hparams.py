@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.tensorboard.summary import hparams
 
 from normzoo.callbacks.training_curve import TrainingCurve
-from normzoo.monitoring.event_files import goes_on
+from normzoo.monitoring.event_files import continues_curves, file_writer
 
 Value = bool | int | float | str
 
@@ -35,7 +35,7 @@ class HParams(Callback):
     # files of a run.
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.is_written = self.is_written and goes_on(trainer)
+        self.is_written = self.is_written and continues_curves(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer, pl_module)
@@ -62,7 +62,7 @@ class HParams(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 # add_hparams, the public way, writes to a run of its own: beside this one, and without its scalars.
-                writer = logger.experiment._get_file_writer()
+                writer = file_writer(logger)
                 # The tab reads the metrics' values from the run's scalars, not from this record.
                 for proto in hparams(values, dict.fromkeys(metrics, 0.0)):
                     writer.add_summary(proto)

@@ -40,7 +40,7 @@ from normzoo.runs.allowed import again, check_callables, take_flags
 from normzoo.runs.checkpoint_io import write_safely
 from normzoo.runs.config import RunConfig
 from normzoo.runs.folders import is_first
-from normzoo.runs.storage import quiet_writers, unwritten
+from normzoo.runs.storage import describe_write_error, quiet_writers
 
 NOISE = (
     "The number of training batches",  # TrainingCurve sets a shorter one
@@ -90,7 +90,7 @@ class Command(LightningCLI):
             if (number := stopped_by(error)) is not None:
                 self.report_signal(number)
                 raise SystemExit(128 + number) from error
-            if message := unwritten(error, self.run, self.files):
+            if message := describe_write_error(error, self.run, self.files):
                 raise message from error
             if isinstance(error, MisconfigurationException):  # Lightning's error for wrong input
                 raise InputError(f"the run cannot be made: {error}\nNORMZOO_TRACEBACK=1 shows where.") from error

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from normzoo.callbacks import Change, ExactResume, FiniteLoss, HParams, Record, SharedRun, TrainingCurve
 from normzoo.cli.command import Command, has, report_file
 from normzoo.errors import InputError
-from normzoo.monitoring.lean import make_lean
+from normzoo.monitoring.lean import reduce_overhead
 from normzoo.runs import checkpoints, contradictions
 from normzoo.runs.folders import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, shared_run
 from normzoo.runs.loggers import continue_curves
@@ -106,7 +106,7 @@ class CLI(Command):
         return ExactResume(self.run / CHECKPOINTS, steps, minutes, keep_stop=not self.has_new_limits)
 
     def fit(self, **kwargs: Any) -> None:
-        make_lean(self.trainer, self.model)
+        reduce_overhead(self.trainer, self.model)
         if self.run is not None and not self.is_new:
             continue_curves(self.trainer, self.run)
         # Ranks draw the same noise as one process only if they start from the seed again once they are connected.

@@ -38,8 +38,8 @@ class Kaiming(Init):
         self.gain, self.mode = gain, mode
 
     def fill(self, weight: Tensor) -> None:
-        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
-        nn.init.normal_(weight, std=self.gain / math.sqrt(fan_in if self.mode == "fan_in" else fan_out))
+        fan = weight[0].numel() if self.mode == "fan_in" else weight[:, 0].numel()
+        nn.init.normal_(weight, std=self.gain / math.sqrt(fan))
 
 
 class Xavier(Init):

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,12 +20,17 @@ def event_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     return [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
 
 
+def file_writer(logger: TensorBoardLogger) -> Any:
+    """The writer of records, for which torch's SummaryWriter has no public name; it opens a new file after close()."""
+    return logger.experiment._get_file_writer()
+
+
 def event_files(logger: TensorBoardLogger) -> list[Path]:
     """All event files in a logger's folder, of this process and of those before it."""
     return sorted(Path(logger.log_dir).glob("*tfevents*"))
 
 
-def goes_on(trainer: Trainer) -> bool:
+def continues_curves(trainer: Trainer) -> bool:
     """Whether a Trainer continues the curves that its checkpoint comes from: on the first process.
 
     A run that starts from another run's checkpoint, in a folder of its own, does not.
@@ -34,7 +40,7 @@ def goes_on(trainer: Trainer) -> bool:
     return any(len(event_files(logger)) > 1 for logger in event_loggers(trainer))  # more than the one just opened
 
 
-def written(logger: TensorBoardLogger, before: Mapping[str, int]) -> Sizes:
+def file_sizes(logger: TensorBoardLogger, before: Mapping[str, int]) -> Sizes:
     """The files of a logger and their sizes, once all is on the disk.
 
     Args:
@@ -53,14 +59,14 @@ def written(logger: TensorBoardLogger, before: Mapping[str, int]) -> Sizes:
     return sizes
 
 
-def take_back(logger: TensorBoardLogger, sizes: Mapping[str, int], step: int) -> None:
+def truncate_events(logger: TensorBoardLogger, sizes: Mapping[str, int], step: int) -> None:
     """Cuts the files back to their sizes at a checkpoint, so that a resumed run writes no step twice.
 
     Does nothing if none of the files is there: the run continues in another folder. The folder may have been moved.
 
     Args:
         logger: writes to a new file.
-        sizes: what `written` returned when the checkpoint was made.
+        sizes: what `file_sizes` returned when the checkpoint was made.
         step: of the checkpoint.
     """
     writer = logger.experiment.file_writer

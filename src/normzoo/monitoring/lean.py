@@ -20,7 +20,7 @@ HOOKS = (
 NOTHING = nullcontext("")
 
 
-def make_lean(trainer: Trainer, model: LightningModule) -> None:
+def reduce_overhead(trainer: Trainer, model: LightningModule) -> None:
     """Removes empty hooks, the profiler that measures nothing, and slow checksums."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined] # set by Lightning, undeclared
         drop_empty(callback, Callback)
@@ -28,7 +28,7 @@ def make_lean(trainer: Trainer, model: LightningModule) -> None:
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if type(profiler) is PassThroughProfiler:
         profiler.profile = profile_nothing  # type: ignore[assignment] # its own takes 1 us per hook
-    hasten_checksums()
+    speed_up_checksums()
 
 
 def profile_nothing(action_name: str) -> AbstractContextManager[str]:
@@ -43,7 +43,7 @@ def drop_empty(owner: Any, base: type) -> None:
             setattr(owner, hook, None)
 
 
-def hasten_checksums() -> bool:
+def speed_up_checksums() -> bool:
     """Lets TensorBoard's event writer compute its checksums in C, a thousand times faster.
 
     Its own implementation takes 2 ms of Python for a sample of all monitors (17 KB), in a thread that holds the GIL.

@@ -170,10 +170,10 @@ class Probe:
             visit.gradient = apply(self.gradients[visit.module], visit.module, gradient)
 
         self.stack.callback(y.register_hook(read).remove)
-        base = y._base  # torch has no public name for the tensor that a view belongs to
+        base = base_of(y)
         if base is None or base.grad_fn is None or base.dtype != y.dtype:
             return
-        if any(base is x or base is x._base for x in inputs):  # whose gradient is not only that of y
+        if any(base is x or base is base_of(x) for x in inputs):  # whose gradient is not only that of y
             return
         # y is a view of a tensor of the module. A later layer that overwrites it, as ReLU(inplace=True), takes the view
         # out of the graph: the gradient reaches that tensor alone.
@@ -186,6 +186,11 @@ class Probe:
                 read(whole.as_strided(size, stride, offset))
 
         self.stack.callback(base.register_hook(read_from_base).remove)
+
+
+def base_of(x: Tensor) -> Tensor | None:
+    """The tensor that a view belongs to; None for any other."""
+    return x._base  # torch has no public name for it
 
 
 @torch.no_grad()

@@ -46,21 +46,16 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         InputError: it is not such a state.
     """
     try:
-        set_each(state, device)
+        torch.set_rng_state(state["torch"].cpu())
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002 - as above
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+        elif device.type == "mps" and "mps" in state:
+            torch.mps.set_rng_state(state["mps"].cpu())
     except (RuntimeError, KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"the saved state of the random numbers is damaged ({error}); give another checkpoint or step."
         ) from error
-
-
-def set_each(state: dict[str, Any], device: torch.device) -> None:
-    """Sets the generators, without a check."""
-    torch.set_rng_state(state["torch"].cpu())
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002 - as above
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"].cpu())

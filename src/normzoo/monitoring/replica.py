@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.monitoring.layers import is_compiled
-from normzoo.monitoring.random_state import random_state, set_each
+from normzoo.monitoring.random_state import random_state, set_random_state
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 NEEDED_BY = "InternalCovariateShift, LossLandscape and ActivationPercentiles"
@@ -287,4 +287,4 @@ def same_random_numbers(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        set_each(state, device)
+        set_random_state(state, device)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from normzoo.distributed.gather import Ranks
-from normzoo.monitoring.event_files import goes_on
+from normzoo.monitoring.event_files import continues_curves
 from normzoo.monitoring.layers import is_compiled, named_layers
 from normzoo.monitoring.lean import drop_empty
 from normzoo.monitoring.probe import Probe, Reader
@@ -57,7 +57,7 @@ class Sampler(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resumed, self.resumed = self.resumed, {}
-        if resumed and self.writer is not None and goes_on(trainer):
+        if resumed and self.writer is not None and continues_curves(trainer):
             self.has_layout = resumed["laid_out"]
             self.writer.described = set(resumed["described"])
 

@@ -23,7 +23,8 @@ from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from torch import Tensor
 
-from normzoo.monitoring.lean import hasten_checksums
+from normzoo.monitoring.event_files import file_writer
+from normzoo.monitoring.lean import speed_up_checksums
 
 PLUGIN = "normalization"
 """The plugin name of tables in event files."""
@@ -59,7 +60,7 @@ class EventWriter:
         self.tensorboards = [one for one in loggers if isinstance(one, TensorBoardLogger)]
         self.others: list[Logger] = [one for one in loggers if not isinstance(one, TensorBoardLogger)]
         if self.tensorboards:
-            hasten_checksums()
+            speed_up_checksums()
         self.values: dict[int, list[Summary.Value]] = {}
         self.numbers: dict[int, dict[str, float]] = {}
         self.described: set[str] = set()
@@ -158,8 +159,7 @@ class EventWriter:
         for step, values in sorted(self.values.items()):
             summary = Summary(value=values)
             for logger in self.tensorboards:
-                # torch's SummaryWriter has no public way to write a Summary, and opens its file anew after close().
-                logger.experiment._get_file_writer().add_summary(summary, step)
+                file_writer(logger).add_summary(summary, step)
         for step, numbers in sorted(self.numbers.items()) if self.writes else ():
             for other in self.others:
                 other.log_metrics(numbers, step)

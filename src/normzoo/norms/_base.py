@@ -164,12 +164,12 @@ class Norm(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Norm":
         # nn.Module has no public method for `.to()`. Running statistics stay float32 under .half() and .bfloat16():
         # 8 bits cannot represent a small update of an average.
-        before = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        before = {name: b for name, b in self.named_buffers(recurse=False) if b.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
-            new = self._buffers[name]
-            if new is not None and torch.finfo(new.dtype).bits < 32:
-                self._buffers[name] = old.to(new.device, torch.promote_types(new.dtype, torch.float32))
+            new = getattr(self, name)
+            if torch.finfo(new.dtype).bits < 32:
+                setattr(self, name, old.to(new.device, torch.promote_types(new.dtype, torch.float32)))
         return self
 
     def extra_repr(self) -> str:

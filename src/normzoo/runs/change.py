@@ -92,7 +92,8 @@ def change_schedule(scheduler: Any, built: Mapping[str, Any], names: list[str]) 
         if name in built:
             setattr(scheduler, name, built[name])
     # SequentialLR and ChainedScheduler have no public name for the schedules they consist of.
-    for part, inner in zip(getattr(scheduler, "_schedulers", ()), built.get("_schedulers", ()), strict=True):
+    parts = "_schedulers"
+    for part, inner in zip(getattr(scheduler, parts, ()), built.get(parts, ()), strict=True):
         change_schedule(part, inner, names)
 
 

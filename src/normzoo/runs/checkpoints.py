@@ -164,6 +164,9 @@ def explain_mismatch(file: str | None, differences: str = "") -> Iterator[None]:
 
 def is_restoring(error: Exception) -> bool:
     """Whether an error was raised while a Trainer restored a checkpoint."""
-    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    # Lightning has no hook around it; if these functions get other names, the error is shown as it is.
-    return bool(names & {"_restore_modules_and_callbacks", "restore_training_state"})
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # Lightning has no hook around it; if this module gets another name, the error is shown as it is.
+    return any(
+        "restore" in frame.f_code.co_name and str(frame.f_globals.get("__name__")).endswith("checkpoint_connector")
+        for frame in frames
+    )

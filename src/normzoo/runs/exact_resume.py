@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.monitoring.event_files import Sizes, event_loggers, take_back, written
+from normzoo.monitoring.event_files import Sizes, event_loggers, file_sizes, truncate_events
 from normzoo.monitoring.random_state import random_state, set_random_state
 from normzoo.runs.checkpoint_io import confine_paths
 from normzoo.runs.folders import CHECKPOINTS
@@ -201,7 +201,7 @@ class ExactResume(Checkpoint):
         if trainer.is_global_zero:  # raises where curves are lost: a resumed run would not write them again
             writers = event_loggers(trainer)
             before = self.sizes or [{} for _ in writers]
-            self.sizes = [written(one, sizes) for one, sizes in zip(writers, before, strict=True)]
+            self.sizes = [file_sizes(one, sizes) for one, sizes in zip(writers, before, strict=True)]
         checkpoint[KEY]["events"] = self.sizes
         checkpoint[KEY]["csv"] = [csv_text(one) for one in csv_loggers(trainer)] if trainer.is_global_zero else []
 
@@ -221,7 +221,7 @@ class ExactResume(Checkpoint):
             warn_of_threads(self.found.get("threads"), torch.get_num_threads())
         if trainer.is_global_zero:
             for logger, sizes in zip(event_loggers(trainer), self.found["events"], strict=False):
-                take_back(logger, sizes, checkpoint["global_step"])
+                truncate_events(logger, sizes, checkpoint["global_step"])
             if Path(trainer.ckpt_path or "").resolve().parent == self.file.resolve().parent:  # not of another run
                 for one, text in zip(csv_loggers(trainer), self.found.get("csv", []), strict=False):
                     restore_csv(one, text)

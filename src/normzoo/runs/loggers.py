@@ -31,8 +31,13 @@ def continue_curves(trainer: Trainer, run: Path) -> None:
     file = run / VERSIONS
     versions = json.loads(file.read_text()) if file.is_file() else []
     for logger, version in zip(trainer.loggers, versions, strict=False):
-        if isinstance(logger, TensorBoardLogger | CSVLogger) and isinstance(version, int) and logger._version is None:
-            logger._version = version  # Lightning has no public way once a logger is built
+        if isinstance(logger, TensorBoardLogger | CSVLogger) and isinstance(version, int):
+            set_version(logger, version)
+
+
+def set_version(logger: TensorBoardLogger | CSVLogger, version: int | str) -> None:
+    """Sets the version of a logger that has not opened its files yet."""
+    logger._version = version  # Lightning has no public way once a logger is built
 
 
 def csv_loggers(trainer: Trainer) -> list[CSVLogger]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from normzoo.runs.loggers import set_version
+
 
 class SharedRun(Callback):
     """Gives all ranks the folder of the run that the first rank has made, once they can communicate.
@@ -28,6 +30,6 @@ class SharedRun(Callback):
             trainer._default_root_dir = str(run)  # type: ignore[attr-defined]  # set by Lightning, undeclared
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == self.run:
-                logger._version = run.name
+                set_version(logger, run.name)
         self.run = run
         self.update(run)

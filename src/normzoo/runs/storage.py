@@ -16,7 +16,7 @@ from normzoo.runs.folders import newest_checkpoint
 WHILE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
-def unwritten(error: BaseException, run: Path | None, files: Sequence[Path] = ()) -> InputError | None:
+def describe_write_error(error: BaseException, run: Path | None, files: Sequence[Path] = ()) -> InputError | None:
     """The message for a command that ended because it could not write a file; None if it ended for another reason.
 
     Args:

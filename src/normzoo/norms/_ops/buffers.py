@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor  # no public name: a tensor that has a shape and no values
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -12,12 +11,12 @@ def is_readable(buffer: Tensor) -> bool:
     """Whether Python code may branch on the buffer's value.
 
     It cannot in a compiled graph, for a meta or fake tensor, which has no value, or in `torch.func`, where a tensor may
-    hold a batch of values.
+    hold a batch of values. Of a subclass of Tensor, such as a fake tensor, nothing is known.
     """
     return not (
         torch.compiler.is_compiling()
         or buffer.is_meta
-        or isinstance(buffer, FakeTensor)
+        or type(buffer) is not Tensor
         or torch._C._functorch.is_functorch_wrapped_tensor(buffer)  # torch.func has no public test for its tensors
     )
 
@@ -36,9 +35,10 @@ def is_positive(buffer: Tensor) -> bool:
 def known_positive(buffer: Tensor) -> bool:
     """`is_positive`, from the result that was stored for the buffer's current version."""
     version, positive = KNOWN.get(buffer, (None, False))
-    if version != buffer._version:  # torch has no public name for the number of writes to a tensor
+    now = buffer._version  # torch has no public name for the number of writes to a tensor
+    if version != now:
         positive = bool(buffer > 0)
-        KNOWN[buffer] = buffer._version, positive
+        KNOWN[buffer] = now, positive
     return positive
 
 
