@@ -10,21 +10,9 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from normzoo import __version__
+from normzoo.cli.commands import COMMANDS, EVALUATE
 from normzoo.cli.runtime import require_ranks, share_cores
 from normzoo.errors import InputError, printable
-
-COMMANDS = {
-    "fit": "train a network, then test the best checkpoint",
-    "resume": "continue a run that was interrupted, to the end it would have had",
-    "validate": "score a checkpoint on the validation images",
-    "test": "score a checkpoint on the test images",
-    "predict": "write a checkpoint's predictions for the test images to a file",
-    "replay": "repeat a step whose loss was NaN or infinite, and show every layer",
-    "checkpoint": "show what a checkpoint holds, without running anything in it",
-    "norms": "list the normalization layers, or show one layer's card",
-}
-
-EVALUATE = dict.fromkeys(("validate", "test", "predict"), "evaluate")  # the module of a command, where it is another
 
 HELP = """usage: normzoo COMMAND [options]
 

@@ -1,6 +1,7 @@
 """The command line, from flags to files: what each command does, what a run leaves behind, what is refused and how."""
 
 import errno
+import inspect
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 import torch
 import yaml
 from commands import BRIEF, QUIET, SHORT, fit, normzoo, process, scalars
+from lightning.pytorch import Trainer
 
 from normzoo import norms
 from normzoo.cli.norms import WORDS, shape
@@ -163,6 +165,7 @@ def test_version() -> None:
         (("fit", "--model.net.help=ResNet"), ["--net.depth", "6n + 2"]),
         (("fit", "--model.net.norm.help=GroupNorm"), ["num_groups"]),
         (("norms", "--help"), ["--json"]),
+        (("completion", "--help"), ["zsh"]),
     ],
     ids=str,
 )
@@ -171,6 +174,17 @@ def test_help_of_a_command_and_of_a_class(arguments: tuple[str, ...], words: lis
     assert result.status == 0, result.err
     for word in words:
         assert word in result.out
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_fits_on_a_few_screens(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All options are there, in lines of 80 columns, without the long lists of classes."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = normzoo(command, "--help").out.splitlines()
+    assert len(lines) < 170
+    assert all(len(line) <= 80 or line.startswith("options of Lightning") for line in lines)
+    for name in inspect.signature(Trainer).parameters:
+        assert sum(f"--trainer.{name}" in line.split() for line in lines) == 1, name
 
 
 # Runs

@@ -1,6 +1,5 @@
 """The parser of the command line: jsonargparse's, with this project's rules for defaults, messages and help."""
 
-import re
 from collections.abc import Iterator
 from pydoc import locate
 from typing import Any, NoReturn
@@ -13,12 +12,12 @@ from lightning.pytorch import LightningModule
 # Private, but the only way to choose which links reach a class that a flag names.
 from lightning.pytorch.cli import LightningArgumentParser, _InstantiatorFn
 
+from normzoo.cli.help import compact, without_long_lists
 from normzoo.cli.messages import explain, find_input_error
 from normzoo.errors import InputError
 from normzoo.runs import config_files
 from normzoo.runs.allowed import refusal
 
-MOST_NAMES = 60  # of classes in a help text
 UNSERIALIZABLE = "Unable to serialize instance"  # jsonargparse's text in the place of such a value
 serialize_object: Any = jsonargparse._typehints.serialize_as_import_path
 
@@ -58,13 +57,8 @@ class Parser(LightningArgumentParser):
         ) from ex
 
     def format_help(self, *args: Any) -> str:
-        """The help, without lists of hundreds of classes: every module of torch is a known activation."""
-
-        def shorten(found: re.Match[str]) -> str:
-            names = found[1].split(",")
-            return found[0] if len(names) <= MOST_NAMES else f"{len(names)} known subclasses"
-
-        return re.sub(r"known\s+subclasses:\s+([^)]+)", shorten, super().format_help(*args))
+        text = without_long_lists(super().format_help(*args))
+        return compact(text, self.prog.split()[-1]) if "\n  --trainer " in text else text
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """The configuration as text, without defaults that have no text: they need none."""

@@ -1,0 +1,15 @@
+"""The commands, and which module runs each; imports nothing, since `normzoo --help` does so too."""
+
+COMMANDS = {
+    "fit": "train a network, then test the best checkpoint",
+    "resume": "continue a run that was interrupted, to the end it would have had",
+    "validate": "score a checkpoint on the validation images",
+    "test": "score a checkpoint on the test images",
+    "predict": "write a checkpoint's predictions for the test images to a file",
+    "replay": "repeat a step whose loss was NaN or infinite, and show every layer",
+    "checkpoint": "show what a checkpoint holds, without running anything in it",
+    "norms": "list the normalization layers, or show one layer's card",
+    "completion": "print a script with which bash, zsh or tcsh completes commands and options",
+}
+
+EVALUATE = dict.fromkeys(("validate", "test", "predict"), "evaluate")  # the module of a command, where it is another
