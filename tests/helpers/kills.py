@@ -24,7 +24,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "batch end": ("normzoo.tasks.classifier", "Classifier.on_train_batch_end"),
     "validation": ("normzoo.tasks.classifier", "Classifier.validation_step"),
     "epoch end": ("normzoo.runs.exact_resume", "ExactResume.end_epoch"),
-    "sizes": ("normzoo.runs.exact_resume", "written"),
+    "sizes": ("normzoo.runs.exact_resume", "file_sizes"),
     "write": ("normzoo.runs.checkpoint_io", "torch.save"),
     "rename": ("normzoo.runs.atomic", "Path.replace"),
     "sync": ("normzoo.runs.atomic", "os.fsync"),

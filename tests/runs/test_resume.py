@@ -99,19 +99,23 @@ SETTINGS |= {
     "loggers of one's own": ("--trainer.log_every_n_steps=1", "--trainer.logger=" + objects(
         ("lightning.pytorch.loggers.TensorBoardLogger", {"save_dir": "own", "name": "curves"}),
         ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "own", "name": "rows"}))),
+    "extra state": ("--model.net=counted.Counted", HIDDEN),
 }  # fmt: skip
 TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=32")
 RANKS: dict[str, tuple[str, ...]] = {
     "ranks": (*TWO_RANKS, "--trainer.sync_batchnorm=true", "--model.net.activation=Dropout", AUGMENT),
     "ranks by the clock": (*TWO_RANKS, "--checkpoint_minutes=0.0005", "--checkpoint_steps=null", "--data.num_workers=1",
                            "--model.net.norm=NoisyBatchNorm", "--trainer.callbacks=" + objects(*MONITORS[:3])),
+    "sharded ranks": (*TWO_RANKS, '--trainer.strategy={"class_path": "normzoo.distributed.FSDP"}',
+                      "--trainer.sync_batchnorm=true", "--model.optimizer=SGD", "--model.optimizer.lr=0.1",
+                      "--model.optimizer.momentum=0.9"),
 }  # fmt: skip
 
 
 def flags_of(setting: str) -> tuple[str, ...]:
     """All flags of a setting."""
     flags = {**SETTINGS, **RANKS}[setting]
-    return (*COMMON, *([] if CONV[0] in flags else [HIDDEN]), *flags)
+    return (*COMMON, *([] if any(flag.startswith("--model.net=") for flag in flags) else [HIDDEN]), *flags)
 
 
 # What a run leaves.
@@ -219,7 +223,7 @@ class Trials:
 
     def normzoo(self, setting: str, *arguments: str, cwd: Path, before: str = "", run: str = "000") -> int:
         """Runs a command, on two ranks if the setting says so; if one dies, so does the other."""
-        environments: list[dict[str, str]] = [{}]
+        environments: list[dict[str, str]] = [{"NORMZOO_ALLOW": "counted"}]
         if setting in RANKS:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
