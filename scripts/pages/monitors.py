@@ -10,14 +10,14 @@ HEAD = """# What a layer does, in TensorBoard
 
 <!-- Made by scripts/docs from the docstrings, tags and units in src/normzoo/callbacks/. -->
 
-Six callbacks, one per question. Each works in any Lightning project, whatever its network is made of, and leaves the
-training as it is, to the bit. All of them at once:
+Six callbacks, each for one question. They work in any Lightning project with any network, and do not change the
+training by a bit. All of them at once:
 
 ```sh
 normzoo fit -c configs/digits_mlp.yaml -c configs/monitors.yaml
 ```
 
-or one, by flags or in a Trainer of your own:
+One of them, by flags or in your own Trainer:
 
 ```sh
 normzoo fit --trainer.callbacks+=CovariateShift --trainer.callbacks.every=20
@@ -30,42 +30,43 @@ from normzoo.callbacks import CovariateShift, GradientFlow
 trainer = Trainer(callbacks=[CovariateShift(), GradientFlow(every=10, layers="encoder.*")])
 ```
 
-`every` is a number of optimizer steps or any function of the step (`Every(50, start=1000)`, `Logarithmic(20)`, a
-lambda); `layers` names modules, with `*`, or their class. What is sampled at step t is the network before its update.
+`every` is a number of optimizer steps or a function of the step (`Every(50, start=1000)`, `Logarithmic(20)`, a lambda).
+`layers` selects modules by name, with `*`, or by class. The sample at step t shows the network before its update.
 
 ## Where to look
 
-**Time Series.** A group of cards per metric, a card per layer, the newest run beside the others.
+**Time Series.** A group of cards for each metric, a card for each layer, all runs in one chart.
 
 ![Time Series: a group per metric, a card per layer](monitors-timeseries.png)
 
-**Custom Scalars.** Per question the charts that answer it: the band of the percentiles of each layer, the depth
-profiles with a line per layer.
+**Custom Scalars.** The charts for each question: the percentiles of each layer as a band, depth profiles with a line
+for each layer.
 
 ![Custom Scalars: the band of percentiles](monitors-custom-scalars.png)
 ![Custom Scalars: depth profiles of the covariate shift](monitors-depth.png)
 
-**Images.** Layers over steps, drawn when the run ends.
+**Images.** Heatmaps of layers over steps, drawn at the end of the run.
 
 ![Images: layers over steps](monitors-heatmaps.png)
 
-**Histograms.** The channels of running statistics, weights and biases, and the inputs of the nonlinearities, rarely.
+**Histograms.** The running statistics, weights and biases of all channels, and the inputs of the nonlinearities, every
+500 steps.
 
-Beside the scalars each sample is written once more as one tensor `[layers, metrics]` named `normalization/CALLBACK`,
-with the names in the first record of the run (plugin `normalization`): made for tools that read whole tables.
+Each sample is also written as one tensor `[layers, metrics]`, `normalization/CALLBACK`, for tools that read whole
+tables. The first record of the run holds the names of rows and columns.
 
 ## Good to know
 
-- A layer that runs twice in a step counts with both passes. One that does not run is named in a warning and left out.
-- NaN and infinity are shown as they are, and named once with step and layer. The training decides what to do.
-- On several ranks everything is of all batches together, each sample counting once; only the first rank writes.
-  `GradientFlow` shows the gradients of the step itself, in which each rank counts the same, as DDP has it: that is
-  another thing when their batches differ in size.
-- A compiled network runs its own graphs at every step. What hooks would see is seen on a copy that runs the same batch
-  eagerly; with dropout that draws other random numbers than the graph does.
-- Loggers other than TensorBoard's get the scalars.
-- With `accumulate_grad_batches` the activations are those of the first batch of a step, its gradients those of all.
-- A checkpoint holds the references and histories, so that a resumed run goes on with them.
+- For a layer that runs twice in a step, both passes count. A layer that does not run is left out, with a warning.
+- NaN and infinity are written as they are. A warning names the first step and layer with such a value.
+- With several ranks, a metric is computed over the batches of all ranks, each sample with the same weight; the first
+  rank writes. `GradientFlow` shows the gradients of the step itself: DDP gives each rank the same weight, also if their
+  batches differ in size.
+- A compiled network keeps its graphs. Hooks do not fire in them: the layers are read on a copy of the network that runs
+  the same batch eagerly. With dropout, the copy draws other random numbers than the graph.
+- Other loggers than TensorBoard's receive the scalars.
+- With `accumulate_grad_batches`, activations are those of the first batch of a step, gradients of all its batches.
+- Checkpoints hold references and histories; a resumed run continues with them.
 """
 
 

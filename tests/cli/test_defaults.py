@@ -127,7 +127,7 @@ def test_an_argument_before_its_class_is_refused() -> None:
     """It would be given to the default class, and lost."""
     result = normzoo("fit", "--model.optimizer.lr=0.1", "--model.optimizer=torch.optim.SGD", "--print_config")
     assert result.status == 1
-    assert "--model.optimizer.lr stands before --model.optimizer" in result.err
+    assert "--model.optimizer.lr comes before --model.optimizer" in result.err
 
 
 def test_a_run_without_a_config_is_short() -> None:

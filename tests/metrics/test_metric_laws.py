@@ -1,6 +1,6 @@
 """The laws of metrics: what a metric's docstring says is what it computes, of any shape, precision and memory format.
 
-Every function of `normzoo.metrics` has a row in `metric_subjects.py`, and stands before the laws of all metrics and
+Every function of `normzoo.metrics` has a row in `metric_subjects.py`, and is tested by the laws of all metrics and
 its own; a test reads `moments-large-mean`. Its slow twin is in `references/metrics.py`. `metric_bugs.py` holds wrong
 implementations, and the law that has to catch each. A new metric needs a twin and a row, and edits nothing here.
 """

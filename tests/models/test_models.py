@@ -1,6 +1,6 @@
 """Laws of networks: whatever the norm, a network builds, trains all its parameters, and puts the norm where it says.
 
-Every `Network` of `normzoo.models` stands before every layer of `normzoo.norms`. What a pair cannot do is read from the
+Every `Network` of `normzoo.models` is tested with every layer of `normzoo.norms`. What a pair cannot do is read from the
 layer's facts, and where a fact forbids a pair, building it must raise: the laws are two-sided.
 """
 
@@ -37,7 +37,7 @@ from normzoo.models import (
 from normzoo.norms import BatchNorm, Facts, GroupNorm, InstanceNorm, NoNorm, Norm, WeightNorm, WeightStandardization
 
 SHAPE, CLASSES = (3, 16, 16), 7
-# Smaller than by default where that is large; a network that has no row stands before the laws as it is.
+# Smaller than by default where that is large; a network that has no row is tested as it is.
 SMALL: dict[str, dict[str, Any]] = {"ResNet": {"depth": 8}, "ConvNet": {"widths": (32, 32, 64)}}
 LAYERS = norms.layers()
 NETWORKS: dict[str, type[Network]] = {

@@ -1,4 +1,4 @@
-"""How are the inputs of a nonlinearity distributed, and how does that change while the network learns?"""
+"""How are the inputs of a nonlinearity distributed, and how does this change during training?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,33 +70,32 @@ class Inputs:
 
 
 class ActivationPercentiles(Monitor):
-    """Shows the {15, 50, 85}th percentiles of what goes into the nonlinearities, on a batch that stays the same.
+    """Shows the {15, 50, 85}th percentiles of the inputs of the nonlinearities, always for the same batch.
 
-    The figure of the batch normalization paper is that of one unit: `unit_p15/LAYER/UNIT` and so on. `input_p15/LAYER`
-    and so on are those of all units of the layer together, which is another quantity: the units' own means differ.
+    - `unit_p15/LAYER/UNIT` ...: of one unit, as in the figure of the batch normalization paper;
+    - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: their distance;
+    - `saturated/LAYER`: the share of the inputs where the nonlinearity is flat (sigmoid beyond 4, ReLU at 0 and below);
+    - `dead/LAYER`: the share of the units all of whose inputs are saturated;
+    - every 500 steps `effective_rank/LAYER`, in directions, and a histogram `input/LAYER`.
 
-    Besides: `saturated/LAYER`, the share of the inputs that lie where the nonlinearity is flat (a sigmoid's beyond 4, a
-    ReLU's at 0 and below), and `dead/LAYER`, the share of the units all of whose inputs do. Every 500 steps also
-    `effective_rank/LAYER`, in directions, and a histogram `input/LAYER`.
-
-    The probe batch runs through the module's own `training_step`, on a copy of the module: in training mode, with the
-    same random numbers each time, and without a trace in the training. Percentiles are in the units of the input. Up
-    to 16,384 values of a layer or unit on a rank they are exact; of more values that many are looked at, evenly spread,
-    and the rank of a percentile is off by at most 1.6 points with a probability of 0.999.
+    The probe batch runs through the module's own `training_step` on a copy of the module, in training mode and with the
+    same random numbers each time. It does not affect the training. Percentiles are in the units of the input. They are
+    exact for up to 16,384 values of a layer or unit on each rank. Of more values, as many are sampled, evenly spread:
+    the rank of a percentile is then off by at most 1.6 points with probability 0.999.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: names or classes, with `*`, whose input is looked at; None for all activation modules of torch's, or
-            in a network without any for what its norms, or else its layers with weights, put out.
-        units: which channels of each layer have lines of their own.
-        q: the percentages of the lower line, the middle and the upper.
+        layers: names or classes, with `*`; None for all activation modules of torch. In a network without any, the
+            outputs of its norms are read, or else those of its layers with weights.
+        units: the channels of each layer with lines of their own.
+        q: the lower, the middle and the upper percentage.
         batch: the probe batch, as `training_step` takes it; None for the first batch that is sampled.
-        samples: the most values of a layer or unit that are looked at.
-        detail_every: optimizer steps, at least, between samples with effective rank and histogram; 0 for never.
+        samples: the largest number of values of a layer or unit.
+        detail_every: at least so many optimizer steps between samples with effective rank and histogram; 0 for never.
 
     Raises:
-        InputError: `layers` matches nothing; a unit that a layer has not got; a batch that `training_step` cannot take;
-            a number out of range.
+        InputError: `layers` matches nothing; a layer has no such unit; `training_step` cannot take the batch; a number
+            is out of range.
 
     Reference: Sergey Ioffe, Christian Szegedy. Batch Normalization: Accelerating Deep Network Training by Reducing
     Internal Covariate Shift. 2015. arXiv 1502.03167, section 4.1 and figure 1.
@@ -118,11 +117,11 @@ class ActivationPercentiles(Monitor):
         self.given = batch
         super().__init__(every, layers, detail_every)
         if len(q) != 3 or not 0 <= q[0] < q[1] < q[2] <= 100:
-            raise InputError(f"ActivationPercentiles(q={q!r}): three percentages that rise, as (15, 50, 85).")
+            raise InputError(f"ActivationPercentiles(q={q!r}): give three ascending percentages, such as (15, 50, 85).")
         if any(isinstance(u, bool) or not isinstance(u, int) or u < 0 for u in units):
-            raise InputError(f"ActivationPercentiles(units={units!r}): channels by their numbers, from 0 on.")
+            raise InputError(f"ActivationPercentiles(units={units!r}): give numbers of channels, from 0.")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1000:
-            raise InputError(f"ActivationPercentiles(samples={samples!r}): at least 1000; 16384 is the default.")
+            raise InputError(f"ActivationPercentiles(samples={samples!r}): give at least 1000; the default is 16384.")
         self.units = tuple(units)
         self.q = tuple(q)
         self.samples = samples
@@ -133,8 +132,8 @@ class ActivationPercentiles(Monitor):
             "input_width": f"distance of the {q[2]:g}th and the {q[0]:g}th percentile of the inputs of all units",
             **{f"unit_p{share:g}": f"{share:g}th percentile of the inputs of one unit" for share in q},
             "saturated": "share of the inputs where the nonlinearity is flat",
-            "dead": "share of the units with no other inputs than such",
-            "effective_rank": "number of directions in which the inputs of all units vary, 1 to their number",
+            "dead": "share of the units all of whose inputs are there",
+            "effective_rank": "number of directions in which the inputs of all units vary, 1 to the number of units",
         }
 
     def reset(self) -> None:
@@ -173,7 +172,7 @@ class ActivationPercentiles(Monitor):
                 self.found.setdefault(visit.name, one)  # the first pass through a layer that runs twice
 
     def probe(self, module: nn.Module) -> Probe:
-        """A probe of what goes into the nonlinearities of a copy of the module."""
+        """A probe of the inputs of the nonlinearities, in a copy of the module."""
         named = dict(named_layers(module))
         layers = {name: named[name] for name in self.modules}
         takes = {name for name, layer in layers.items() if self.layers is not None or takes_input(layer)}
@@ -181,12 +180,12 @@ class ActivationPercentiles(Monitor):
         return Probe(module, layers, input=inputs, output={n: self.read_input for n in layers if n not in takes})
 
     def read_input(self, module: nn.Module, x: Tensor) -> Inputs:
-        """Reads the input of a nonlinearity. All are copies: one that works in place overwrites its input."""
+        """Reads the input of a nonlinearity. Copies it, as a nonlinearity that works in place overwrites it."""
         axis = feature_axis(module, x)
         if self.units and max(self.units) >= x.shape[axis]:
             raise InputError(
                 f"ActivationPercentiles(units={list(self.units)}): a {type(module).__name__} has {x.shape[axis]} units "
-                f"(its input is {tuple(x.shape)}); units are counted from 0; name layers that have them."
+                f"(its input is {tuple(x.shape)}), counted from 0; choose layers that have these units."
             )
         bounds = FLAT.get(type(module))
         others = [i for i in range(x.dim()) if i != axis]
@@ -216,7 +215,7 @@ class ActivationPercentiles(Monitor):
         return Table(rows, values)
 
     def of_layer(self, name: str, parts: Sequence[Inputs]) -> Iterator[tuple[str, str, float]]:
-        """Row, metric and value of all there is of a layer, from what each rank has read."""
+        """Row, metric and value: all metrics of a layer, from the inputs on each rank."""
         band = percentiles(torch.cat([part.values for part in parts]), self.q).tolist()
         for metric, value in zip((*self.input_names, "input_width"), (*band, band[2] - band[0]), strict=True):
             yield name, metric, value
@@ -266,7 +265,7 @@ class ActivationPercentiles(Monitor):
 
 
 def takes_input(module: nn.Module) -> bool:
-    """Whether a module applies a nonlinearity to its input; of any other the output goes into one."""
+    """Whether a module applies a nonlinearity to its input; otherwise the output is the input of one."""
     return is_activation(module) or (isinstance(module, Norm) and module.facts.brings_activation)
 
 
@@ -277,7 +276,7 @@ def sampled_rows(x: Tensor, axis: int, samples: int) -> Tensor:
 
 
 def copied(x: Tensor) -> Tensor:
-    """A tensor's values, on the CPU, in float32."""
+    """A copy on the CPU, in float32."""
     return x.to("cpu", torch.float32, copy=True)
 
 

@@ -35,27 +35,27 @@ RECENT = 8
 
 
 class CovariateShift(Monitor):
-    """Shows how far the distribution of each layer's input moves: over training, from input to output, and to new data.
+    """Shows how the distribution of each layer's input changes: during training, from input to output, and on new data.
 
     `W1 = mean_c W1_c / sigma_c`,  `W2 = sqrt(mean_c (dmu^2 + dsigma^2) / sigma_c^2)`,  `KL = mean_c KL_c`
 
-    A layer's input is taken as one Gaussian per channel, by the mean and the variance of the batch over all ranks; a
-    distance is in standard deviations sigma of what it is compared with. Channels that are constant there are left out.
+    Each channel of the input is described by a Gaussian with the mean and variance of the batch, over all ranks. sigma
+    is the standard deviation of the distribution compared with; channels that are constant there are left out.
 
     - `drift_w1/`, `drift_w2/`, `drift_kl/`: the input against a reference, the first sample from `reference_step` on;
-    - `step_w1/`, `step_w2/`, `step_kl/`: the input against the sample before;
+    - `step_w1/`, `step_w2/`, `step_kl/`: the input against the previous sample;
     - `in_out_w2/`: the layer's output against its input, where they have the same channels;
     - `val_w2/` and `test_w2/`: the inputs of evaluation against those of the last 8 samples of training;
-    - `depth_slope/`: how much each of these grows from layer to layer: above 0, "the deeper, the larger".
+    - `depth_slope/`: the growth of each of these from layer to layer; above 0, the shift is larger with depth.
 
-    W1 and W2 are in standard deviations, KL in nats per channel, slopes in their units per layer. The depth profile is
-    the chart with a line per layer, and the picture of layers over steps at the end of the run.
+    W1 and W2 are in standard deviations, KL in nats per channel, slopes in their units per layer. The chart with a line
+    for each layer and the heatmap at the end of the run show the profile over depth.
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        layers: names or classes, with `*`; None for all norms, or in a network without any all layers with weights.
-        reference_step: the step from which on a sample is the reference.
-        evaluation_batches: batches of each validation and test that count; 0 for none.
+        layers: names or classes, with `*`; None for all norms, or, in a network without any, all layers with weights.
+        reference_step: the first sample at this step or later is the reference.
+        evaluation_batches: the number of batches of each validation and test to read; 0 for none.
 
     Raises:
         InputError: `layers` matches nothing; a number out of range.
@@ -66,9 +66,9 @@ class CovariateShift(Monitor):
         "drift_w1": "Wasserstein-1 distance of the input from the reference, in the reference's standard deviations",
         "drift_w2": "Wasserstein-2 distance of the input from the reference, in the reference's standard deviations",
         "drift_kl": "Kullback-Leibler divergence of the input from the reference, in nats per channel",
-        "step_w1": "Wasserstein-1 distance of the input from the last sample's, in its standard deviations",
-        "step_w2": "Wasserstein-2 distance of the input from the last sample's, in its standard deviations",
-        "step_kl": "Kullback-Leibler divergence of the input from the last sample's, in nats per channel",
+        "step_w1": "Wasserstein-1 distance of the input from the previous sample, in its standard deviations",
+        "step_w2": "Wasserstein-2 distance of the input from the previous sample, in its standard deviations",
+        "step_kl": "Kullback-Leibler divergence of the input from the previous sample, in nats per channel",
         "in_out_w2": "Wasserstein-2 distance of the output from the input, in the input's standard deviations",
     }
     totals: Mapping[str, str] = {
@@ -88,7 +88,7 @@ class CovariateShift(Monitor):
         super().__init__(every, layers, detail_every=0)
         for name, value in (("reference_step", reference_step), ("evaluation_batches", evaluation_batches)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"CovariateShift({name}={value!r}): it is a number of at least 0.")
+                raise InputError(f"CovariateShift({name}={value!r}): give a number of 0 or more.")
         self.reference_step = reference_step
         self.evaluation_batches = evaluation_batches
 
@@ -138,7 +138,7 @@ class CovariateShift(Monitor):
     def charts(self) -> list[Chart]:
         profiles = {
             "drift_w2": "drift from the reference",
-            "step_w2": "drift from the last sample",
+            "step_w2": "drift from the previous sample",
             "in_out_w2": "output against input",
             "val_w2": "validation against training",
             "test_w2": "test against training",

@@ -15,14 +15,14 @@ from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
 
 CHOSEN = 4
-"""Layers that are looked at where the user names none."""
+"""The number of layers that are chosen if the user names none."""
 
 
 class InternalCovariateShift(Monitor):
     """Shows how much a layer's gradient changes when the layers before it make their update.
 
     `||G - G'||`, `||G - G'|| / ||G||` and `<G, G'> / (||G|| ||G'||)`, where G is the gradient of the batch's loss with
-    respect to the layer's weights, and G' the same once all layers that run before it hold their weights of after the
+    respect to the layer's weights, and G' the same with all layers that run before it at their weights from after the
     step
 
     Both are computed on a copy of the module, by its own `training_step`, on the same batch with the same buffers and
@@ -63,8 +63,8 @@ class InternalCovariateShift(Monitor):
         self.modules = {name: m for name, m in self.modules.items() if own_parameters(m)}
         if not self.modules:
             raise InputError(
-                f"InternalCovariateShift(layers={self.layers!r}): none of these layers has weights of its own that "
-                f"learn; name some that do."
+                f"InternalCovariateShift(layers={self.layers!r}): none of these layers has trainable weights of "
+                f"its own; choose others."
             )
         self.order, self.chosen = [], []
 
@@ -103,7 +103,7 @@ class InternalCovariateShift(Monitor):
         return None if found is None else dict(zip(wanted, found[1], strict=True))
 
     def choose(self, step: Step) -> None:
-        """Finds the order in which layers with weights run, norms included, and chooses those to look at."""
+        """Finds the order in which layers with weights run, norms included, and chooses those to compare."""
         replica = step.replica()
         named = dict(named_layers(replica.module))
         owners = {name: m for name, m in named.items() if name and own_parameters(m)}

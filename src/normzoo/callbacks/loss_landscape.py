@@ -1,4 +1,4 @@
-"""How far can the gradient be trusted?"""
+"""How far does the gradient predict the loss?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +33,7 @@ class LossLandscape(Monitor):
 
     Args:
         every: optimizer steps between samples, or a function of the step.
-        steps: each eta, above 0. The paper tries half to four times the learning rate, which is 0.1 there.
+        steps: the values of eta, above 0. The paper uses half to four times its learning rate of 0.1.
 
     Raises:
         InputError: no eta, or one that is not above 0; a module that cannot be copied.
@@ -58,7 +58,7 @@ class LossLandscape(Monitor):
         steps = tuple(steps)
         if not steps or any(isinstance(eta, bool) or not 0 < eta < float("inf") for eta in steps):
             raise InputError(
-                f"LossLandscape(steps={list(steps)}): lengths along the gradient, each above 0, as [0.05, 0.4]."
+                f"LossLandscape(steps={list(steps)}): give lengths along the gradient above 0, such as [0.05, 0.4]."
             )
         self.steps = steps
 

@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class RunningStatistics(Monitor):
-    """Shows how far the batch's statistics are from the running ones, by which evaluation normalizes; gamma and beta.
+    """Shows the distance of the batch statistics from the running statistics, which evaluation uses; gamma and beta.
 
     `gap = mean_c |mu_B - mu_r| / sigma_r`,  `W2 = sqrt(mean_c (dmu^2 + dsigma^2) / sigma_r^2)`,
     `KL = mean_c (ln(var_r / var_B) + (var_B + dmu^2) / var_r - 1) / 2`
@@ -52,7 +52,7 @@ class RunningStatistics(Monitor):
     Args:
         every: optimizer steps between samples, or a function of the step.
         layers: names or classes, with `*`; None for all norms.
-        detail_every: optimizer steps, at least, between samples with channels; 0 for never.
+        detail_every: at least so many optimizer steps between samples with channels; 0 for never.
 
     Raises:
         InputError: `layers` matches nothing; a number out of range.
@@ -143,7 +143,7 @@ def spreads(learned: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, 
 
 
 def channels_of(layer: str, sample: Sample) -> Iterator[tuple[str, tuple[str, Tensor]]]:
-    """What there is of each channel of a layer: name, unit and values (C_l,)."""
+    """The columns of a layer's table of channels: name, unit and values (C_l,)."""
     if layer in shared_layers(sample.batch, sample.running):
         batch, running = sample.batch[layer].unbiased(), sample.running[layer]
         yield "batch_mean", ("mean of the batch", batch.mean)

@@ -119,7 +119,7 @@ def require_arguments(arguments: Sequence[str]) -> None:
         earlier = [one for one in flags[:place] if one.startswith(f"{flag}.") and not one.endswith(".help")]
         if earlier and flag not in flags[:place]:
             raise InputError(
-                f"{earlier[0]} stands before {flag}, and a class starts from its own defaults: give {flag} first."
+                f"{earlier[0]} comes before {flag}, and a class starts from its own defaults: give {flag} first."
             )
 
 

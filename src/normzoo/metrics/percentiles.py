@@ -108,7 +108,7 @@ def rank_error(samples: int, confidence: float = 0.999) -> float:
     that a stride picks behave so unless x repeats itself with that very stride.
 
     Args:
-        samples: number of values that are looked at.
+        samples: the number of sampled values.
         confidence: probability in [0, 1).
 
     Returns:

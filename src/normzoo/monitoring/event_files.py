@@ -70,7 +70,7 @@ def truncate_events(logger: TensorBoardLogger, sizes: Mapping[str, int], step: i
         step: of the checkpoint.
     """
     writer = logger.experiment.file_writer
-    new = Path(writer.event_writer._file_name).name  # no public name tells a writer's file
+    new = Path(writer.event_writer._file_name).name  # the writer's file has no public name
     files = {file.name: file for file in event_files(logger) if file.name != new}
     if not files.keys() & sizes.keys():
         return

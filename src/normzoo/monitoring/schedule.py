@@ -59,7 +59,7 @@ class Logarithmic:
 
 
 def as_schedule(every: int | Schedule) -> Schedule:
-    """The schedule that a number or a function stands for."""
+    """The schedule of a number of steps, or of a function."""
     if callable(every):
         return every
     return Every(every)

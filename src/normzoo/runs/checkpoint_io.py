@@ -42,7 +42,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             return
         with written_whole(Path(path)) as file:
             torch.save(checkpoint, file)
-            if not self.checked:  # one stands for all of a run
+            if not self.checked:  # once per run
                 file.flush()
                 require_loadable(file.name, "the checkpoint")
                 self.checked = True

@@ -137,7 +137,7 @@ def require_bounds(node: Any, sizes: dict[int, int], depth: int = 0) -> int:
     if id(node) in sizes or node is None:
         return sizes.get(id(node), 0)
     if depth > DEEPEST:
-        raise fault(node, f"it is nested deeper than {DEEPEST} levels, or an alias stands for what contains it")
+        raise fault(node, f"it is nested deeper than {DEEPEST} levels, or an alias contains itself")
     children = node.value if isinstance(node, yaml.SequenceNode) else []
     if node.tag == "tag:yaml.org,2002:int":
         require_number(node)

@@ -81,7 +81,7 @@ def quiet_writers() -> Iterator[None]:
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        # TensorBoard's class is private, and nothing else tells its thread from those of a DataLoader.
+        # TensorBoard's class is private; its name distinguishes the thread from those of a DataLoader.
         if type(args.thread).__name__ != "_AsyncWriterThread":
             before(args)
 
