@@ -671,7 +671,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "logarithmic 0": (lambda: Logarithmic(0), "per_decade=0"),
     "detail -1": (lambda: RunningStatistics(detail_every=-1), "detail_every=-1.*0 is never"),
     "no layer": (lambda: RunningStatistics(layers=[]), r"layers=\[\].*leave layers out"),
-    "falling q": (lambda: ActivationPercentiles(q=(85, 50, 15)), r"q=\(85, 50, 15\).*rise"),
+    "falling q": (lambda: ActivationPercentiles(q=(85, 50, 15)), r"q=\(85, 50, 15\).*ascending"),
     "unit -1": (lambda: ActivationPercentiles(units=(-1,)), r"units=\(-1,\)"),
     "few samples": (lambda: ActivationPercentiles(samples=5), "samples=5.*at least 1000"),
     "reference -1": (lambda: CovariateShift(reference_step=-1), "reference_step=-1"),

@@ -1,7 +1,7 @@
 """Laws of networks: whatever the norm, a network builds, trains all its parameters, and puts the norm where it says.
 
-Every `Network` of `normzoo.models` is tested with every layer of `normzoo.norms`. What a pair cannot do follows from the
-layer's facts, and where a fact forbids a pair, building it must raise: the laws are two-sided.
+Every `Network` of `normzoo.models` is tested with every layer of `normzoo.norms`. What a pair cannot do follows from
+the layer's facts, and where a fact forbids a pair, building it must raise: the laws are two-sided.
 """
 
 import copy
