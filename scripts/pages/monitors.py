@@ -65,7 +65,8 @@ tables. The first record of the run holds the names of rows and columns.
 - A compiled network keeps its graphs. Hooks do not fire in them: the layers are read on a copy of the network that runs
   the same batch eagerly. With dropout, the copy draws other random numbers than the graph.
 - Other loggers than TensorBoard's receive the scalars.
-- With `accumulate_grad_batches`, activations are those of the first batch of a step, gradients of all its batches.
+- With `accumulate_grad_batches`, activations and `flow_norm` are those of the first batch of a step, the gradients of
+  weights those of all its batches.
 - Checkpoints hold references and histories; a resumed run continues with them.
 """
 

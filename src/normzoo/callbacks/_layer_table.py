@@ -106,8 +106,7 @@ def inspect_step(replica: Replica, batch: Any, batch_idx: int, factor: float = 1
         batch_idx: its number.
         factor: what the loss is multiplied by before the backward pass.
     """
-    original, module = replica.original, replica.refresh().module
-    weights = {name: p.detach().clone().requires_grad_() for name, p in original.named_parameters() if p.requires_grad}
+    original, module, weights = replica.original, replica.refresh().module, replica.weights()
     gradients: dict[str, Numbers] = {}
     with watch(module) as (visits, input_gradients):
         loss = replica.loss(batch, batch_idx, weights)

@@ -1,13 +1,17 @@
 """How are the inputs of a nonlinearity distributed, and how does this change during training?"""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
 from normzoo.metrics.saturation import flat
@@ -22,6 +26,7 @@ from normzoo.monitoring.layers import (
 )
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Probe
+from normzoo.monitoring.random_state import random_state
 from normzoo.monitoring.replica import copied_batch
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
@@ -31,22 +36,19 @@ from normzoo.norms._base import Norm
 SAVED_BYTES = 1 << 22
 """A larger probe batch is not kept in checkpoints."""
 
-# Where an activation is flat: its slope is below a tenth of its largest.
+# Where an activation counts as flat.
 FLAT: dict[type[nn.Module], tuple[float, float]] = {
     nn.Sigmoid: (-4.0, 4.0),
     nn.LogSigmoid: (-torch.inf, 4.0),
     nn.Tanh: (-2.0, 2.0),
     nn.Hardsigmoid: (-3.0, 3.0),
-    nn.Hardtanh: (-1.0, 1.0),
     nn.ReLU: (0.0, torch.inf),
-    nn.ReLU6: (0.0, 6.0),
     nn.ELU: (-3.0, torch.inf),
     nn.CELU: (-3.0, torch.inf),
     nn.SELU: (-3.0, torch.inf),
     nn.GELU: (-2.5, torch.inf),
     nn.SiLU: (-6.0, torch.inf),
     nn.Mish: (-6.0, torch.inf),
-    nn.Softplus: (-4.0, torch.inf),
 }
 
 
@@ -58,6 +60,7 @@ class Inputs:
         values: (S,), of all units.
         units: unit -> (S,).
         flat: (C,), how many values of each unit lie where the nonlinearity is flat; None if it is nowhere.
+        channels: C, the number of units.
         count: values per unit.
         rows: (R, C), some positions with all units, for the effective rank; None in most samples.
     """
@@ -65,6 +68,7 @@ class Inputs:
     values: Tensor
     units: dict[int, Tensor]
     flat: Tensor | None
+    channels: int
     count: int
     rows: Tensor | None
 
@@ -139,7 +143,8 @@ class ActivationPercentiles(Monitor):
     def reset(self) -> None:
         super().reset()
         self.batch = self.given
-        self.seed: Tensor | None = None
+        self.random: dict[str, Any] | None = None
+        self.ranks: Ranks | None = None
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_activation) or of_kind(model, is_norm) or of_kind(model, is_weighted)
@@ -148,14 +153,15 @@ class ActivationPercentiles(Monitor):
         """Runs the probe batch, before the training's own."""
         if self.batch is None:
             self.batch = copied_batch(step.batch)
-        if self.seed is None:
-            self.seed = torch.get_rng_state()  # the same in every sample
+        if self.random is None:
+            self.random = random_state(step.module.device)  # the same in every sample
+        self.ranks = step.ranks
         replica = step.replica().refresh()
         try:
             given = step.trainer.precision_plugin.convert_input(self.batch)
             here = move_data_to_device(given, step.module.device)
             with self.probe(replica.module) as probe:
-                replica.run("training_step", here, seed=self.seed)
+                replica.run("training_step", here, random=self.random)
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -165,11 +171,12 @@ class ActivationPercentiles(Monitor):
                 f"ActivationPercentiles(batch=...): the module's training_step cannot take it ({error}); give a batch "
                 f"as the training data yields it, or leave it out."
             ) from error
-        self.found: dict[str, Inputs] = {}
+        self.found: dict[str, list[Inputs]] = {}
         for visit in probe.visits:
             one = visit.output if visit.input is None else visit.input
-            if one is not None:
-                self.found.setdefault(visit.name, one)  # the first pass through a layer that runs twice
+            passes = self.found.setdefault(visit.name, [])
+            if one is not None and (not passes or passes[0].channels == one.channels):
+                passes.append(one)
 
     def probe(self, module: nn.Module) -> Probe:
         """A probe of the inputs of the nonlinearities, in a copy of the module."""
@@ -187,22 +194,23 @@ class ActivationPercentiles(Monitor):
                 f"ActivationPercentiles(units={list(self.units)}): a {type(module).__name__} has {x.shape[axis]} units "
                 f"(its input is {tuple(x.shape)}), counted from 0; choose layers that have these units."
             )
-        bounds = FLAT.get(type(module))
+        bounds = flat_bounds(module)
         others = [i for i in range(x.dim()) if i != axis]
         return Inputs(
             values=copied(sampled(x, self.samples)),
             units={u: copied(sampled(x.select(axis, u), self.samples)) for u in self.units},
             flat=None if bounds is None else flat(x, *bounds).sum(others).cpu(),
+            channels=x.shape[axis],
             count=x.numel() // max(x.shape[axis], 1),
             rows=copied(sampled_rows(x, axis, self.samples)) if self.in_detail else None,
         )
 
-    def read(self, step: Step, seen: Seen) -> dict[str, Inputs]:
-        return self.found
+    def read(self, step: Step, seen: Seen) -> dict[str, list[Inputs]]:
+        return {name: passes for name, passes in self.found.items() if passes}
 
-    def merge(self, parts: Sequence[dict[str, Inputs]]) -> dict[str, list[Inputs]]:
+    def merge(self, parts: Sequence[dict[str, list[Inputs]]]) -> dict[str, list[Inputs]]:
         layers = dict.fromkeys(name for part in parts for name in part)
-        return {name: [part[name] for part in parts if name in part] for name in layers}
+        return {name: [one for part in parts for one in part.get(name, ())] for name in layers}
 
     def compute(self, number: int, sample: dict[str, list[Inputs]]) -> Table:
         self.warn_of_unreached(sample)
@@ -215,7 +223,7 @@ class ActivationPercentiles(Monitor):
         return Table(rows, values)
 
     def of_layer(self, name: str, parts: Sequence[Inputs]) -> Iterator[tuple[str, str, float]]:
-        """Row, metric and value: all metrics of a layer, from the inputs on each rank."""
+        """Row, metric and value: all metrics of a layer, from its inputs in each pass on each rank."""
         band = percentiles(torch.cat([part.values for part in parts]), self.q).tolist()
         for metric, value in zip((*self.input_names, "input_width"), (*band, band[2] - band[0]), strict=True):
             yield name, metric, value
@@ -229,8 +237,9 @@ class ActivationPercentiles(Monitor):
             yield name, "saturated", total.double().mean().item() / max(count, 1)
             yield name, "dead", (total == count).double().mean().item()
         rows = [part.rows for part in parts if part.rows is not None]
-        if rows:
-            yield name, "effective_rank", effective_rank(torch.cat(rows)).item()
+        rank = effective_rank(torch.cat(rows)).item() if rows else math.nan
+        if not math.isnan(rank):  # some inputs vary
+            yield name, "effective_rank", rank
 
     def detail(self, writer: EventWriter, number: int, sample: dict[str, list[Inputs]]) -> None:
         for name, parts in sample.items():
@@ -251,17 +260,31 @@ class ActivationPercentiles(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         batch = None if self.given is not None else plain(self.batch)
-        return {
-            **super().state_dict(),
-            "batch": batch if size_of(batch) <= SAVED_BYTES else None,
-            "random": self.seed,
-        }
+        batch = batch if size_of(batch) <= SAVED_BYTES else None
+        batches = [batch] if self.ranks is None else self.ranks.gather(batch)  # each rank has its own
+        return {**super().state_dict(), "batches": batches, "random": self.random}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.seed = state_dict["random"]
+        self.random = state_dict["random"]
         if self.given is None:
-            self.batch = state_dict["batch"]
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            self.batch = next(iter(state_dict["batches"][rank:]), None)
+            if self.batch is None and self.rows:
+                rank_zero_warn(
+                    f"ActivationPercentiles: the checkpoint does not hold the probe batch, which is larger than "
+                    f"{SAVED_BYTES >> 20} MB or not made of tensors; another one is used from here on. "
+                    f"ActivationPercentiles(batch=...) keeps it."
+                )
+
+
+def flat_bounds(module: nn.Module) -> tuple[float, float] | None:
+    """The bounds of the range in which a nonlinearity is not flat; None if it is nowhere flat."""
+    if isinstance(module, nn.Hardtanh):  # ReLU6 too
+        return module.min_val, module.max_val
+    if isinstance(module, nn.Softplus):
+        return -4.0 / module.beta, torch.inf
+    return next((bounds for kind, bounds in FLAT.items() if isinstance(module, kind)), None)
 
 
 def takes_input(module: nn.Module) -> bool:

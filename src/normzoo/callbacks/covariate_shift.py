@@ -13,10 +13,10 @@ from normzoo.errors import InputError
 from normzoo.metrics import kl, slope, w1, w2
 from normzoo.monitoring.channels import (
     Channels,
+    averages,
     feature_moments,
     from_state,
     joined,
-    layer_means,
     merge_channels,
     merge_passes,
     shared_layers,
@@ -97,6 +97,7 @@ class CovariateShift(Monitor):
         self.reference: Channels = {}
         self.recent: deque[Channels] = deque(maxlen=RECENT)
         self.evaluated: list[Channels] = []
+        self.writer: EventWriter | None = None
         self.probe: Probe | None = None
         self.replica: Replica | None = None
         self.new_data: dict[str, dict[str, float]] = {}
@@ -121,8 +122,8 @@ class CovariateShift(Monitor):
         if not inputs:
             return None
         begun = number >= self.reference_step
-        if begun and not self.reference:
-            self.reference = inputs
+        if begun:
+            self.reference = {**inputs, **self.reference}  # a layer may run for the first time later
         pairs = {
             "drift": (inputs, self.reference if begun else {}),
             "step": (inputs, self.recent[-1] if self.recent else {}),
@@ -149,6 +150,9 @@ class CovariateShift(Monitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.ranks = Ranks()  # while all ranks are here: later, one may have failed
+        self.writer = None
+        if stage != "fit" and not self.modules:
+            self.find_layers(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.ranks.close()
@@ -219,7 +223,8 @@ class CovariateShift(Monitor):
             return
         found = distances(evaluated, trained)["w2"]
         self.new_data[metric] = found
-        writer, step = EventWriter(trainer), trainer.global_step
+        writer, step = self.writer or EventWriter(trainer), trainer.global_step
+        self.writer = writer
         writer.scalars(step, {f"{metric}/{name}": value for name, value in found.items()})
         writer.scalars(step, slopes({metric: found}, list(trained)))
         column = torch.tensor([[found.get(name, torch.nan)] for name in trained])
@@ -241,8 +246,8 @@ def distances(p: Channels, q: Channels) -> dict[str, dict[str, float]]:
     """How far p is from q: W1 and W2 in standard deviations of q, KL in nats.
 
     Returns:
-        "w1", "w2" and "kl" -> layer -> value, for the layers that both have, unless all of their channels are constant
-        in q.
+        "w1", "w2" and "kl" -> layer -> value, for the layers that both have. Channels that are constant in q do not
+        count, for KL also those that are constant in p; a layer without others has no value.
     """
     names = shared_layers(p, q)
     if not names:
@@ -250,12 +255,10 @@ def distances(p: Channels, q: Channels) -> dict[str, dict[str, float]]:
     sizes = [len(p[name].mean) for name in names]
     ours, theirs = joined(p, names), joined(q, names)
     known = theirs.var != 0
-    columns = torch.stack([w1(ours, theirs) / theirs.std, (w2(ours, theirs) / theirs.std).square(), kl(ours, theirs)])
-    means = layer_means(sizes, columns, known)
-    there = (layer_means(sizes, known.double()) > 0).tolist()
     return {
-        metric: {name: value for name, value, is_there in zip(names, row.tolist(), there, strict=True) if is_there}
-        for metric, row in zip(("w1", "w2", "kl"), (means[0], means[1].sqrt(), means[2]), strict=True)
+        "w1": averages(names, sizes, w1(ours, theirs) / theirs.std, known),
+        "w2": averages(names, sizes, (w2(ours, theirs) / theirs.std).square(), known, torch.sqrt),
+        "kl": averages(names, sizes, kl(ours, theirs), known & (ours.var != 0)),
     }
 
 

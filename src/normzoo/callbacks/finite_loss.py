@@ -114,6 +114,7 @@ class FiniteLoss(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.batch, self.batch_idx = batch, batch_idx
+        self.stepped = self.skips = False
         self.before.take()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -138,9 +139,12 @@ class FiniteLoss(Callback):
             bad = any(self.ranks.gather(bad))
         if bad:
             self.handle(trainer, pl_module, optimizer)
-        else:
-            self.in_a_row = 0
+        self.stepped, self.skips = True, self.skips or bad
         self.reset_step()
+
+    def on_train_batch_end(self, *unused: object) -> None:
+        if self.stepped and not self.skips:  # of no optimizer
+            self.in_a_row = 0
 
     def current(self, trainer: Trainer, module: LightningModule) -> BadStep:
         """The present batch, with the state from before it; its loss is None if it is finite."""

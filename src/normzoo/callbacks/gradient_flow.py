@@ -31,11 +31,11 @@ class Sample(NamedTuple):
 class GradientFlow(Monitor):
     """Shows the size of gradients and updates layer by layer, and names the first layer where they vanish or explode.
 
-    - `flow_norm/`: `||dL / dy_l||`, of the step's loss with respect to the layer's output, over all ranks;
+    - `flow_norm/`: `||dL / dy_l||`, of the loss of the step's first batch with respect to the layer's output;
     - `grad_norm/`: `||dL / dw_l||` of the layer's weights, over all ranks, unscaled, not clipped yet;
     - `grad_norm_clipped/`: the same as the optimizer took it, where the Trainer clips;
     - `grad_ratio/`: `||dL / dw_l|| / ||w_l||`;
-    - `update_ratio/`: `||w_l' - w_l|| / ||w_l||`, what the step has made of it: about 1e-3 is healthy with SGD;
+    - `update_ratio/`: `||w_l' - w_l|| / ||w_l||`, the relative size of the update: about 1e-3 is healthy with SGD;
     - `flow/growth`: the factor by which `flow_norm` grows per layer towards the first, a fit over all layers;
     - `flow/vanishing` and `flow/exploding`: the number of layers whose `flow_norm` is below or above a share of the
       last layer's. The first that is, on the way back, is named in a warning, once when it begins.
@@ -95,13 +95,14 @@ class GradientFlow(Monitor):
 
     def find_layers(self, model: nn.Module) -> None:
         super().find_layers(model)
-        owned = [(name, p) for name, module in self.modules.items() for p in own_parameters(module)]
-        self.owners, self.parameters = [name for name, _ in owned], [p for _, p in owned]
+        self.owned = [(name, p) for name, module in self.modules.items() for p in own_parameters(module)]
 
     def readings(self) -> Readings:
         return {("gradient", norm_of): self.modules}
 
     def begin(self, step: Step) -> None:
+        trained = [(name, p) for name, p in self.owned if p.requires_grad]  # which may change during training
+        self.owners, self.parameters = [name for name, _ in trained], [p for _, p in trained]
         self.weights: list[Tensor] = []
         self.gradients: dict[int, float] = {}
         """Place of a parameter -> norm of its gradient."""

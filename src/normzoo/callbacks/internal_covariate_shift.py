@@ -54,6 +54,7 @@ class InternalCovariateShift(Monitor):
         super().__init__(every, layers, detail_every=0)
         self.order: list[str] = []
         self.chosen: list[str] = []
+        self.trained: set[str] = set()
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_weighted)
@@ -63,10 +64,10 @@ class InternalCovariateShift(Monitor):
         self.modules = {name: m for name, m in self.modules.items() if own_parameters(m)}
         if not self.modules:
             raise InputError(
-                f"InternalCovariateShift(layers={self.layers!r}): none of these layers has trainable weights of "
-                f"its own; choose others."
+                f"InternalCovariateShift(layers={self.layers!r}): none of these layers has weights of its own; choose "
+                f"others."
             )
-        self.order, self.chosen = [], []
+        self.order, self.chosen, self.trained = [], [], set()
 
     def begin(self, step: Step) -> None:
         """Copies the weights and the batch from before the step."""
@@ -76,15 +77,16 @@ class InternalCovariateShift(Monitor):
     def read(self, step: Step, seen: Seen) -> list[tuple[str, list[float]]]:
         """Computes the gradients of all batches: every rank finds the same."""
         after = {name: p.detach() for name, p in step.module.named_parameters() if name in self.before}
-        if not self.order:
+        if self.trained != self.before.keys():  # at first, and when weights are frozen or unfrozen
             self.choose(step)
         wanted = {layer: [name for name in self.names[layer] if name in self.before] for layer in self.chosen}
         wanted = {layer: names for layer, names in wanted.items() if names}  # those that still learn
         unmoved = self.gradients(step, self.before, [name for names in wanted.values() for name in names]) or {}
         found: list[tuple[str, list[float]]] = []
         for layer, names in wanted.items() if unmoved else ():
-            below = {n for earlier in self.order[: self.order.index(layer)] for n in self.names[earlier]}
-            below -= set(names)  # a weight that an earlier layer shares is the layer's own
+            place = self.order.index(layer)
+            below = {n for earlier in self.order[:place] for n in self.names[earlier]}
+            below = (below | self.others if place else below) - set(names)  # a shared weight is the layer's own
             mixed = {n: after[n].clone().requires_grad_() if n in below else w for n, w in self.before.items()}
             # Nothing below has moved: G' is G. With several ranks all compute it, whatever has run on each.
             moved = unmoved if not below and step.ranks.size == 1 else self.gradients(step, mixed, names)
@@ -109,16 +111,19 @@ class InternalCovariateShift(Monitor):
         owners = {name: m for name, m in named.items() if name and own_parameters(m)}
         with Probe(replica.module, owners) as probe:
             replica.loss(self.batch, step.batch_idx, self.before)
+        self.trained = set(self.before)
         self.order = list(dict.fromkeys(visit.name for visit in probe.visits))
         known = {id(p): name for name, p in replica.module.named_parameters()}
         self.names = {name: [known[id(p)] for p in own_parameters(owners[name])] for name in self.order}
+        # Weights that no layer uses in a call of its own, such as those of the LightningModule.
+        self.others = self.trained - {n for names in self.names.values() for n in names}
         reached = [name for name in self.order if name in self.modules]
+        self.chosen = [name for name in reached if not self.trained.isdisjoint(self.names[name])]
         if self.layers is not None:
             self.warn_of_unreached(reached)
-            self.chosen = reached
-        else:
-            count = min(CHOSEN, len(reached))
-            self.chosen = [reached[round(i * (len(reached) - 1) / max(count - 1, 1))] for i in range(count)]
+        elif len(self.chosen) > CHOSEN:
+            places = [round(i * (len(self.chosen) - 1) / (CHOSEN - 1)) for i in range(CHOSEN)]
+            self.chosen = [self.chosen[i] for i in places]
 
     def compute(self, number: int, sample: list[tuple[str, list[float]]]) -> Table:
         values = {metric: {layer: column[i] for layer, column in sample} for i, metric in enumerate(self.metrics)}

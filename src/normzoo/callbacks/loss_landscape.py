@@ -110,13 +110,18 @@ class LossLandscape(Monitor):
         return Table(["landscape"], {metric: {"landscape": value} for metric, value in sample.items()})
 
     def tag(self, metric: str, row: str) -> str:
-        return f"landscape/{metric}"
+        return f"{self.group}/{metric}"
+
+    @property
+    def group(self) -> str:
+        """The group of its tags, with the number of this monitor if there are several."""
+        return self.label.replace(type(self).__name__, "landscape")
 
     def charts(self) -> list[Chart]:
-        loss, low, high = (f"landscape/{name}" for name in ("loss", "loss_min", "loss_max"))
+        loss, low, high = (self.tag(name, "") for name in ("loss", "loss_min", "loss_max"))
         return [
             Chart("loss along the gradient", (loss, low, high), band=True),
-            Chart("range of the loss", ("^landscape/loss_range$",)),
-            Chart("change of the gradient", ("^landscape/gradient_change",)),
-            Chart("effective smoothness", ("^landscape/smoothness$",)),
+            Chart("range of the loss", (f"^{self.group}/loss_range$",)),
+            Chart("change of the gradient", (f"^{self.group}/gradient_change",)),
+            Chart("effective smoothness", (f"^{self.group}/smoothness$",)),
         ]

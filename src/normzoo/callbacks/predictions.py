@@ -39,6 +39,9 @@ class PredictionsCSV(Callback):
         self.rows = 0
         self.kept: list[Columns] = []
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows, self.kept = 0, []
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,

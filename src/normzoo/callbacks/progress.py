@@ -42,7 +42,7 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
-        self.last_drawn = (0, time.perf_counter())
+        self.last_drawn = (trainer.fit_loop.epoch_loop.batch_progress.current.ready, time.perf_counter())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)

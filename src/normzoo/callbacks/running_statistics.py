@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from normzoo.metrics import Moments, gap, kl, w2
 from normzoo.monitoring.channels import (
     Channels,
+    averages,
     feature_moments,
     joined,
-    layer_means,
     merge_channels,
     merge_passes,
     shared_layers,
@@ -41,8 +41,8 @@ class RunningStatistics(Monitor):
 
     B is the training batch, over all ranks, with the unbiased variance; r the running statistics before the layer has
     seen it. A layer that runs twice in a step is compared with both batches together. Channels whose running variance
-    is 0 are left out. Layers without running mean and variance of their input's channels show gamma and beta alone; a
-    network without norms shows nothing.
+    is 0 are left out, in KL also those that are constant in the batch. Layers without running mean and variance of
+    their input's channels show gamma and beta alone; a network without norms shows nothing.
 
     Tags, each with the name of the layer: `running_gap/`, `running_w2/` in running standard deviations, `running_kl/`
     in nats per channel; `gamma_mean/`, `gamma_std/`, `beta_mean/`, `beta_std/` over the channels of weight and bias.
@@ -123,13 +123,10 @@ def gaps(sample: Sample) -> dict[str, dict[str, float]]:
     batch, running = joined(sample.batch, names).unbiased(), joined(sample.running, names)
     sizes = [len(sample.running[name].mean) for name in names]
     known = (batch.n > 1) & (running.var != 0)
-    distances = torch.stack([gap(batch, running), (w2(batch, running) / running.std).square(), kl(batch, running)])
-    mean_gap, mean_w2, mean_kl = layer_means(sizes, distances, known)
-    columns = {"running_gap": mean_gap, "running_w2": mean_w2.sqrt(), "running_kl": mean_kl}
-    there = (layer_means(sizes, known.double()) > 0).tolist()
     return {
-        metric: {name: value for name, value, is_there in zip(names, column.tolist(), there, strict=True) if is_there}
-        for metric, column in columns.items()
+        "running_gap": averages(names, sizes, gap(batch, running), known),
+        "running_w2": averages(names, sizes, (w2(batch, running) / running.std).square(), known, torch.sqrt),
+        "running_kl": averages(names, sizes, kl(batch, running), known & (batch.var != 0)),
     }
 
 

@@ -15,7 +15,7 @@ class TrainingCurve(Callback):
 
     A point is the mean over all steps since the last point and over all ranks. Its values are those that
     `training_step` returns: a loss, or a dictionary with "loss" and other tensors, each of one value for the batch or
-    one per sample (N,). A metric that the module logs itself is left to it.
+    one per sample (N,). A metric that the module logs itself is not logged again.
 
     It is cheaper than `self.log` in every step, since it reads the values from the device once per point. It sets
     `trainer.log_every_n_steps` lower in runs too short for 50 points, and resumes amid two points exactly.

@@ -1,4 +1,4 @@
-"""What the monitors of `normzoo.callbacks` share: probes, samples, copies to try on, and the writing of events."""
+"""What the monitors of `normzoo.callbacks` share: probes, samples, copies of the module, and the writing of events."""
 
 from normzoo.monitoring.monitor import Monitor as Monitor
 from normzoo.monitoring.probe import Probe as Probe

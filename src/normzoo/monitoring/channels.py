@@ -1,6 +1,6 @@
 """Count, mean and variance of the channels of several layers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -67,22 +67,28 @@ def layer_index(sizes: tuple[int, ...]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
 
 
-def layer_means(sizes: Iterable[int], values: Tensor, known: Tensor | None = None) -> Tensor:
-    """The average of a quantity over the channels of each layer.
+def averages(
+    names: Sequence[str],
+    sizes: Sequence[int],
+    values: Tensor,
+    known: Tensor,
+    after: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """The average of a quantity over the channels of each layer, where any count.
 
     Args:
-        sizes: C_l of each of L layers.
-        values: (..., sum C_l), in float64.
-        known: (sum C_l,), bool: the channels that count; None for all.
-
-    Returns:
-        (..., L); NaN for a layer without channels that count.
+        names: of L layers.
+        sizes: C_l of each.
+        values: (sum C_l,), in float64.
+        known: (sum C_l,), bool: the channels that count.
+        after: is applied to the averages (L,).
     """
-    sizes = tuple(sizes)
-    index = layer_index(sizes)
-    counts = (torch.ones(values.shape[-1]) if known is None else known).double()
-    sums = values.new_zeros(*values.shape[:-1], len(sizes)).index_add_(-1, index, torch.where(counts > 0, values, 0.0))
-    return sums / counts.new_zeros(len(sizes)).index_add_(0, index, counts)
+    index = layer_index(tuple(sizes))
+    zeros = values.new_zeros(len(sizes))
+    counts = zeros.index_add(0, index, known.double())
+    means = zeros.index_add(0, index, torch.where(known, values, 0.0)) / counts
+    means = means if after is None else after(means)
+    return {n: value for n, value, c in zip(names, means.tolist(), counts.tolist(), strict=True) if c}
 
 
 def to_state(channels: Channels) -> dict[str, Any]:

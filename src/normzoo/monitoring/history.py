@@ -41,6 +41,6 @@ class History:
         return {"stride": self.stride, "count": self.count, "steps": list(self.steps), "values": values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where the state was taken."""
+        """Restores the history from `state_dict`."""
         self.stride, self.count, self.steps = state["stride"], state["count"], list(state["steps"])
         self.values = list(state["values"])

@@ -51,10 +51,11 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The trainable parameters of a module, without its children; with those that its weight is computed from."""
+    """The parameters of a module, without its children; with those that its weight is computed from."""
+    if isinstance(module, nn.MultiheadAttention):  # it does not call its children
+        return list(module.parameters())
     made = getattr(module, "parametrizations", None)
-    own = [*module.parameters(recurse=False), *(made.parameters() if isinstance(made, nn.ModuleDict) else ())]
-    return [p for p in own if p.requires_grad]
+    return [*module.parameters(recurse=False), *(made.parameters() if isinstance(made, nn.ModuleDict) else ())]
 
 
 # By name or class.

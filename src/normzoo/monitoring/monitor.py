@@ -69,6 +69,7 @@ class Monitor(Callback):
         self.history = History()
         self.latest: dict[str, dict[str, float]] = {}
         self.warned: set[str] = set()
+        self.skipped = 0  # samples in a row in which no layer ran
 
     @property
     def state_key(self) -> str:
@@ -125,7 +126,8 @@ class Monitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self.reset()  # before a checkpoint restores its state
+        if trainer.global_step == 0:  # else a Trainer fits once more, and continues its curves
+            self.reset()  # before a checkpoint restores its state
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
         if not any(isinstance(one, Sampler) for one in callbacks):
             # Before those that write checkpoints: a checkpoint after a step contains its sample.
@@ -196,9 +198,10 @@ class Monitor(Callback):
             )
 
     def warn_of_unreached(self, reached: Collection[str]) -> None:
-        """Warns, once, of layers that the training step did not run, if it ran any."""
+        """Warns, once, of layers that the training step did not run; a step that runs none may skip its batch."""
         missing = [name for name in self.modules if name not in reached]
-        if missing and len(missing) < len(self.modules):
+        self.skipped = self.skipped + 1 if len(missing) == len(self.modules) else 0
+        if missing and self.skipped != 1:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             self.warn_once(
                 "unreached",

@@ -16,6 +16,7 @@ from normzoo.errors import InputError
 from normzoo.monitoring.layers import Layers, find, is_compiled
 from normzoo.norms._base import Norm
 from normzoo.norms._ops.running import in_recomputation
+from normzoo.norms._ops.tensors import in_torch_func
 
 Reader = Callable[[nn.Module, Tensor], Any]
 """Computes a value from a tensor while it is there: it may be overwritten right after."""
@@ -195,8 +196,8 @@ def base_of(x: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def apply(read: Reader, module: nn.Module, tensor: Tensor | None) -> Any:
-    """The value that a reader computes from a dense tensor; None where there is none."""
-    if tensor is None or tensor.is_nested or tensor.layout != torch.strided:
+    """The value that a reader computes from a dense tensor; None where there is none, and inside `torch.func`."""
+    if tensor is None or tensor.dim() == 0 or tensor.is_nested or tensor.layout != torch.strided or in_torch_func():
         return None
     return read(module, tensor.detach())
 

@@ -20,7 +20,8 @@ from normzoo.errors import InputError
 from normzoo.monitoring.layers import is_compiled
 from normzoo.monitoring.random_state import random_state, set_random_state
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
+KEPT = {*vars(LightningModule()), "log", "log_dict"}
+"""Attributes of a copy that stay: its parameters, hooks and trainer, and where it logs to."""
 NEEDED_BY = "InternalCovariateShift, LossLandscape and ActivationPercentiles"
 
 
@@ -63,8 +64,9 @@ class Replica:
         attributes = [value for one in self.originals for value in vars(one).values()]
         groups = [value for value in attributes if dist.is_available() and isinstance(value, dist.ProcessGroup)]
         shared = [*module.parameters(), self.trainer, getattr(self.trainer, "datamodule", None), *groups]
+        self.shared = {id(one): one for one in shared if one is not None}
         try:
-            made = copy.deepcopy(module, {id(one): one for one in shared if one is not None})
+            made = copy.deepcopy(module, dict(self.shared))
         except Exception as error:  # whatever an attribute of the user's raises
             raise InputError(
                 f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), which monitors that "
@@ -80,12 +82,18 @@ class Replica:
         return made
 
     def refresh(self) -> "Replica":
-        """Updates the copy to the present state of the original."""
+        """Updates the attributes of the copy to the present ones of the original; those that cannot be copied stay."""
         modules = list(self.original.modules())
         if list(map(id, modules)) != list(map(id, self.originals)) or state_names(self.original) != self.names:
             self.module = self.copied()  # layers were added or removed
-        for one, made in zip(self.originals, self.module.modules(), strict=True):
-            vars(made).update({name: value for name, value in vars(one).items() if type(value) in PLAIN})
+        pairs = list(zip(self.originals, self.module.modules(), strict=True))
+        copies = self.shared | {id(one): made for one, made in pairs}
+        for one, made in pairs:
+            vars(made)["training"] = one.training
+            for name, value in nn.Module.__getstate__(one).items():  # without its compiled form
+                if name not in KEPT:
+                    with suppress(Exception):  # whatever an attribute of the user's raises
+                        vars(made)[name] = copy.deepcopy(value, copies)
         return self
 
     def weights(self) -> dict[str, Tensor]:
@@ -100,7 +108,7 @@ class Replica:
         batch_idx: int = 0,
         weights: Mapping[str, Tensor] | None = None,
         *,
-        seed: Tensor | None = None,
+        random: dict[str, Any] | None = None,
     ) -> Any:
         """What a step returns, in the original's present mode (training or evaluation) and with its state.
 
@@ -112,7 +120,7 @@ class Replica:
             batch: the batch, which stays unchanged.
             batch_idx: its number.
             weights: parameters by name, instead of the original's.
-            seed: state of torch's generator, instead of the present one.
+            random: the state of the random number generators, as of `random_state`, instead of the present one.
         """
         self.refresh()
         given = weights or {}
@@ -125,8 +133,8 @@ class Replica:
         }
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.module.device))
-            if seed is not None:
-                torch.set_rng_state(seed)
+            if random is not None:
+                set_random_state(random, self.module.device)
             if self.compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self.trainer.precision_plugin.forward_context())

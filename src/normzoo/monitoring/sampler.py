@@ -43,8 +43,7 @@ class Sampler(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
         self.monitors = [one for one in callbacks if isinstance(one, Sampled)]
-        self.step, self.last, self.has_layout = None, -1, False
-        self.compiled = is_compiled(pl_module)
+        self.step, self.has_layout = None, False
         self.replica = cache(lambda: Replica(trainer, pl_module))
         for i, monitor in enumerate(self.monitors):
             number = 1 + sum(type(one) is type(monitor) for one in self.monitors[:i])
@@ -56,6 +55,7 @@ class Sampler(Callback):
         self.writer = EventWriter(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last = trainer.global_step - 1
         resumed, self.resumed = self.resumed, {}
         if resumed and self.writer is not None and continues_curves(trainer):
             self.has_layout = resumed["laid_out"]
@@ -88,9 +88,11 @@ class Sampler(Callback):
         number = trainer.global_step
         if number == self.last:  # a further batch whose gradients accumulate for the same step
             return
+        passed = range(self.last + 1, number + 1)  # with several optimizers, a batch makes several steps
         self.last = number
-        due = [monitor for monitor in self.monitors if monitor.every(number)]
+        due = [monitor for monitor in self.monitors if any(map(monitor.every, passed))]
         if due and self.ranks is not None:
+            self.compiled = is_compiled(pl_module)
             step = Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.replica, self.compiled)
             self.open(step, due)
 
@@ -108,6 +110,8 @@ class Sampler(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.step is not None:
+            if pl_module.automatic_optimization:
+                self.attached.close()  # an optimizer such as LBFGS repeats the forward pass
             for monitor in self.due:
                 monitor.before_update(self.step, optimizer)
 
