@@ -156,7 +156,7 @@ class ActivationPercentiles(Monitor):
         if self.random is None:
             self.random = random_state(step.module.device)  # the same in every sample
         self.ranks = step.ranks
-        replica = step.replica().refresh()
+        replica = step.replica()
         try:
             given = step.trainer.precision_plugin.convert_input(self.batch)
             here = move_data_to_device(given, step.module.device)

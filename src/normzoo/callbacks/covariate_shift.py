@@ -130,10 +130,7 @@ class CovariateShift(Monitor):
             "in_out": (outputs, inputs),
         }
         self.recent.append(inputs)
-        values = {
-            f"{pair}_{name}": by_layer for pair, (p, q) in pairs.items() for name, by_layer in distances(p, q).items()
-        }
-        values = {metric: by_layer for metric, by_layer in values.items() if metric in self.metrics}
+        values = {metric: by_layer for metric, by_layer in distances(pairs).items() if metric in self.metrics}
         return Table(list(inputs), values, slopes(values, list(inputs)))
 
     def charts(self) -> list[Chart]:
@@ -221,7 +218,7 @@ class CovariateShift(Monitor):
         trained = merge_channels(self.recent)
         if not evaluated:
             return
-        found = distances(evaluated, trained)["w2"]
+        found = distances({"new": (evaluated, trained)})["new_w2"]
         self.new_data[metric] = found
         writer, step = self.writer or EventWriter(trainer), trainer.global_step
         self.writer = writer
@@ -242,24 +239,31 @@ class CovariateShift(Monitor):
         self.recent = deque(map(from_state, state_dict["recent"]), maxlen=RECENT)
 
 
-def distances(p: Channels, q: Channels) -> dict[str, dict[str, float]]:
-    """How far p is from q: W1 and W2 in standard deviations of q, KL in nats.
+def distances(pairs: Mapping[str, tuple[Channels, Channels]]) -> dict[str, dict[str, float]]:
+    """How far each p is from its q: W1 and W2 in standard deviations of q, KL in nats.
+
+    Args:
+        pairs: name -> (p, q).
 
     Returns:
-        "w1", "w2" and "kl" -> layer -> value, for the layers that both have. Channels that are constant in q do not
-        count, for KL also those that are constant in p; a layer without others has no value.
+        "NAME_w1", "NAME_w2" and "NAME_kl" -> layer -> value, for the layers that both have. Channels that are constant
+        in q do not count, for KL also those that are constant in p; a layer without others has no value.
     """
-    names = shared_layers(p, q)
-    if not names:
-        return {"w1": {}, "w2": {}, "kl": {}}
-    sizes = [len(p[name].mean) for name in names]
-    ours, theirs = joined(p, names), joined(q, names)
-    known = theirs.var != 0
-    return {
-        "w1": averages(names, sizes, w1(ours, theirs) / theirs.std, known),
-        "w2": averages(names, sizes, (w2(ours, theirs) / theirs.std).square(), known, torch.sqrt),
-        "kl": averages(names, sizes, kl(ours, theirs), known & (ours.var != 0)),
-    }
+    found: dict[str, dict[str, float]] = {f"{pair}_{metric}": {} for pair in pairs for metric in ("w1", "w2", "kl")}
+    rows = [(pair, name) for pair, (p, q) in pairs.items() for name in shared_layers(p, q)]
+    if not rows:
+        return found
+    p, q = (joined([pairs[pair][side][name] for pair, name in rows]) for side in (0, 1))  # all at once: it is faster
+    sizes = [len(pairs[pair][0][name].mean) for pair, name in rows]
+    known = q.var != 0
+    columns = torch.stack([w1(p, q) / q.std, (w2(p, q) / q.std).square(), kl(p, q)])
+    means = averages(sizes, columns, torch.stack([known, known, known & (p.var != 0)]))
+    for (pair, name), shift, square, divergence in zip(rows, *means, strict=True):
+        values = {"w1": shift, "w2": None if square is None else square**0.5, "kl": divergence}
+        for metric, value in values.items():
+            if value is not None:
+                found[f"{pair}_{metric}"][name] = value
+    return found
 
 
 def slopes(values: Mapping[str, Mapping[str, float]], layers: Sequence[str]) -> dict[str, float]:

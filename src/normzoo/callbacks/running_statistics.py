@@ -120,14 +120,17 @@ def gaps(sample: Sample) -> dict[str, dict[str, float]]:
     names = shared_layers(sample.batch, sample.running)
     if not names:
         return {}
-    batch, running = joined(sample.batch, names).unbiased(), joined(sample.running, names)
+    batch, running = (joined([channels[name] for name in names]) for channels in (sample.batch, sample.running))
+    batch = batch.unbiased()
     sizes = [len(sample.running[name].mean) for name in names]
     known = (batch.n > 1) & (running.var != 0)
-    return {
-        "running_gap": averages(names, sizes, gap(batch, running), known),
-        "running_w2": averages(names, sizes, (w2(batch, running) / running.std).square(), known, torch.sqrt),
-        "running_kl": averages(names, sizes, kl(batch, running), known & (batch.var != 0)),
+    columns = torch.stack([gap(batch, running), (w2(batch, running) / running.std).square(), kl(batch, running)])
+    means = averages(sizes, columns, torch.stack([known, known, known & (batch.var != 0)]))
+    found = {
+        metric: {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        for metric, row in zip(("running_gap", "running_w2", "running_kl"), means, strict=True)
     }
+    return {**found, "running_w2": {name: square**0.5 for name, square in found["running_w2"].items()}}
 
 
 def spreads(learned: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:

@@ -1,6 +1,6 @@
 """Count, mean and variance of the channels of several layers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -54,11 +54,10 @@ def shared_layers(p: Channels, q: Channels) -> list[str]:
     ]
 
 
-def joined(channels: Channels, names: Sequence[str]) -> Moments:
+def joined(layers: Sequence[Moments]) -> Moments:
     """The channels of several layers, one layer after the other: (sum C_l,) each."""
-    chosen = [channels[name] for name in names]
-    counts = torch.cat([one.n.expand_as(one.mean) for one in chosen])
-    return Moments(counts, torch.cat([one.mean for one in chosen]), torch.cat([one.var for one in chosen]))
+    counts = torch.cat([one.n.expand_as(one.mean) for one in layers])
+    return Moments(counts, torch.cat([one.mean for one in layers]), torch.cat([one.var for one in layers]))
 
 
 @lru_cache(maxsize=64)
@@ -67,28 +66,20 @@ def layer_index(sizes: tuple[int, ...]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
 
 
-def averages(
-    names: Sequence[str],
-    sizes: Sequence[int],
-    values: Tensor,
-    known: Tensor,
-    after: Callable[[Tensor], Tensor] | None = None,
-) -> dict[str, float]:
-    """The average of a quantity over the channels of each layer, where any count.
+def averages(sizes: Sequence[int], values: Tensor, known: Tensor) -> list[list[float | None]]:
+    """The averages of several quantities over the channels of each layer; None where none counts.
 
     Args:
-        names: of L layers.
-        sizes: C_l of each.
-        values: (sum C_l,), in float64.
-        known: (sum C_l,), bool: the channels that count.
-        after: is applied to the averages (L,).
+        sizes: C_l of each of L layers.
+        values: (M, sum C_l), in float64.
+        known: (M, sum C_l), bool: the channels that count.
     """
     index = layer_index(tuple(sizes))
-    zeros = values.new_zeros(len(sizes))
-    counts = zeros.index_add(0, index, known.double())
-    means = zeros.index_add(0, index, torch.where(known, values, 0.0)) / counts
-    means = means if after is None else after(means)
-    return {n: value for n, value, c in zip(names, means.tolist(), counts.tolist(), strict=True) if c}
+    zeros = values.new_zeros(len(values), len(sizes))
+    counts = zeros.index_add(1, index, known.double())
+    means = zeros.index_add(1, index, torch.where(known, values, 0.0)) / counts
+    rows = zip(means.tolist(), counts.tolist(), strict=True)
+    return [[mean if count else None for mean, count in zip(*row, strict=True)] for row in rows]
 
 
 def to_state(channels: Channels) -> dict[str, Any]:

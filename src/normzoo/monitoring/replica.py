@@ -14,14 +14,16 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torchmetrics import Metric
 
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.monitoring.layers import is_compiled
 from normzoo.monitoring.random_state import random_state, set_random_state
 
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
 KEPT = {*vars(LightningModule()), "log", "log_dict"}
-"""Attributes of a copy that stay: its parameters, hooks and trainer, and where it logs to."""
+"""Further attributes of a copy that stay: its parameters, hooks and trainer, and where it logs to."""
 NEEDED_BY = "InternalCovariateShift, LossLandscape and ActivationPercentiles"
 
 
@@ -78,7 +80,7 @@ class Replica:
         made.trainer = cast(Trainer, Quiet(self.trainer))
         for name in ("log", "log_dict"):
             object.__setattr__(made, name, ignore)
-        self.call = Call(made)
+        self.call, self.copies = Call(made), list(made.modules())
         return made
 
     def refresh(self) -> "Replica":
@@ -86,12 +88,14 @@ class Replica:
         modules = list(self.original.modules())
         if list(map(id, modules)) != list(map(id, self.originals)) or state_names(self.original) != self.names:
             self.module = self.copied()  # layers were added or removed
-        pairs = list(zip(self.originals, self.module.modules(), strict=True))
-        copies = self.shared | {id(one): made for one, made in pairs}
-        for one, made in pairs:
-            vars(made)["training"] = one.training
+        copies = self.shared | {id(one): made for one, made in zip(self.originals, self.copies, strict=True)}
+        for one, made in zip(self.originals, self.copies, strict=True):
+            if isinstance(one, Metric):  # has no part in the loss
+                continue
             for name, value in nn.Module.__getstate__(one).items():  # without its compiled form
-                if name not in KEPT:
+                if type(value) in PLAIN:
+                    vars(made)[name] = value
+                elif name not in KEPT:
                     with suppress(Exception):  # whatever an attribute of the user's raises
                         vars(made)[name] = copy.deepcopy(value, copies)
         return self
@@ -112,8 +116,8 @@ class Replica:
     ) -> Any:
         """What a step returns, in the original's present mode (training or evaluation) and with its state.
 
-        Each call starts from the same random numbers, buffers and plain attributes. The step may update its weights,
-        buffers and batch in place: it works on copies, through which gradients pass.
+        Each call starts from the same random numbers, buffers and plain attributes, after `refresh` from all others.
+        The step may update its weights, buffers and batch in place: it works on copies, through which gradients pass.
 
         Args:
             step: "training_step", "validation_step" or "test_step".
@@ -122,7 +126,8 @@ class Replica:
             weights: parameters by name, instead of the original's.
             random: the state of the random number generators, as of `random_state`, instead of the present one.
         """
-        self.refresh()
+        for one, made in zip(self.originals, self.copies, strict=True):
+            vars(made).update({name: value for name, value in vars(one).items() if type(value) in PLAIN})
         given = weights or {}
         state = {
             **{

@@ -32,7 +32,7 @@ class Step:
         batch: the first batch of the step.
         batch_idx: its number.
         ranks: the processes that train together.
-        replica: returns a copy of the module, to compute losses without a trace.
+        replica: returns a copy of the module in its present state, to compute losses without a trace.
         on_copy: whether layers are read on the copy, whose loss is not scaled.
     """
 

@@ -93,7 +93,8 @@ class Sampler(Callback):
         due = [monitor for monitor in self.monitors if any(map(monitor.every, passed))]
         if due and self.ranks is not None:
             self.compiled = is_compiled(pl_module)
-            step = Step(trainer, pl_module, number, batch, batch_idx, self.ranks, self.replica, self.compiled)
+            replica = cache(lambda: self.replica().refresh())
+            step = Step(trainer, pl_module, number, batch, batch_idx, self.ranks, replica, self.compiled)
             self.open(step, due)
 
     def open(self, step: Step, due: Sequence[Sampled]) -> None:
@@ -206,7 +207,7 @@ def read_all(readers: Sequence[Reader]) -> Reader:
 
 def read_on_copy(step: Step, monitors: Iterable[Sampled]) -> ProbeGroup:
     """Runs the step on a copy of the module, eagerly; with a backward pass if a monitor reads gradients."""
-    replica = step.replica().refresh()
+    replica = step.replica()
     group = ProbeGroup(replica.module, monitors)
     if group.probe.layers:
         weights = replica.weights()
