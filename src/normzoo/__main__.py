@@ -38,7 +38,7 @@ examples:
 """.format(commands="\n".join(f"  {name:12}{does}" for name, does in COMMANDS.items()))
 
 
-def shortened(message: str) -> str:
+def without_long_words(message: str) -> str:
     """A message whose words of 300 letters or more, such as a whole file given as a value, are shortened."""
     return re.sub(r"\S{300,}", lambda word: f"{word[0][:100]} ... {word[0][-20:]}", message)
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         if os.environ.get("NORMZOO_TRACEBACK"):
             raise
-        print(f"normzoo: error: {printable(shortened(str(error)))}", file=sys.stderr)
+        print(f"normzoo: error: {printable(without_long_words(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("normzoo: interrupted", file=sys.stderr)

@@ -710,6 +710,8 @@ def write_bad_files(folder: Path, run: Path) -> None:
         "trainer.yaml": "trainer:\n  max_epoch: 3\n",
         "net.yaml": "model:\n  class_path: Classifier\n  init_args:\n    net:\n      class_path: MLP\n"
         "      init_args: {hiden: [3]}\n",
+        "misspelled.yaml": "model:\n  class_path: Classifier\n  init_args:\n    net:\n      class_path: MLP\n"
+        "      init_args: {norm: BatchNom}\n",
         "text.ckpt": "not a checkpoint",
         "empty.ckpt": "",
         "file": "in the place of a folder",
@@ -753,7 +755,12 @@ REFUSED: dict[str, str] = {
     "fit --model.net=Resnet": "'Resnet'.*Did you mean ResNet",
     "fit --model.net.init=Xaver": "'Xaver'.*Did you mean Xavier",
     "fit --data=Digit": "'Digit'.*Did you mean Digits",
-    "fit --model.optimizer=Adm": "model.optimizer.*'Adm'",
+    "fit --model.optimizer=Adm": "model.optimizer.*'Adm'.*Did you mean Adam",
+    "fit --model.lr_scheduler=ReduceLROnPlateau": "path of one: torch.optim.lr_scheduler.ReduceLROnPlateau[.]\n",
+    "fit --trainer.callbacks=EarlyStoping": "'EarlyStoping'.*Did you mean EarlyStopping",
+    "fit --trainer.callbacks=EarlyStopping": "trainer.callbacks.*required: monitor",
+    "fit --model=normzoo.models.MLP": "normzoo.models.MLP is no LightningModule",
+    "fit --allow=pk.tasks": "pk.tasks.*--allow=pk ",
     # arguments
     "fit --model.net.norm.epsilon=1": "BatchNorm has no argument 'epsilon'.*Did you mean eps.*momentum",
     "fit --model.net.norm=LayerNorm --model.net.norm.num_groups=2": "LayerNorm has no argument "
@@ -763,6 +770,10 @@ REFUSED: dict[str, str] = {
     "fit --trainer.max_epoch=3": "--trainer.max_epoch=3.*Did you mean --trainer.max_epochs",
     "fit --experimen=x": "--experimen=x.*Did you mean --experiment",
     "fit extra": "extra",
+    "fit -c misspelled.yaml": "model.net.norm.*'BatchNom'.*Did you mean BatchNorm",
+    "fit --checkpoint_minutes=-1": "checkpoint_minutes=-1.*0.*default is 5",
+    "completion": "required: shell. Usage: normzoo completion",
+    "completion fish": "fish.*bash",
     "fit -c net.yaml": "MLP has no argument 'hiden'.*Did you mean hidden",
     "fit -c key.yaml": "'experimant'.*Did you mean experiment",
     "fit -c trainer.yaml": "'trainer.max_epoch'.*Did you mean trainer.max_epochs",

@@ -641,11 +641,13 @@ REFUSED = {
     "resume RUN --experiment=other": "--experiment.*own folder",
     "resume RUN --trainer.max_epoch=3": "max_epochs",
     "resume RUN --model.net.hidden=[9]": r"model.net.hidden: .* asked for \[9\].*--change=model.net.hidden",
-    "resume RUN --model.net.hidden=[9] --change=model.net.hidden": "another architecture",
-    "resume RUN --checkpoint_steps=0": "every_steps=0",
-    "resume RUN --checkpoint_minutes=-1": "every_minutes=-1",
-    "resume RUN --trainer.fast_dev_run=true": "fast_dev_run=True.*normzoo fit -c",
-    "resume RUN --trainer.callbacks=normzoo.callbacks.ExactResume --trainer.callbacks.folder=x": "2 ExactResume.*yours",
+    "resume RUN --model.net.hidden=[9] --change=model.net.hidden --trainer.max_epochs=9": "another architecture",
+    "resume RUN --model.optimizer.lr=0.1 --change=model.optimizer.lr": "finished, with max_epochs=2.*max_epochs=N",
+    "resume RUN --trainer.max_steps=5": "finished, with max_.*to make it longer",
+    "resume RUN --checkpoint_steps=0 --trainer.max_epochs=9": "every_steps=0",
+    "resume RUN --checkpoint_minutes=-1": "checkpoint_minutes=-1",
+    "resume RUN --trainer.fast_dev_run=true --trainer.max_epochs=9": "fast_dev_run=True.*normzoo fit -c",
+    "resume RUN --trainer.callbacks=normzoo.callbacks.ExactResume --trainer.callbacks.folder=x --trainer.max_epochs=9": "2 ExactResume.*yours",
 }
 
 

@@ -47,6 +47,26 @@ class Silent(Own):
         return None
 
 
+class Named(Own):
+    """Its arguments have the names of the classifier's, and other types."""
+
+    def __init__(self, net: str = "mlp", optimizer: str = "adam", lr_scheduler: int = 3) -> None:
+        super().__init__()
+
+
+class NoPrediction(Own):
+    """It has no predict_step; its forward takes images."""
+
+    predict_step = LightningModule.predict_step
+
+    def forward(self, images):
+        return self.net(images)
+
+
+class NoStep(LightningModule):
+    """It has nothing to train."""
+
+
 class Wrong(Own):
     """Its predictions are no table."""
 
@@ -55,11 +75,29 @@ class Wrong(Own):
 '''
 
 
+DATA = '''
+import torch
+
+from normzoo.data import Digits
+from normzoo.data._images import Images
+
+
+class Wide(Digits):
+    """Digits of twice the width."""
+
+    input_shape = (1, 8, 16)
+
+    def read(self):
+        return tuple(Images(part.images.repeat(1, 1, 2, 1), part.labels) for part in super().read())
+'''
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "own_task.py").write_text(TASK)
+    (folder / "own_data.py").write_text(DATA)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
@@ -138,3 +176,51 @@ def test_a_checkpoint_of_it_says_what_it_is(run: Path) -> None:
         for line in ("task +own_task.Own", "arguments +width=6, rate=0.25", "rate +0.25"):
             assert re.search(f"^{line}", result.out, re.MULTILINE), (line, result.out)
         assert "trained in Python" not in result.out
+
+
+def test_arguments_may_have_the_names_of_the_classifiers(run: Path) -> None:
+    named = commands.fit("--model=own_task.Named", *commands.SHORT, "--model.optimizer=sgd", "--experiment=named")
+    assert "optimizer: sgd" in (named / "config.yaml").read_text()
+
+
+def test_a_task_without_predictions_is_refused(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "it.csv"
+    flags = ("--model=own_task.NoPrediction", "--model.width=6", f"--ckpt_path={run}", f"--output={file}")
+    result = commands.normzoo("predict", *commands.QUIET, *flags, "--allow=own_task")
+    assert result.status == 1
+    assert "NoPrediction has no predict_step" in result.err
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("model", ["NoStep", "Wrong"])
+def test_an_error_before_training_is_one_message(model: str, run: Path) -> None:
+    """With the progress bar, which hears of every error."""
+    command = ("fit",) if model == "NoStep" else ("predict", f"--ckpt_path={run}", "--allow=own_task")
+    result = commands.normzoo(*command, f"--model=own_task.{model}", "--trainer.accelerator=cpu", *commands.SHORT)
+    assert result.status == 1
+    assert result.err.count("error: ") == 1
+    assert "in_terminal" not in result.err
+
+
+def test_a_checkpoint_of_other_images_says_that_the_data_differ(run: Path) -> None:
+    classifier = commands.fit(*commands.SHORT, "--experiment=digits")
+    result = commands.normzoo(
+        *("test", *commands.QUIET, f"--ckpt_path={classifier}", "--data=own_data.Wide", "--allow=own_data")
+    )
+    assert result.status == 1
+    assert "data: checkpoint has normzoo.data.Digits, asked for own_data.Wide" in result.err
+    assert "Give a data set with images and classes as those of the run" in result.err
+
+
+def test_a_step_that_was_saved_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = commands.normzoo(
+        "fit", *commands.QUIET, *commands.SHORT, "--model.optimizer=SGD", "--model.optimizer.lr=1e30"
+    )
+    assert result.status == 1
+    [step] = Path().glob("lightning_logs/default/000/bad/*")
+    refused = commands.normzoo("resume", str(step))
+    assert refused.status == 1
+    assert f"repeat it by 'normzoo replay {step}'" in refused.err
+    assert str(step) not in commands.normzoo("resume", "nowhere").err
+    assert str(step) not in commands.normzoo("test", "--ckpt_path=nowhere").err

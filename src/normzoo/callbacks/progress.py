@@ -28,6 +28,7 @@ class ProgressBar(TQDMProgressBar):
         self.per_second = per_second
         self.batches = 1
         self.last_drawn = (0, 0.0)
+        self.in_terminal = False
 
     @property
     def refresh_rate(self) -> int:

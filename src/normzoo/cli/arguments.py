@@ -160,6 +160,8 @@ def require_settings(settings: Any) -> None:
     require_values(None, argparse.Namespace(model=settings.get("model"), data=settings.get("data")), "")
     if not 0 <= settings.seed_everything < 2**32:
         raise InputError(f"seed_everything={settings.seed_everything}: a seed lies in [0, 2^32); the default is 0.")
+    if (minutes := settings.get("checkpoint_minutes", 0.0)) < 0:
+        raise InputError(f"checkpoint_minutes={minutes}: it is 0, for none, or more; the default is 5.")
     if not settings.experiment.isprintable():
         raise InputError(f"experiment={settings.experiment!r}: it is the name of a folder; use printable characters.")
     accumulate = settings.trainer.accumulate_grad_batches

@@ -2,28 +2,20 @@
 
 import json
 import math
-from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from normzoo.errors import InputError, printable
+from normzoo.cli.commands import ArgumentParser
+from normzoo.errors import printable
 
-USAGE = "normzoo checkpoint FILE_OR_RUN [--json] [--runs=FOLDER] [--experiment=NAME]"
 # Arguments of the task that have lines of their own.
 OWN_LINES = ("net", "optimizer", "lr_scheduler")
 
 
-class Parser(ArgumentParser):
-    """Raises an `InputError` where argparse would print its usage and exit."""
-
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message}. Usage: {USAGE}")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Runs `normzoo checkpoint`."""
-    parser = Parser(
+    parser = ArgumentParser(
         prog="normzoo checkpoint", allow_abbrev=False, description="Show what a checkpoint holds; no code in it runs."
     )
     parser.add_argument("path", help="a file, a run, an experiment, or one of the words last and best")

@@ -92,7 +92,8 @@ class Command(LightningCLI):
                 raise SystemExit(128 + number) from error
             if message := describe_write_error(error, self.run, self.files):
                 raise message from error
-            if isinstance(error, MisconfigurationException):  # Lightning's error for wrong input
+            is_early_stopping = isinstance(error, RuntimeError) and "Early stopping conditioned on" in str(error)
+            if isinstance(error, MisconfigurationException) or is_early_stopping:  # Lightning's errors for wrong input
                 raise InputError(f"the run cannot be made: {error}\nNORMZOO_TRACEBACK=1 shows where.") from error
             raise
         finally:

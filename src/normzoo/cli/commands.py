@@ -1,4 +1,9 @@
-"""The commands, and which module runs each; imports nothing, since `normzoo --help` does so too."""
+"""The commands, which module runs each, and a parser for those without LightningCLI; nothing heavy is imported."""
+
+import argparse
+from typing import NoReturn
+
+from normzoo.errors import InputError
 
 COMMANDS = {
     "fit": "train a network, then test the best checkpoint",
@@ -13,3 +18,11 @@ COMMANDS = {
 }
 
 EVALUATE = dict.fromkeys(("validate", "test", "predict"), "evaluate")  # the module of a command, where it is another
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises an `InputError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().removeprefix("usage: ").split())
+        raise InputError(f"{message}. Usage: {usage}")

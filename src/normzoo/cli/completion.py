@@ -6,7 +6,7 @@ from inspect import signature
 
 from normzoo import data, models, norms, tasks
 from normzoo.cli.command import Command
-from normzoo.cli.commands import COMMANDS, EVALUATE
+from normzoo.cli.commands import COMMANDS, EVALUATE, ArgumentParser
 from normzoo.cli.messages import CHOICES
 from normzoo.cli.parser import options
 from normzoo.errors import InputError
@@ -78,7 +78,7 @@ def add_option(parser: argparse.ArgumentParser, name: str) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs `normzoo completion`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="normzoo completion",
         description="Print a script with which a shell completes commands, options and the names of layers.",
         epilog='In bash: eval "$(normzoo completion bash)", or write it to a file that the shell reads at its start.',

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from normzoo.callbacks import PredictionsCSV
 from normzoo.cli.arguments import config_paths, given, setting, without_links
@@ -36,7 +37,8 @@ class EvaluateCLI(Command):
         report_file(paths[-1], file)
         checkpoint = checkpoints.load_checkpoint(file, mmap=True)
         self.saved = without_links(checkpoints.saved_model(checkpoint, file))
-        found = {"model": self.saved, "data": checkpoints.saved_data(checkpoint, file)}
+        self.saved_data = checkpoints.saved_data(checkpoint, file)
+        found = {"model": self.saved, "data": self.saved_data}
         config_files.require_settings(found, str(file))
         config_files.read[str(file)] = json.dumps(found)
         flags = [f"--{key}={json.dumps(value)}" for key, value in found.items() if value]
@@ -49,7 +51,9 @@ class EvaluateCLI(Command):
 
     def compare(self, arguments: Sequence[str]) -> None:
         if self.saved:
-            self.differences = contradictions.differences({"model": self.saved}, self.plain_config(), ["model"])
+            saved = {"model": self.saved, "data": self.saved_data}
+            found = contradictions.differences(saved, self.plain_config(), ["model", "data"])
+            self.differences = {key: pair for key, pair in found.items() if not key.startswith("data.")}
 
     def own_callbacks(self, config: Any, callbacks: Sequence[Callback]) -> list[Callback]:
         if self.command != "predict":
@@ -73,7 +77,15 @@ class EvaluateCLI(Command):
 
     def predict(self, **kwargs: Any) -> None:
         with self.reported_differences(kwargs["ckpt_path"]):
-            self.trainer.predict(**{**kwargs, "return_predictions": False})
+            try:
+                self.trainer.predict(**{**kwargs, "return_predictions": False})
+            except (AttributeError, TypeError) as error:
+                if is_overridden("predict_step", self.model):
+                    raise
+                raise InputError(
+                    f"{type(self.model).__name__} has no predict_step, and its forward does not take a batch of "
+                    f"{type(self.datamodule).__name__} ({error}): define predict_step."
+                ) from error
         if self.trainer.is_global_zero and self.predictions.is_file():
             print(f"predictions  {self.predictions}")
 
@@ -81,7 +93,7 @@ class EvaluateCLI(Command):
     def reported_differences(self, file: str) -> Iterator[None]:
         """Prints, after a checkpoint was scored, which settings of its task differ from its own."""
         lines = contradictions.describe(self.differences)
-        with checkpoints.explain_mismatch(file, lines):
+        with checkpoints.explain_mismatch(file, self.differences):
             yield
         if lines and self.trainer.is_global_zero:
             print(f"normzoo: note: settings that differ from the checkpoint's:\n{printable(lines)}", file=sys.stderr)

@@ -61,6 +61,9 @@ class CLI(Command):
         within_epoch = checkpoints.is_within_epoch(checkpoint)
         contradictions.require_announced(found, changes, known, str(file), within_epoch)
         self.differences = found
+        if self.run is not None and (self.run / FINISHED).is_file():
+            limits = settings.trainer.max_epochs, settings.trainer.max_steps
+            checkpoints.require_batches_left(checkpoint, *limits, self.run)
         self.has_new_limits = bool(contradictions.differences(saved, asked, ["trainer"]))
         settings.ckpt_path = str(file)
 
@@ -112,7 +115,7 @@ class CLI(Command):
         # Ranks draw the same noise as one process only if they start from the seed again once they are connected.
         if self.settings.seed_everything is not False:
             reset_seed()
-        with checkpoints.explain_mismatch(kwargs.get("ckpt_path"), contradictions.describe(self.differences)):
+        with checkpoints.explain_mismatch(kwargs.get("ckpt_path"), self.differences):
             self.trainer.fit(**kwargs)
 
     def clean_up(self) -> None:
@@ -181,16 +184,20 @@ def flat(settings: Any) -> dict[str, bool | int | float | str]:
     TensorBoard sorts the columns, capitals before small letters, and shows the first five.
     """
 
+    def of(config: Any, key: str) -> Any:
+        """An entry of a configuration; None if it is no configuration, as a task may call anything `net`."""
+        return config.get(key) if hasattr(config, "get") else None
+
     def name(config: Any) -> str:
-        return str(config.class_path).rsplit(".", 1)[-1] if config else "none"
+        return str(of(config, "class_path") or config or "none").rsplit(".", 1)[-1]
 
     def arguments(config: Any) -> str:
-        return ", ".join(f"{key}={value}" for key, value in (config.get("init_args") or {}).items()) if config else ""
+        return ", ".join(f"{key}={value}" for key, value in (of(config, "init_args") or {}).items())
 
-    model = settings.model.get("init_args") or {}
-    net = (model.get("net") or {}).get("init_args") or {}
-    optimizer = model.get("optimizer") or {}
-    data = settings.data or {}
+    model = of(settings.model, "init_args") or {}
+    net = of(model.get("net"), "init_args") or {}
+    optimizer, data = model.get("optimizer"), settings.data
+    batch_size = of(of(data, "init_args"), "batch_size")
     return {
         "Data": name(data),
         "Net": name(model.get("net")),
@@ -201,7 +208,7 @@ def flat(settings: Any) -> dict[str, bool | int | float | str]:
         "init": name(net.get("init")),
         "optimizer": name(optimizer),
         "lr_scheduler": name(model.get("lr_scheduler")),
-        "batch_size": int(data.get("init_args.batch_size") or 0),
+        "batch_size": batch_size if isinstance(batch_size, int) else 0,
         "max_epochs": int(settings.trainer.max_epochs or 0),
         "seed": int(settings.seed_everything),
         **{key: v for key, v in (vars(model) if model else {}).items() if isinstance(v, bool | int | float | str)},

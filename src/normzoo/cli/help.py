@@ -29,11 +29,11 @@ def compact(text: str, command: str) -> str:
     options = [block for block in re.split(r"\n(?=  -|\n|\S)", text) if block.startswith("  -")]
     own = [block for block in options if not block.startswith("  --trainer")]
     trainer = [block for block in options if block.startswith("  --trainer.")]
-    lines = [f"usage: normzoo {command} [-c CONFIG] [options]", "", "options:", *map(shortened, own)]
-    return "\n".join(line for line in [*lines, "", TRAINER, *map(shortened, trainer)] if line is not None) + "\n"
+    lines = [f"usage: normzoo {command} [-c CONFIG] [options]", "", "options:", *map(summary, own)]
+    return "\n".join(line for line in [*lines, "", TRAINER, *map(summary, trainer)] if line is not None) + "\n"
 
 
-def shortened(option: str) -> str | None:
+def summary(option: str) -> str | None:
     """One option of the help; None for one of no use."""
     name = option.split()[0].rstrip(",")
     if name.endswith(".help"):

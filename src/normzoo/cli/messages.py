@@ -1,14 +1,21 @@
 """Turns the error of the argument parser into one message: the value, the rule and the remedy."""
 
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
 
-from normzoo import data, models, norms
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback
+from torch import optim
+from torch.optim.lr_scheduler import LRScheduler
+
+from normzoo import callbacks, data, models, norms, tasks
 from normzoo.errors import InputError
-from normzoo.runs.allowed import resolve
+from normzoo.runs.allowed import CODE, resolve
 
 # Last part of a key -> the names of this package's classes that it accepts.
 CHOICES: dict[str, Callable[[], Iterable[str]]] = {
@@ -17,6 +24,9 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "net": lambda: subclasses(models, models.Network),
     "init": lambda: subclasses(models, models.Init),
     "data": lambda: subclasses(data, data.ImageData),
+    "optimizer": lambda: subclasses(optim, optim.Optimizer),
+    "lr_scheduler": lambda: [*subclasses(tasks, LRScheduler), *subclasses(optim.lr_scheduler, LRScheduler)],
+    "callbacks": lambda: [*subclasses(callbacks, Callback), *subclasses(lightning_callbacks, Callback)],
 }
 # Arguments of a class that the network, the task or the data module passes.
 PASSED = {"num_features", "input_shape", "num_classes", "params", "optimizer"}
@@ -26,6 +36,8 @@ NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Problem with given class_path|Expected a path but"
     r"|Expected a <class 'NoneType'>"
 )
+# Statements about one type of a union, to which another type has more to say.
+VAGUE = re.compile(r"does not correspond to a subclass|Expected a <class '(list|tuple|collections.abc.Sequence)'>")
 KEY = re.compile(r'Parser key "([^"]*)":\s*')
 WRAPPING = re.compile(r"Type \S*Callable\S* ?\S* expects a function or a callable class: ")
 UNKNOWN = r"(?:[Oo]ption '([^']*)' is not accepted|Key '([^']*)' is not expected)"
@@ -40,7 +52,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     """
     keys, said = innermost(message) if KEY.search(message) else ([], " ".join(message.split()))
     key = f"{'.'.join(keys)}: " if keys else ""
-    choices = sorted(CHOICES.get(keys[-1] if keys else "", tuple)())
+    choices = sorted(CHOICES.get(key.rpartition(".")[2].removesuffix(": "), tuple)())
     said = (
         unknown_argument(said, message)
         or unknown_class(said, message, choices)
@@ -70,16 +82,21 @@ def unknown_argument(said: str, message: str) -> str | None:
 
 def unknown_class(said: str, message: str, choices: list[str]) -> str | None:
     """The message for the name of a class that does not exist, or does not fit."""
-    if several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", message):
-        return f"there are several {several[1]}; give the path of one: {several[2]}"
+    if several := re.search(r"Multiple subclasses with name (\w+)\..* ambiguity: ([\w., ]+)", said):
+        paths = [path for path in several[2].rstrip(". ").split(", ") if not path.startswith(CODE)]
+        return f"there are several {several[1]}; give the path of one: {', '.join(paths)}"
     if name := re.search(r"Expected a dot import path string: ?(\S*)", said):
         known = f" Choices: {', '.join(choices)}." if choices else ""
         own = f"Give your own by its path, my_package.{name[1]}"
         return f"there is no {name[1]!r}.{nearest(name[1], choices)}{known} {own}"
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", said):
-        return f"there is no '{missing[1]}.{missing[2]}'.{nearest(missing[2], choices)}"
+        there = subclasses(sys.modules.get(missing[1]), object)
+        return f"there is no '{missing[1]}.{missing[2]}'.{nearest(missing[2], there)}"
     if base := re.search(r"^Not a valid subclass of (\w+)", said):
         return f"expected the name of a {base[1]}, or class_path and init_args of one"
+    if base := re.search(r"^Import path ?([\w.]*) does not correspond to a subclass of (\w+)", said):
+        given = re.search(r"Given value: ([\w.]+)$", message, re.MULTILINE)
+        return f"{base[1] or (given[1] if given else 'this')} is no {base[2]}"
     if base := re.search(r"Expected '([\w.]+)' to be .*?<class '(?:[\w.]+\.)?(\w+)'>", said):
         return f"{base[1]!r} is no {base[2]}, and does not build one"
     return None
@@ -108,22 +125,35 @@ def wrong_value(said: str, message: str) -> str | None:
     value = re.search(
         r"(?:Got|Given) value: (?!Namespace|NestedArg)([^\n]*?)(?:\. Got value: .*)?$", message, re.MULTILINE
     )
-    return f"expected {expected}; got {shortened(value[1]) if value else 'another value'}"
+    return f"expected {expected}; got {quoted(value[1]) if value else 'another value'}"
 
 
-def shortened(value: str) -> str:
+def quoted(value: str) -> str:
     """A value in quotes, without the middle of a long one."""
     return repr(value if len(value) <= 200 else f"{value[:100]} ... {value[-20:]}")
 
 
 def cause(error: Exception) -> str:
-    """What went wrong when a class was built, of all that the parser says about it."""
-    found = re.search(r"^ *- (.*)$", str(error), re.MULTILINE) if "Errors:" in str(error) else None
-    return found[1] if found else str(error)
+    """What went wrong when a class was built: the class, and what it raised."""
+    path = re.search(r"given class_path '([\w.]+)'", str(error))
+    if path:
+        return f"{path[1]}: {innermost(str(error))[1]}"
+    first: BaseException = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    return (
+        str(error) if isinstance(first, ValueError | MisconfigurationException) else f"{type(first).__name__}: {first}"
+    )
 
 
 def innermost(message: str) -> tuple[list[str], str]:
-    """The keys that lead to the first statement in a nested message, and the statement."""
+    """The keys that lead to a statement in a nested message, and the statement: the first that is specific."""
+    found = list(statements(message)) or [([], message.strip().splitlines()[-1].strip())]
+    return next((one for one in found if not VAGUE.search(one[1])), found[0])
+
+
+def statements(message: str) -> Iterator[tuple[list[str], str]]:
+    """Each statement in a nested message, with the keys that lead to it."""
     stack: list[tuple[int, str]] = []
     for line in message.splitlines():
         indent, text = len(line) - len(line.lstrip()), WRAPPING.sub("", line.strip().removeprefix("- "))
@@ -133,8 +163,7 @@ def innermost(message: str) -> tuple[list[str], str]:
             stack.append((indent, key[1]))
             text = text[key.end() :]
         if text and not NOISE.search(text):
-            return [key for _, key in stack], re.sub(r"\.? Got value: Namespace\(.*$", "", text)
-    return [key for _, key in stack], message.strip().splitlines()[-1].strip()
+            yield [key for _, key in stack], re.sub(r"\.? Got value: Namespace\(.*$", "", text)
 
 
 def arguments_of(message: str) -> tuple[str, list[str]] | None:

@@ -1,6 +1,5 @@
 """`normzoo norms`: the zoo as a table, and each layer as a card."""
 
-import argparse
 import inspect
 import json
 import re
@@ -8,24 +7,18 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from normzoo.cli.commands import ArgumentParser
 from normzoo.errors import InputError
 
 if TYPE_CHECKING:
     from normzoo.norms import Norm
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises an `InputError` where argparse would print its usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; it takes names of layers and --json.")
-
-
 def main(argv: Sequence[str]) -> None:
     """Prints the catalogue, or the cards of the layers that are named."""
-    parser = Parser(
+    parser = ArgumentParser(
         prog="normzoo norms",
         description="List the normalization layers, or show the card of each that is named.",
         allow_abbrev=False,

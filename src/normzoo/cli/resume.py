@@ -31,9 +31,6 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
-    from normzoo.cli.runtime import share_cores
-
-    share_cores()
     from normzoo.runs import folders  # and with it torch
 
     path, *flags = arguments or [""]

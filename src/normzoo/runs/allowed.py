@@ -62,7 +62,8 @@ def allow(names: Iterable[str]) -> None:
     every = list(dict.fromkeys([*split(os.environ.get(VARIABLE, "")), *names]))
     for name in every:
         if not name.isidentifier():
-            raise InputError(f"{FLAG}={name}: expected the name of a package, as in {FLAG}=my_norms or {FLAG}=a,b.")
+            first = name.split(".")[0] if name.split(".")[0].isidentifier() else "my_norms"
+            raise InputError(f"{FLAG}={name}: expected the name of a package, as in {FLAG}={first} or {FLAG}=a,b.")
         if name in sys.stdlib_module_names or name == "jsonargparse":
             raise InputError(f"{FLAG}={name}: {name} can run anything; allow packages of your own only.")
     os.environ[VARIABLE] = ",".join(every)

@@ -11,7 +11,8 @@ from normzoo.errors import InputError
 from normzoo.runs.archive import load_checkpoint as load_checkpoint
 from normzoo.runs.archive import walk
 from normzoo.runs.config_files import read_settings
-from normzoo.runs.folders import CHECKPOINTS, numbered
+from normzoo.runs.contradictions import Differences, describe
+from normzoo.runs.folders import CHECKPOINTS, DEPTHS, is_step, numbered
 
 # Lightning's words for a checkpoint -> the files in the folder of a run.
 WORDS = {"last": f"{CHECKPOINTS}/last.ckpt", "best": f"{CHECKPOINTS}/best.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
@@ -58,10 +59,11 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
 
 def advice(root: Path) -> str:
     """A sentence that names the newest checkpoint of all runs."""
-    found = sorted(root.glob(f"**/{CHECKPOINTS}/*.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not found:
+    files = [file for depth in DEPTHS for file in root.glob(f"{depth}{CHECKPOINTS}/*.ckpt") if file.is_file()]
+    files = [file for file in files if not is_step(file.parent.parent)]
+    if not files:
         return f"No run under {root} has one yet: train with 'normzoo fit', or give the path of a .ckpt file."
-    return f"The newest run's: --ckpt_path={found[-1].parent.parent}"
+    return f"The newest run's: --ckpt_path={max(files, key=lambda file: file.stat().st_mtime).parent.parent}"
 
 
 def saved_model(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
@@ -132,15 +134,33 @@ def batches_before(checkpoint: Mapping[str, Any]) -> int:
     return int(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"])
 
 
+def require_batches_left(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int, run: Path) -> None:
+    """Raises `InputError` if the limits let a finished run train no further."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+    reached = {"max_epochs": (epochs, max_epochs), "max_steps": (checkpoint["global_step"], max_steps)}
+    for name, (done, limit) in reached.items():
+        if limit is not None and 0 <= limit <= done:
+            raise InputError(f"{run} has finished, with {name}={done}; to make it longer, add --trainer.{name}=N.")
+
+
 @contextmanager
-def explain_mismatch(file: str | None, differences: str = "") -> Iterator[None]:
+def explain_mismatch(file: str | None, found: Differences) -> Iterator[None]:
     """Turns the error of a checkpoint that does not fit the configured task into one readable `InputError`.
 
     Args:
         file: the checkpoint.
-        differences: the settings that differ from the checkpoint's, one on each line.
+        found: the settings that differ from the checkpoint's.
     """
-    settings = f"\n{differences}" if differences else ""
+    settings = f"\n{describe(found)}" if found else ""
+    if any(key.startswith("model") for key in found):
+        remedy = (
+            "Leave out the --model flags (test, validate and predict read the network from the checkpoint), or give "
+            "those of its run: its config.yaml."
+        )
+    elif found:
+        remedy = "Give a data set with images and classes as those of the run, or leave out --data."
+    else:
+        remedy = "The settings are those of the run: the code of the task or the network, or the data, has changed."
     try:
         yield
     except InputError:
@@ -150,9 +170,7 @@ def explain_mismatch(file: str | None, differences: str = "") -> Iterator[None]:
             lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
             shown = "\n  ".join(lines[:8]) + (f"\n  and {len(lines) - 8} more differences" if len(lines) > 8 else "")
             raise InputError(
-                f"ckpt_path={file!r} holds another architecture than the one configured:{settings}\n  {shown}\n"
-                f"Leave out the --model flags (test, validate and predict read the network from the checkpoint), or "
-                f"give those of its run: its config.yaml."
+                f"ckpt_path={file!r} holds another architecture than the one configured:{settings}\n  {shown}\n{remedy}"
             ) from error
         if is_restoring(error):
             raise InputError(

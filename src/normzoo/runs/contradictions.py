@@ -23,7 +23,7 @@ FIXED_WITHIN_EPOCH = dict.fromkeys(
     "the checkpoint is from the middle of an epoch, whose images are in an order of their own",
 )
 # Arguments that the data module sets.
-LINKED = ("input_shape", "num_classes")
+LINKED = ("model.net.input_shape", "model.net.num_classes", "model.num_classes")
 
 
 def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], parts: Collection[str]) -> Differences:
@@ -43,7 +43,7 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], parts: Colle
             continue
         old, new = dict(flatten(saved[part], part)), dict(flatten(asked[part], part))
         for key in old.keys() & new.keys():
-            if old[key] != new[key] and key.rpartition(".")[2] not in LINKED and key not in FREE:
+            if old[key] != new[key] and key not in LINKED and key not in FREE:
                 found[key] = (old[key], new[key])
     return {key: found[key] for key in sorted(found) if not any(key.startswith(f"{other}.") for other in found)}
 
@@ -100,8 +100,11 @@ def require_announced(
     if not refused:
         return
     remedies = ["A resumed run keeps its settings: leave these flags out, or give all settings by -c RUN/config.yaml."]
-    if silent := [key for key in refused if key not in reasons]:
+    silent = [key for key in refused if key not in reasons]
+    if silent:
         remedies.append(f"To change them from here on, add --change={','.join([*changes, *silent])}")
+    if any(f"{key}.".startswith("model.net.") for key in silent):
+        remedies.append("A network can change only if all its tensors keep their shapes; else start another run.")
     remedies += [
         f"{key} cannot change within a run: {reasons[key]}; start one without --ckpt_path."
         for key in refused

@@ -18,6 +18,8 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+# Of runs below a folder, as patterns: names of experiments may have slashes, and a search of everything takes minutes.
+DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 FINISHED = "finished"
 """A file that marks a run that has ended as configured."""
 
@@ -69,8 +71,10 @@ def find_run(path: str, root: Path) -> Path:
     """
     given = Path(path)
     for folder in (given, *numbered(given)):
-        if path and (folder / CONFIG).is_file():
+        if path and is_run(folder):
             return folder
+    if is_step(given):
+        raise InputError(f"{path!r} is a step that was saved, and no run: repeat it by 'normzoo replay {path}'.")
     known = (newest(given) if path else []) or newest(root)
     there_are = f"There are {', '.join(map(str, known))}." if known else f"There is none under {root}."
     raise InputError(
@@ -81,8 +85,18 @@ def find_run(path: str, root: Path) -> Path:
 
 def newest(root: Path, most: int = 5) -> list[Path]:
     """Some runs below a folder, the newest first."""
-    configs = sorted(root.glob(f"**/{CONFIG}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [config.parent for config in configs[:most]]
+    found = [config for depth in DEPTHS for config in root.glob(f"{depth}{CONFIG}") if is_run(config.parent)]
+    return [config.parent for config in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:most]]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run; a step that `FiniteLoss` saved has a configuration too."""
+    return (folder / CONFIG).is_file() and not is_step(folder)
+
+
+def is_step(folder: Path) -> bool:
+    """Whether a folder is that of a step that `FiniteLoss` saved."""
+    return any(folder.glob("rank*.pt"))
 
 
 def newest_checkpoint(run: Path) -> Path | None:

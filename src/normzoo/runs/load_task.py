@@ -54,7 +54,7 @@ def load_task(
     task = build(config, str(file), allow)
     task.configure_model()
     task.on_load_checkpoint(checkpoint)
-    with explain_mismatch(str(file)):
+    with explain_mismatch(str(file), {}):
         task.load_state_dict(checkpoint["state_dict"], strict=task.strict_loading)
     return task.to(map_location)
 
