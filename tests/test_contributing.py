@@ -108,8 +108,8 @@ def test_the_layer_trains_by_its_path(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path(OWN[0].path).write_text(OWN[0].code)
-    [[path, command, *arguments]] = commands(OWN[1])
-    assert (path, command, arguments[0]) == ("PYTHONPATH=.", "normzoo", "fit")
+    [[command, *arguments]] = commands(OWN[1])
+    assert (command, arguments[0]) == ("normzoo", "fit")
     run = fit(*SHORT, *arguments[1:])
     assert "my_norms.MeanAbsoluteNorm" in (run / "config.yaml").read_text()
 

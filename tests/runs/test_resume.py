@@ -647,7 +647,9 @@ REFUSED = {
     "resume RUN --checkpoint_steps=0 --trainer.max_epochs=9": "every_steps=0",
     "resume RUN --checkpoint_minutes=-1": "checkpoint_minutes=-1",
     "resume RUN --trainer.fast_dev_run=true --trainer.max_epochs=9": "fast_dev_run=True.*normzoo fit -c",
-    "resume RUN --trainer.callbacks=normzoo.callbacks.ExactResume --trainer.callbacks.folder=x --trainer.max_epochs=9": "2 ExactResume.*yours",
+    "resume RUN --trainer.max_epochs=9 --trainer.callbacks=normzoo.callbacks.ExactResume --trainer.callbacks.folder=x": (
+        "2 ExactResume.*yours"
+    ),
 }
 
 
