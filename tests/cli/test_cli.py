@@ -1019,6 +1019,7 @@ def test_other_products_are_not_advertised(caplog: pytest.LogCaptureFixture) -> 
     assert "Tip" not in caplog.text
 
 
+@pytest.mark.slow
 def test_help_lists_no_class_that_does_not_fit(tmp_path: Path) -> None:
     """Every module is a known activation, so that this list is left out; in a process without the norms of tests."""
     out = process("fit", "--model.net.help=ResNet", cwd=tmp_path).stdout

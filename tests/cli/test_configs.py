@@ -47,7 +47,8 @@ def test_a_config_is_named_as_its_experiment(config: Path) -> None:
 def commands_of(config: Path) -> list[Any]:
     """The commands in a config's header, as arguments."""
     lines = [line.split("  #")[0] for line in header(config) if line.startswith("normzoo ")]
-    return [pytest.param(config, line.split()[1:], id=line) for line in lines]
+    slow = pytest.mark.slow
+    return [pytest.param(config, line.split()[1:], id=line, marks=slow if i else ()) for i, line in enumerate(lines)]
 
 
 @pytest.mark.parametrize("config,arguments", [case for config in CONFIGS for case in commands_of(config)])

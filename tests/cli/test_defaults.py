@@ -85,7 +85,11 @@ def write(file: Path, key: str, class_path: str, arguments: dict[str, Any]) -> s
     return str(file)
 
 
-@pytest.mark.parametrize("way", ["flags", "a file and a flag", "two files"])
+def slow(case: str) -> Any:
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("way", ["flags", slow("a file and a flag"), slow("two files")])
 @pytest.mark.parametrize("key", SWITCHES)
 def test_another_class_has_its_own_defaults_and_the_same_class_keeps_its_arguments(
     key: str, way: str, folder: Path

@@ -193,7 +193,9 @@ def test_a_command_refuses_a_corrupted_checkpoint(command: str, kind: str, whole
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("name", edits())
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.slow if i % 3 else ()) for i, one in enumerate(edits())]
+)
 def test_plain_data_of_the_wrong_kind_is_refused(name: str, whole: bytes, folder: Path) -> None:
     """A run that is to be resumed from it ends with one message and leaves no folder."""
     edit, words = edits()[name]

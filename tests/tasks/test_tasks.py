@@ -257,7 +257,12 @@ def test_evaluation_is_over_samples_not_batches() -> None:
 # Learning
 
 
-@pytest.mark.parametrize("layer", DENSE.values(), ids=DENSE)
+FAST = ("BatchNorm", "LayerNorm", "NoNorm", "WeightNorm", "DynamicTanh", "BatchChannelNorm")
+
+
+@pytest.mark.parametrize(
+    "layer", [pytest.param(one, id=n, marks=() if n in FAST else pytest.mark.slow) for n, one in DENSE.items()]
+)
 def test_an_mlp_learns_digits_with_every_norm(layer: type[Norm]) -> None:
     task = Classifier(net(norm=layer), optimizer=partial(AdamW, lr=3e-3))
     train(task, max_epochs=4)
