@@ -97,7 +97,6 @@ class CovariateShift(Monitor):
         self.reference: Channels = {}
         self.recent: deque[Channels] = deque(maxlen=RECENT)
         self.evaluated: list[Channels] = []
-        self.writer: EventWriter | None = None
         self.probe: Probe | None = None
         self.replica: Replica | None = None
         self.new_data: dict[str, dict[str, float]] = {}
@@ -147,7 +146,6 @@ class CovariateShift(Monitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.ranks = Ranks()  # while all ranks are here: later, one may have failed
-        self.writer = None
         if stage != "fit" and not self.modules:
             self.find_layers(pl_module)
 
@@ -220,8 +218,7 @@ class CovariateShift(Monitor):
             return
         found = distances({"new": (evaluated, trained)})["new_w2"]
         self.new_data[metric] = found
-        writer, step = self.writer or EventWriter(trainer), trainer.global_step
-        self.writer = writer
+        writer, step = EventWriter(trainer), trainer.global_step
         writer.scalars(step, {f"{metric}/{name}": value for name, value in found.items()})
         writer.scalars(step, slopes({metric: found}, list(trained)))
         column = torch.tensor([[found.get(name, torch.nan)] for name in trained])

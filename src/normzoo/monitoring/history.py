@@ -20,7 +20,12 @@ class History:
         self.stride = 1
         self.count = 0
         self.steps: list[int] = []
-        self.values: list[Tensor] = []
+        self.buffer = torch.zeros(0)  # one for all samples: many small tensors would fragment the memory
+
+    @property
+    def values(self) -> Tensor:
+        """(S, ...), the values of each sample."""
+        return self.buffer[: len(self.steps)]
 
     def is_kept(self) -> bool:
         """Whether the next sample is one of those that are remembered."""
@@ -29,18 +34,22 @@ class History:
 
     def add(self, step: int, values: Tensor) -> None:
         """Remembers the values of a step."""
+        if not len(self.buffer):
+            self.buffer = torch.zeros(self.columns + 1, *values.shape)
+        self.buffer[len(self.steps)] = values
         self.steps.append(step)
-        self.values.append(values.float().cpu().clone())
         if len(self.steps) > self.columns:
-            self.steps, self.values = self.steps[::2], self.values[::2]
+            self.steps, kept = self.steps[::2], self.values[::2].clone()
+            self.buffer[: len(kept)] = kept
             self.stride *= 2
 
     def state_dict(self) -> dict[str, Any]:
         """As tensors and numbers."""
-        values = torch.stack(self.values) if self.values else torch.zeros(0)
-        return {"stride": self.stride, "count": self.count, "steps": list(self.steps), "values": values}
+        return {"stride": self.stride, "count": self.count, "steps": list(self.steps), "values": self.values.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the history from `state_dict`."""
         self.stride, self.count, self.steps = state["stride"], state["count"], list(state["steps"])
-        self.values = list(state["values"])
+        if self.steps:
+            self.buffer = torch.zeros(self.columns + 1, *state["values"].shape[1:])
+            self.buffer[: len(self.steps)] = state["values"]

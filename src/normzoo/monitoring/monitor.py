@@ -218,7 +218,7 @@ class Monitor(Callback):
         """Draws the heatmaps, over layers and steps."""
         if not self.history.steps:
             return
-        values, known = torch.stack(self.history.values, 2)  # (L, S, H) each
+        values, known = self.history.values.permute(1, 2, 0, 3)  # (L, S, H) each
         known = known.bool()
         for i, metric in enumerate(self.heatmaps):
             rows = [r for r in range(len(self.rows)) if known[r, :, i].any()]

@@ -1,6 +1,7 @@
 """A copy of a LightningModule whose steps leave no trace: computes a loss without touching the training."""
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
@@ -22,6 +23,7 @@ from normzoo.monitoring.layers import is_compiled
 from normzoo.monitoring.random_state import random_state, set_random_state
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+HOLDING = (Tensor, list, tuple, dict, set, deque)
 KEPT = {*vars(LightningModule()), "log", "log_dict"}
 """Further attributes of a copy that stay: its parameters, hooks and trainer, and where it logs to."""
 NEEDED_BY = "InternalCovariateShift, LossLandscape and ActivationPercentiles"
@@ -84,7 +86,7 @@ class Replica:
         return made
 
     def refresh(self) -> "Replica":
-        """Updates the attributes of the copy to the present ones of the original; those that cannot be copied stay."""
+        """Updates the attributes of the copy to the present ones of the original: numbers, text, tensors, lists ..."""
         modules = list(self.original.modules())
         if list(map(id, modules)) != list(map(id, self.originals)) or state_names(self.original) != self.names:
             self.module = self.copied()  # layers were added or removed
@@ -95,7 +97,7 @@ class Replica:
             for name, value in nn.Module.__getstate__(one).items():  # without its compiled form
                 if type(value) in PLAIN:
                     vars(made)[name] = value
-                elif name not in KEPT:
+                elif type(value) in HOLDING and name not in KEPT:
                     with suppress(Exception):  # whatever an attribute of the user's raises
                         vars(made)[name] = copy.deepcopy(value, copies)
         return self
