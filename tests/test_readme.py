@@ -1,6 +1,9 @@
 """README and the pages under docs/: short, with links that lead somewhere and examples that run."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,18 @@ def test_every_page_is_reached_from_the_readme() -> None:
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL))
 def test_python_in_the_readme_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the checkout is no git repository")
+def test_the_line_for_a_library_installs_it(tmp_path: Path) -> None:
+    [line] = [
+        line.split("  #")[0]
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("pip install ")
+    ]
+    _, _, address = shlex.split(line.replace("$PWD", str(ROOT)))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "normzoo" / "norms" / "batch" / "batch_norm.py").is_file()
