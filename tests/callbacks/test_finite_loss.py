@@ -237,7 +237,7 @@ def test_after_a_skipped_step_training_continues_as_if_it_had_not_been(tmp_path:
 
 def test_too_many_skipped_steps_in_a_row_stop(tmp_path: Path) -> None:
     callback = FiniteLoss("skip", most_in_a_row=4, folder=tmp_path)
-    with pytest.raises(InputError, match="step 3.*\n.*\n.*the 4th in a row"), pytest.warns(match="was skipped"):
+    with pytest.raises(InputError, match="step 3.*\n.*\n.*the last of 4 in a row"), pytest.warns(match="was skipped"):
         train(Task(net(AlwaysBad())), callback)
     assert len(list(tmp_path.iterdir())) == 4  # the first three, and the one that stopped
 

@@ -47,7 +47,7 @@ class Task(pl.LightningModule):
         self.net(batch[0])
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.net(batch[0]).argmax(1)  # type: ignore[no-any-return]
+        return self.net(batch[0]).argmax(1)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -119,7 +119,7 @@ def test_the_probe_batch_always_meets_the_same_random_numbers() -> None:
     class Draws(Task):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if len(batch[0]) == 5:  # the probe batch
-                drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))  # noqa: NPY002
+                drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))  # noqa: NPY002 - the global generator is meant
             return super().training_step(batch, batch_idx)
 
     probe = [torch.randn(5, 6), torch.zeros(5).long()]
@@ -159,7 +159,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x.unsqueeze(-1))
-        return self.last(self.attention(y, y, y)[0].mean(1) * self.scales[0])  # type: ignore[no-any-return]
+        return self.last(self.attention(y, y, y)[0].mean(1) * self.scales[0])
 
 
 def test_all_weights_of_an_attention_layer_count_and_all_weights_below_move() -> None:
@@ -178,8 +178,8 @@ def test_all_weights_of_an_attention_layer_count_and_all_weights_below_move() ->
                 leaves = {n: p.clone().requires_grad_() for n, p in weights.items()}
                 net = {n.removeprefix("net."): p for n, p in leaves.items()}
                 loss = F.cross_entropy(torch.func.functional_call(module.net, net, (self.batch[0],)), self.batch[1])
-                loss.backward()  # type: ignore[no-untyped-call]
-                gradients[when] = torch.cat([leaves[f"net.last.{n}"].grad.flatten() for n in ("weight", "bias")])  # type: ignore[union-attr]
+                loss.backward()
+                gradients[when] = torch.cat([leaves[f"net.last.{n}"].grad.flatten() for n in ("weight", "bias")])
                 if when == "before":
                     own = [p.grad for n, p in leaves.items() if n.startswith("net.attention")]
                     gradients["attention"] = torch.cat([g.flatten() for g in own if g is not None])
@@ -205,7 +205,7 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
             x = self.relu(layer(x) + 100 * (i == 1))
-        return self.last(x)  # type: ignore[no-any-return]
+        return self.last(x)
 
 
 def test_percentiles_are_over_both_passes_of_a_shared_layer() -> None:
@@ -227,7 +227,7 @@ class Late(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         x = self.first(x)
-        return self.last(self.second(x) if self.calls > 2 else x)  # type: ignore[no-any-return]
+        return self.last(self.second(x) if self.calls > 2 else x)
 
 
 @pytest.mark.filterwarnings("ignore:CovariateShift. the training step does not run")
@@ -268,7 +268,7 @@ def test_a_constant_channel_leaves_the_divergence_of_the_others() -> None:
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             x = torch.cat([x[:, :5], x[:, 5:] * (self.calls == 1)], 1)  # a unit that dies
-            return self.norm(x)[:, :3]  # type: ignore[no-any-return]
+            return self.norm(x)[:, :3]
 
     shift, statistics = CovariateShift(1), RunningStatistics(1)
     run(Task(Constant()), shift, statistics, steps=3)
@@ -294,7 +294,7 @@ def test_where_an_activation_is_flat_depends_on_its_arguments(activation: nn.Mod
 
         def forward(self, x: Tensor) -> Tensor:
             inputs = torch.tensor([2.0, -2.0, -0.5, 7.0]).expand(len(x), 4)
-            return self.last(self.activation(inputs))  # type: ignore[no-any-return]
+            return self.last(self.activation(inputs))
 
     percentiles = ActivationPercentiles(1)
     run(Task(Fixed()), percentiles, steps=1)
@@ -309,7 +309,7 @@ def test_an_activation_of_a_single_number_is_left_out() -> None:
             self.log_scale, self.scale, self.net = nn.Parameter(torch.zeros(())), nn.Softplus(), mlp()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) * self.scale(self.log_scale)  # type: ignore[no-any-return]
+            return self.net(x) * self.scale(self.log_scale)
 
     percentiles = ActivationPercentiles(1)
     run(Task(Scaled()), percentiles, CovariateShift(1, "*"), GradientFlow(1), steps=2)
@@ -327,18 +327,18 @@ class Two(Task):
         self.automatic_optimization, self.bad = False, bad
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        for i, optimizer in enumerate(self.optimizers()):  # type: ignore[arg-type]
+        for i, optimizer in enumerate(self.optimizers()):
             loss = super().training_step(batch, batch_idx) * (torch.nan if self.bad and i == 0 else 1)
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.SGD(self.net[2:].parameters(), lr=0.1)  # type: ignore[index]
+        return torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.SGD(self.net[2:].parameters(), lr=0.1)
 
 
 def test_bad_batches_in_a_row_stop_a_run_of_two_optimizers(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="3th in a row"), pytest.warns(UserWarning, match="was skipped"):
+    with pytest.raises(InputError, match="the last of 3 in a row"), pytest.warns(UserWarning, match="was skipped"):
         run(Two(bad=True), FiniteLoss("skip", most_in_a_row=3, folder=tmp_path), steps=40, max_epochs=9)
 
 
@@ -362,7 +362,7 @@ def test_an_optimizer_that_repeats_the_forward_pass_is_sampled_once() -> None:
     def flow(most: int) -> dict[str, float]:
         torch.manual_seed(0)
         task, monitor = Repeats(mlp()), GradientFlow(1)
-        task.most = most  # type: ignore[assignment]
+        task.most = most
         run(task, monitor, steps=1)
         return monitor.latest["flow_norm"]
 

@@ -105,7 +105,7 @@ TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size
 RANKS: dict[str, tuple[str, ...]] = {
     "ranks": (*TWO_RANKS, "--trainer.sync_batchnorm=true", "--model.net.activation=Dropout", AUGMENT),
     "ranks by the clock": (*TWO_RANKS, "--checkpoint_minutes=0.0005", "--checkpoint_steps=null", "--data.num_workers=1",
-                           "--model.net.norm=NoisyBatchNorm", "--trainer.callbacks=" + objects(*MONITORS[:3])),
+                           "--model.net.norm=NoisyBatchNorm", "--trainer.callbacks=" + objects(*MONITORS[:4])),
     "sharded ranks": (*TWO_RANKS, '--trainer.strategy={"class_path": "normzoo.distributed.FSDP"}',
                       "--trainer.sync_batchnorm=true", "--model.optimizer=SGD", "--model.optimizer.lr=0.1",
                       "--model.optimizer.momentum=0.9"),

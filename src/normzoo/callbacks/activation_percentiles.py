@@ -36,7 +36,7 @@ from normzoo.norms._base import Norm
 SAVED_BYTES = 1 << 22
 """A larger probe batch is not kept in checkpoints."""
 
-# Where an activation counts as flat.
+# Where an activation counts as flat: its slope is at most 0.11 of its largest.
 FLAT: dict[type[nn.Module], tuple[float, float]] = {
     nn.Sigmoid: (-4.0, 4.0),
     nn.LogSigmoid: (-torch.inf, 4.0),
@@ -77,7 +77,7 @@ class ActivationPercentiles(Monitor):
     """Shows the {15, 50, 85}th percentiles of the inputs of the nonlinearities, always for the same batch.
 
     - `unit_p15/LAYER/UNIT` ...: of one unit, as in the figure of the batch normalization paper;
-    - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: their distance;
+    - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: the width of the band;
     - `saturated/LAYER`: the share of the inputs where the nonlinearity is flat (sigmoid beyond 4, ReLU at 0 and below);
     - `dead/LAYER`: the share of the units all of whose inputs are saturated;
     - every 500 steps `effective_rank/LAYER`, in directions, and a histogram `input/LAYER`.
@@ -261,15 +261,16 @@ class ActivationPercentiles(Monitor):
     def state_dict(self) -> dict[str, Any]:
         batch = None if self.given is not None else plain(self.batch)
         batch = batch if size_of(batch) <= SAVED_BYTES else None
-        batches = [batch] if self.ranks is None else self.ranks.gather(batch)  # each rank has its own
-        return {**super().state_dict(), "batches": batches, "random": self.random}
+        own = {"batch": batch, "random": self.random}
+        return {**super().state_dict(), "probes": [own] if self.ranks is None else self.ranks.gather(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.random = state_dict["random"]
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        own = next(iter(state_dict["probes"][rank:]), {"batch": None, "random": None})  # None: of a further rank
+        self.random = own["random"]
         if self.given is None:
-            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-            self.batch = next(iter(state_dict["batches"][rank:]), None)
+            self.batch = own["batch"]
             if self.batch is None and self.rows:
                 rank_zero_warn(
                     f"ActivationPercentiles: the checkpoint does not hold the probe batch, which is larger than "

@@ -146,8 +146,6 @@ class CovariateShift(Monitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.ranks = Ranks()  # while all ranks are here: later, one may have failed
-        if stage != "fit" and not self.modules:
-            self.find_layers(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.ranks.close()
@@ -169,8 +167,10 @@ class CovariateShift(Monitor):
         self, trainer: Trainer, module: LightningModule, step: str, batch: Any, batch_idx: int, dataloader_idx: int
     ) -> None:
         """Attaches a probe for one of the first batches of the first loader; of a compiled network, runs a copy."""
-        if batch_idx >= self.evaluation_batches or dataloader_idx > 0 or not self.recent or not self.modules:
+        if batch_idx >= self.evaluation_batches or dataloader_idx > 0 or not self.recent:
             return
+        if not self.modules:  # a test of a checkpoint in a new Trainer
+            self.find_layers(module)
         is_copy = is_compiled(module)
         if is_copy:
             self.replica = self.replica or Replica(trainer, module)

@@ -114,7 +114,7 @@ class FiniteLoss(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.batch, self.batch_idx = batch, batch_idx
-        self.stepped = self.skips = False
+        self.finite: list[bool] = []  # of each update: several optimizers may make one
         self.before.take()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -139,11 +139,11 @@ class FiniteLoss(Callback):
             bad = any(self.ranks.gather(bad))
         if bad:
             self.handle(trainer, pl_module, optimizer)
-        self.stepped, self.skips = True, self.skips or bad
+        self.finite.append(not bad)
         self.reset_step()
 
     def on_train_batch_end(self, *unused: object) -> None:
-        if self.stepped and not self.skips:  # of no optimizer
+        if self.finite and all(self.finite):
             self.in_a_row = 0
 
     def current(self, trainer: Trainer, module: LightningModule) -> BadStep:
@@ -262,7 +262,7 @@ class FiniteLoss(Callback):
             return [f"The update before this step made the weights non-finite. {which}"]
         if self.on_bad == "stop":
             return ["The step was not applied."]
-        row = f", the {self.in_a_row}th in a row" if stops else ""
+        row = f", the last of {self.in_a_row} in a row" if stops else ""
         return [f"The step was skipped{row}: weights, optimizer and buffers keep the values from before it."]
 
     # Checkpoints.

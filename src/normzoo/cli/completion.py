@@ -1,7 +1,7 @@
 """The command `normzoo completion`: prints a script with which a shell completes commands, options and layers."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from inspect import signature
 
 from normzoo import data, models, norms, tasks
@@ -51,6 +51,12 @@ def completed(shell: str) -> str:
         import shtab
     except ImportError as error:
         raise InputError("completion: it needs the package shtab; run pip install shtab.") from error
+
+    def add(parser: argparse.ArgumentParser, name: str, values: Iterable[str] | None) -> None:
+        argument = parser.add_argument(name, choices=None if values is None else sorted(values))
+        if values is None:
+            argument.complete = shtab.FILE  # type: ignore[attr-defined] # argparse does not declare what shtab reads
+
     parser = argparse.ArgumentParser(prog="normzoo")
     commands = parser.add_subparsers()
     for command, does in COMMANDS.items():
@@ -58,22 +64,11 @@ def completed(shell: str) -> str:
         if command in ("fit", *EVALUATE):
             for name in sorted(Options(command).names | of_classes()):
                 if len(name) > 3 and not name.endswith((".help", "+")) and name != "--help":
-                    add_option(one, name)
-        elif command == "norms":
-            one.add_argument("names", choices=list(norms.layers()))
+                    values = CHOICES.get(name.lstrip("-").rpartition(".")[2])
+                    add(one, name, values and values())
         else:
-            one.add_argument("path").complete = shtab.FILE  # type: ignore[attr-defined] # shtab's way
+            add(one, "argument", norms.layers() if command == "norms" else None)
     return shtab.complete(parser, shell)
-
-
-def add_option(parser: argparse.ArgumentParser, name: str) -> None:
-    """Adds an option, whose values are the classes of this package that it takes, or files."""
-    import shtab
-
-    choices = CHOICES.get(name.lstrip("-").rpartition(".")[2])
-    option = parser.add_argument(name, choices=sorted(choices()) if choices else None)
-    if choices is None:
-        option.complete = shtab.FILE  # type: ignore[attr-defined] # shtab's way
 
 
 def main(arguments: Sequence[str]) -> None:

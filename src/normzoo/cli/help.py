@@ -14,7 +14,7 @@ OWN = {
     "--data": "The data set, by its class; --data.help=Digits lists its options. (default: Digits)",
     "--ckpt_path": "A checkpoint, a run, an experiment, or one of the words last and best.",
     "--weights_only": "",
-    "--verbose": "",
+    "--verbose": "Print the results. (default: True)",
 }
 TRAINER = "options of Lightning's Trainer; --trainer.callbacks.help=GradientFlow lists those of a class:"
 

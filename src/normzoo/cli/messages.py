@@ -141,9 +141,8 @@ def cause(error: Exception) -> str:
     first: BaseException = error
     while (before := first.__cause__ or first.__context__) is not None:
         first = before
-    return (
-        str(error) if isinstance(first, ValueError | MisconfigurationException) else f"{type(first).__name__}: {first}"
-    )
+    explains = isinstance(first, ValueError | MisconfigurationException)  # by a message written for users
+    return str(error) if explains else f"{type(first).__name__}: {first}"
 
 
 def innermost(message: str) -> tuple[list[str], str]:
