@@ -11,7 +11,6 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.metrics import effective_rank, percentiles, sampled
 from normzoo.metrics.saturation import flat
@@ -77,7 +76,7 @@ class ActivationPercentiles(Monitor):
     """Shows the {15, 50, 85}th percentiles of the inputs of the nonlinearities, always for the same batch.
 
     - `unit_p15/LAYER/UNIT` ...: of one unit, as in the figure of the batch normalization paper;
-    - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: the width of the band;
+    - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: its width;
     - `saturated/LAYER`: the share of the inputs where the nonlinearity is flat (sigmoid beyond 4, ReLU at 0 and below);
     - `dead/LAYER`: the share of the units all of whose inputs are saturated;
     - every 500 steps `effective_rank/LAYER`, in directions, and a histogram `input/LAYER`.
@@ -144,7 +143,9 @@ class ActivationPercentiles(Monitor):
         super().reset()
         self.batch = self.given
         self.random: dict[str, Any] | None = None
-        self.ranks: Ranks | None = None
+        self.probes: list[dict[str, Any]] = []
+        """The batch and the random numbers of each rank, for checkpoints."""
+        self.is_gathered = False
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_activation) or of_kind(model, is_norm) or of_kind(model, is_weighted)
@@ -155,7 +156,10 @@ class ActivationPercentiles(Monitor):
             self.batch = copied_batch(step.batch)
         if self.random is None:
             self.random = random_state(step.module.device)  # the same in every sample
-        self.ranks = step.ranks
+        if not self.is_gathered:  # once: they stay the same
+            batch = None if self.given is not None else plain(self.batch)
+            own = {"batch": batch if size_of(batch) <= SAVED_BYTES else None, "random": self.random}
+            self.probes, self.is_gathered = step.ranks.gather(own), True
         replica = step.replica()
         try:
             given = step.trainer.precision_plugin.convert_input(self.batch)
@@ -259,15 +263,13 @@ class ActivationPercentiles(Monitor):
         return charts
 
     def state_dict(self) -> dict[str, Any]:
-        batch = None if self.given is not None else plain(self.batch)
-        batch = batch if size_of(batch) <= SAVED_BYTES else None
-        own = {"batch": batch, "random": self.random}
-        return {**super().state_dict(), "probes": [own] if self.ranks is None else self.ranks.gather(own)}
+        return {**super().state_dict(), "probes": self.probes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self.probes, self.is_gathered = state_dict["probes"], False
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        own = next(iter(state_dict["probes"][rank:]), {"batch": None, "random": None})  # None: of a further rank
+        own = next(iter(self.probes[rank:]), {"batch": None, "random": None})  # there may be more ranks than before
         self.random = own["random"]
         if self.given is None:
             self.batch = own["batch"]
