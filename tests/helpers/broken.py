@@ -893,3 +893,51 @@ class OnlyEvenWidths(GroupNorm):
     def __init__(self, num_features: int, *, num_groups: int | None = 2, eps: float = 1e-5, affine: bool = True):
         assert num_features % 2 == 0
         super().__init__(num_features, num_groups=num_groups, eps=eps, affine=affine)
+
+
+# Transforms
+
+
+class Scaled(torch.autograd.Function):
+    """`scale x`, whose gradient is written to memory of its own: for reverse mode, one gradient at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        (dy,) = grad_outputs
+        return torch.mul(dy, scale, out=torch.empty_like(dy)), None
+
+
+@caught_by("forward-mode", "NCL", raises=NotImplementedError)
+class WithoutForwardMode(InstanceNorm):
+    """Many values take a function of their own, whatever runs the code."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        y = super().normalize(x)
+        return y if y.numel() <= kernels.SMALL else Scaled.apply(y, torch.ones_like(y))
+
+
+@caught_by("batched-gradients", "NCL", raises=RuntimeError)
+class OneGradientAtATime(InstanceNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        y = super().normalize(x)
+        return y if y.numel() <= kernels.SMALL else Scaled.apply(y, torch.ones_like(y))
+
+
+@caught_by("export", raises=Exception)
+class FreezesTheBatch(InstanceNorm):
+    """`len` of a tensor is a number of Python, which the exported program keeps."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x) * torch.ones(len(x), *[1] * (x.dim() - 1), dtype=x.dtype)
+
+
+@caught_by("tracing", raises=Exception)
+class FreezesItsOutput(InstanceNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x) if not torch.jit.is_tracing() else torch.tensor(super().normalize(x).tolist())

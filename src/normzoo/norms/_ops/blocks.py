@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._ops import cpu as kernels
-from normzoo.norms._ops.second_derivatives import gradient_of
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
+from normzoo.norms._ops.tensors import at_least_float32, without_autocast
 
 # (x, *tables, *tensors) -> y like x, of any number of samples.
 Formula = Callable[..., Tensor]
@@ -44,10 +44,8 @@ def in_blocks(
     wide = at_least_float32(x)
     given = tuple(None if t is None else t.to(wide.dtype) for t in (*tables, *tensors))
     if kernels.stays_plain(x):
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return formula(wide, *given).to(x.dtype)
-        return formula(wide, *given).to(x.dtype)
+        with without_autocast(x):
+            return formula(wide, *given).to(x.dtype)
     return InBlocks.apply(dense(wide), formula, gradient, len(tables), *given).to(x.dtype)
 
 
@@ -72,7 +70,7 @@ class InBlocks(torch.autograd.Function):
         x, *given = ctx.saved_tensors
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
         with torch.autocast("cpu", enabled=False):
-            if torch.is_grad_enabled():  # for second derivatives
+            if needs_autograd(dy):
                 dx, *others = gradient_of(ctx.formula, (x, *given), needed, dy)
                 return dx, None, None, None, *others
             dx = torch.empty_like(x) if needed[0] else None

@@ -37,8 +37,7 @@ SMALL = 1 << 14
 def stays_plain(x: Tensor) -> bool:
     """Whether a layer computes x by its plain formula and autograd.
 
-    It does so in a compiled graph, where the compiler fuses the formula; under torch.func, which transforms it; for few
-    values; and on devices other than a CPU.
+    It does so where the code is transformed, see `is_transformed`; for few values; and on devices other than a CPU.
     """
     return is_transformed() or x.numel() <= SMALL or x.device.type != "cpu"
 

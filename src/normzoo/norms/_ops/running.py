@@ -1,5 +1,6 @@
 """Statistics over the batch: merging samples and ranks, running statistics, freezing."""
 
+import math
 from typing import Self
 
 import torch
@@ -30,10 +31,10 @@ def over_samples(mean: Tensor, var: Tensor, positions: int, group: Group = None)
         mean and var, (C,) each; zeros if no rank has a sample.
     """
     if group is None:
-        samples = max(len(mean), 1)
+        samples = max(mean.shape[0], 1)
         merged = mean.sum(0) / samples
         return merged, (var + (mean - merged).square()).sum(0) / samples
-    sums = torch.cat([mean.sum(0), mean.new_full((1,), len(mean))]) * positions
+    sums = torch.cat([mean.sum(0), mean.new_full((1,), mean.shape[0])]) * positions
     sums = all_reduce(sums, group)
     values = sums[-1].detach().clamp_min(1)
     merged = sums[:-1] / values
@@ -61,7 +62,7 @@ def over_parts(
         summed = table.new_zeros(parts, table.shape[1]).index_add(0, part, table)
         return summed if group is None else all_reduce(summed * positions, group)
 
-    both = sums(torch.cat([mean, mean.new_ones(len(mean), 1)], 1))
+    both = sums(torch.cat([mean, mean.new_ones(mean.shape[0], 1)], 1))
     values = both[:, -1:].detach().clamp_min(1)
     merged = both[:, :-1] / values
     return merged, sums(var + (mean - merged[part]).square()) / values
@@ -77,9 +78,9 @@ def counts_of_parts(x: Tensor, before: int, size: int, parts: int, group: Group)
         parts: the number of parts.
         group: the ranks.
     """
-    end = before + len(x)
+    end = before + x.shape[0]
     own = [max(min(size * (p + 1), end) - max(size * p, before), 0) for p in range(parts)]
-    return totals([samples * x.shape[2:].numel() for samples in own], group, x.device)
+    return totals([samples * math.prod(x.shape[2:]) for samples in own], group, x.device)
 
 
 class RunningStatistics(Norm):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._ops import cpu as kernels
-from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
 from normzoo.norms._ops.tensors import at_least_float32, per_channel
 
 
@@ -52,7 +52,7 @@ class Scale(torch.autograd.Function):
         (dy,) = grad_outputs
         x, scale, centre, shift = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # for second derivatives
+        if needs_autograd(dy):
             found = gradient_of(
                 lambda x, *given: plain(kernels.channels_second(x, ctx.dim), *given),
                 (x, scale, centre, shift),

@@ -14,6 +14,7 @@ the two tables, D of the scale and S of the shift, to those of the moments, d_me
 as `d mean / dx = 1 / L` and `d var / dx = 2 (x - mean) / L`. Only x is saved for the backward pass.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._ops import cpu as kernels
-from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
 from normzoo.norms._ops.tensors import at_least_float32
 
 # (mean, var, *tensors) -> (scale, shift, *aside): tables; the moments are (N, C) or (N, L).
@@ -112,11 +113,12 @@ class PlaneMoments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, pivot = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives
-            if pivot is not None:
-                x = x + pivot.unsqueeze(ctx.dim)
-            measured = plain_moments(kernels.channels_second(x, ctx.dim))
-            return *torch.autograd.grad(measured, x, grad_outputs, create_graph=True), *[None] * 4
+        if needs_autograd(*grad_outputs):
+            shift = 0 if pivot is None else pivot.unsqueeze(ctx.dim)
+            found = gradient_of(
+                lambda x: plain_moments(kernels.channels_second(x + shift, ctx.dim)), (x,), (True,), grad_outputs
+            )
+            return *found, *[None] * 4
         d_mean, d_var = (d / x.shape[ctx.dim] for d in grad_outputs)
         slope = 2 * d_var
         # If the mean was subtracted from x, the mean of x is 0.
@@ -158,7 +160,7 @@ def plain(
     channels = (1, -1, *[1] * (x.dim() - 2))
     over = (1,) if over_channels else tuple(range(2, x.dim()))
     full = [1 if axis in over else size for axis, size in enumerate(x.shape)]
-    table = (len(x), x.shape[2:].numel()) if over_channels else x.shape[:2]
+    table = (x.shape[0], math.prod(x.shape[2:])) if over_channels else x.shape[:2]
     mean = x.mean(over, keepdim=True) if over else x
     var = (x - mean).square().mean(over) if over else torch.zeros_like(x)
     scale, shift, *aside = rule(mean.reshape(table), var.reshape(table), *tensors)
@@ -204,7 +206,7 @@ class Tables(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dy = grad_outputs[0]
         x, pivot, weight, bias, *tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives
+        if needs_autograd(dy):
             return gradient_of_plain(ctx, dy, x, pivot, weight, bias, tensors)
         dy, dim, (scale, shift) = dy.contiguous(), ctx.dim, ctx.tables
         d_weight = d_bias = None

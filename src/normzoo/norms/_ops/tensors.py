@@ -1,7 +1,10 @@
 """Helpers on tensors of shape (N, C, *): broadcasting, precision, order of axes; and who runs the code."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:
@@ -10,7 +13,7 @@ def per_channel(v: Tensor, x: Tensor) -> Tensor:
     The vector is expanded to a table (N, C) first: then its gradient is summed over positions before samples, which is
     several times faster in compiled code than summing over both at once.
     """
-    return per_plane(v.expand(len(x), -1), x)
+    return per_plane(v.expand(x.shape[0], -1), x)
 
 
 def per_plane(table: Tensor, x: Tensor) -> Tensor:
@@ -62,6 +65,27 @@ def in_torch_func() -> bool:
     return torch._C._are_functorch_transforms_active()  # torch.func has no public name for it
 
 
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is active."""
+    return forward_ad._current_level >= 0  # torch has no public name for it
+
+
 def is_transformed() -> bool:
-    """Whether `torch.compile` or a transform of `torch.func` runs this code."""
-    return torch.compiler.is_compiling() or in_torch_func()
+    """Whether something other than eager reverse-mode differentiation runs this code.
+
+    That is `torch.compile`, `torch.export`, a transform of `torch.func`, forward-mode differentiation, or
+    `torch.jit.trace`: they transform the plain formula, and cannot use an explicit gradient.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or in_torch_func()
+        or in_forward_mode()
+        or torch._C._is_tracing()  # torch.jit.is_tracing has no types
+    )
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast; the meta device has none, and entering one that changes nothing costs time."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -19,8 +19,8 @@ from normzoo.norms._ops.ranks import Group
 from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import MaybeTensor, Rule, by_plane, gradients
-from normzoo.norms._ops.second_derivatives import gradient_of
-from normzoo.norms._ops.tensors import in_torch_func, is_transformed
+from normzoo.norms._ops.second_derivatives import gradient_of, is_batched, needs_autograd
+from normzoo.norms._ops.tensors import in_forward_mode, in_torch_func, is_transformed
 
 # (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
 Gradient = Callable[..., tuple[Tensor, Tensor]]
@@ -63,6 +63,16 @@ class Feedback(torch.autograd.Function):
         d_mean = ctx.positions * (constant + slope * mean)
         d_var = ctx.positions / 2 * slope.expand(mean.shape)
         return d_mean, d_var, None, None, None, None, None
+
+
+def with_feedback(
+    mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, positions: int, gradient: Gradient, once: "Pass"
+) -> tuple[Tensor, Tensor]:
+    """The tables scale and shift, with the gradient of `Feedback`; forward-mode differentiation has none to change."""
+    if in_forward_mode():
+        return scale, shift
+    tables: tuple[Tensor, Tensor] = Feedback.apply(mean, var, scale, shift, positions, gradient, once)
+    return tables
 
 
 def averaged_over(group: Group, gradient: Gradient) -> Gradient:
@@ -110,7 +120,7 @@ class Apart(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dy = grad_outputs[0]
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if needs_autograd(dy):
             return None, *gradient_of(lambda *t: ctx.formula(*t)[0], ctx.saved_tensors, ctx.needs_input_grad[1:], dy)
         return None, *gradients((ctx.y,), (dy,), ctx.leaves)
 
@@ -123,11 +133,11 @@ class Pass:
         self.moved = self.transformed = in_torch_func()
 
     def move(self, *moves: tuple[Tensor, Tensor]) -> None:
-        """Sets each buffer to its next value, in the first backward pass."""
+        """Sets each buffer to its next value, in the first backward pass of a single gradient."""
         if torch.compiler.is_compiling():  # compiled code runs backward once, and its tracing must have no side effect
             for buffer, value in moves:
                 replace(buffer, snapshot(value))
-        elif not self.moved:
+        elif not self.moved and not any(is_batched(value) for _, value in moves):
             self.moved = True
             for buffer, value in moves:
                 replace(buffer, value)

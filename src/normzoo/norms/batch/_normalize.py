@@ -3,6 +3,7 @@
 Inside, an input is a volume, (N, C, L) or (N, L, C), as `normzoo.norms._ops.cpu` describes it.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.running import over_samples
 from normzoo.norms._ops.scale_shift import by_plane, standardize
-from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
 from normzoo.norms._ops.tensors import affine, at_least_float32, is_transformed, per_channel
 
 # Below this many values, computing x - mean costs less than checking whether it is needed.
@@ -43,7 +44,7 @@ def batch_norm(
     wide = at_least_float32(x)
     if torch.compiler.is_compiling() and x.dim() > 2:
         # Compiled, sums along contiguous memory first are the fastest.
-        of_planes = partial(rule, eps=eps, positions=x.shape[2:].numel(), group=group)
+        of_planes = partial(rule, eps=eps, positions=math.prod(x.shape[2:]), group=group)
         y, mean, var = by_plane(x, of_planes, weight=weight, bias=bias)
         return y, mean, var, total(x.numel() // x.shape[1], group, x.device)
     if is_transformed():
@@ -52,7 +53,7 @@ def batch_norm(
         return y.to(x.dtype), mean, var, count
     if x.dim() == 2 and x.numel() <= ALWAYS_CENTRE_BELOW and group is None:
         y, mean, var = NormalizeSmall.apply(wide, weight, bias, eps)
-        return y if y.dtype == x.dtype else y.to(x.dtype), mean, var, len(x)
+        return y if y.dtype == x.dtype else y.to(x.dtype), mean, var, x.shape[0]
     volume, last = kernels.as_volume(wide)
     dim = 1 if last else 2
     volume, mean, var, pivot = measure(kernels.regrouped(volume) if last else volume, dim)
@@ -147,7 +148,7 @@ class Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grad_outputs
         x, weight, bias, offset, inv_std = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if needs_autograd(dy):
             return (*gradient_of_formula(ctx, dy, offset), *[None] * 6)
         dy = dy.contiguous()
         sum_dy, sum_dy_x = (table.sum(0) for table in kernels.sums_and_dots(dy, x, ctx.dim))
@@ -162,7 +163,8 @@ class Normalize(torch.autograd.Function):
             dist.all_reduce(both, group=ctx.group)
             sum_dy, sum_dy_x = both
         scale = inv_std if weight is None else weight * inv_std
-        along_x = scale * inv_std.square() * sum_dy_x * (-1 / ctx.count)
+        # In this order, no product is much smaller than its factors: inv_std^3 underflows for x of the order of 1e13.
+        along_x = sum_dy_x * inv_std * (-1 / ctx.count) * inv_std * scale
         constant = scale * sum_dy * (-1 / ctx.count)
         if offset is not None:
             constant = torch.addcmul(constant, offset, along_x, value=-1)
@@ -199,13 +201,13 @@ class NormalizeSmall(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dy = grad_outputs[0]
         x, weight, _, mean, inv_std = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if needs_autograd(dy):
             return (*gradient_of_formula(ctx, dy, None), None)
         z = (x - mean).mul_(inv_std)
         d_bias = dy.sum(0)
         d_weight = (dy * z).sum(0)
         scale = inv_std if weight is None else weight * inv_std
-        dx = torch.sub(dy, torch.addcmul(d_bias, z, d_weight), alpha=1 / len(x)).mul_(scale)
+        dx = torch.sub(dy, torch.addcmul(d_bias, z, d_weight), alpha=1 / x.shape[0]).mul_(scale)
         return dx, d_weight if ctx.needs_input_grad[1] else None, d_bias if ctx.needs_input_grad[2] else None, None
 
 

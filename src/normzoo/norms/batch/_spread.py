@@ -17,12 +17,13 @@ from torch import Tensor
 
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
-from normzoo.norms._ops.tensors import is_transformed, per_channel
+from normzoo.norms._ops.second_derivatives import needs_autograd
+from normzoo.norms._ops.tensors import per_channel
 
 
 def stays_plain(x: Tensor) -> bool:
     """Whether `by_plane` computes by autograd, from the plain formula."""
-    return is_transformed() or x.dim() == 2 or x.numel() <= kernels.SMALL
+    return x.dim() == 2 or kernels.stays_plain(x)
 
 
 def deviations(x: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -40,7 +41,7 @@ def deviations(x: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, Ten
     if stays_plain(x):
         sums = x.detach().sum([axis for axis in range(x.dim()) if axis != 1])
         centre = mean_of(sums, count, group)
-        apart = (x - per_channel(centre, x)).reshape(len(x), x.shape[1], x.shape[2:].numel())
+        apart = (x - per_channel(centre, x)).reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
         return x, apart.abs().mean(2), apart.detach().sign().mean(2), centre
     volume, last = kernels.as_volume(x)
     dim = 1 if last else 2
@@ -77,7 +78,7 @@ class Deviations(torch.autograd.Function):
         dx, d_deviation, _ = grad_outputs
         (x, centre), dim = ctx.saved_tensors, ctx.dim
         step = d_deviation / x.shape[dim]
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if needs_autograd(dx, d_deviation):
             return dx + (x - kernels.along(centre, dim)).sign() * step.unsqueeze(dim), None, None
         dx = dx.contiguous()
         for dx_, block, centre_, step_ in kernels.blocks(dx, x, tables=(centre, step), dim=dim):
@@ -98,7 +99,7 @@ def extents(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         zeros whose sum over samples and ranks has the gradient of the range.
     """
     if stays_plain(x):
-        planes = x.reshape(len(x), x.shape[1], x.shape[2:].numel())
+        planes = x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
         constant = planes.detach()
         top, bottom = ends(constant.amax(2), constant.amin(2), group)
         slope = torch.zeros_like(constant[:, :, 0])
@@ -144,14 +145,15 @@ class Extents(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dim: int, *places: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*places)
         ctx.dim = dim
-        return x, x.new_zeros(len(x), x.shape[3 - dim])
+        return x, x.new_zeros(x.shape[0], x.shape[3 - dim])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dx, d_slope = grad_outputs
         places = ctx.saved_tensors
-        dx = dx.clone() if torch.is_grad_enabled() else dx.contiguous()  # to be differentiated again, or not
-        planes = dx.movedim(ctx.dim, 2)
+        again = needs_autograd(dx, d_slope)
+        planes = dx.movedim(ctx.dim, 2) if again else dx.contiguous().movedim(ctx.dim, 2)
+        put = Tensor.index_put if again else Tensor.index_put_
         for n, c, held, share in (places[:4], places[4:]):
-            planes.index_put_((n, c), held * (d_slope[n, c] * share).unsqueeze(1), accumulate=True)
-        return dx, *[None] * (1 + len(places))
+            planes = put(planes, (n, c), held * (d_slope[n, c] * share).unsqueeze(1), accumulate=True)
+        return planes.movedim(2, ctx.dim), *[None] * (1 + len(places))

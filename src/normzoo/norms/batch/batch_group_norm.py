@@ -1,5 +1,6 @@
 """Group normalization with statistics over the batch."""
 
+import math
 from functools import partial
 
 import torch
@@ -79,7 +80,7 @@ class BatchGroupNorm(RunningStatistics):
         require_variance(
             self, x, count, per="group", remedy="use batches of at least 2 samples, take fewer groups, or call .eval()"
         )
-        rule = partial(self.rule, positions=x.shape[2:].numel(), group=group)
+        rule = partial(self.rule, positions=math.prod(x.shape[2:]), group=group)
         y, mean, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
         self.update(mean, var, count)
         return y

@@ -89,7 +89,7 @@ class BatchNorm(RunningStatistics):
 
 def check_mask(layer: BatchNorm, x: Tensor, mask: Tensor) -> None:
     """Raises `InputError` unless the mask fits x."""
-    want = (len(x), *x.shape[2:])
+    want = (x.shape[0], *x.shape[2:])
     if mask.dtype != torch.bool or tuple(mask.shape) != want:
         raise InputError(
             f"{type(layer).__name__} got a mask of {mask.dtype} and shape {tuple(mask.shape)} for an input of shape "

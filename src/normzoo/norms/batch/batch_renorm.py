@@ -1,5 +1,6 @@
 """Batch renormalization: training normalizes by the running statistics, like evaluation."""
 
+import math
 from functools import partial
 
 import torch
@@ -104,7 +105,7 @@ class BatchRenorm(RunningStatistics):
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
-        rule = partial(self.rule, before=self.before(), positions=x.shape[2:].numel(), group=group)
+        rule = partial(self.rule, before=self.before(), positions=math.prod(x.shape[2:]), group=group)
         y, mean, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
         self.update(mean, var, count)
         return y

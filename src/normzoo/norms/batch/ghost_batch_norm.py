@@ -1,5 +1,6 @@
 """Batch normalization over parts of the batch."""
 
+import math
 from functools import partial
 
 import torch
@@ -74,14 +75,14 @@ class GhostBatchNorm(RunningStatistics):
         self.ghost_size = ghost_size
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        before, samples = samples_before(len(x), group, x.device)
+        before, samples = samples_before(x.shape[0], group, x.device)
         size = -(-samples // max(-(-samples // self.ghost_size), 1))
-        part = torch.arange(before, before + len(x), device=x.device) // max(size, 1)
+        part = torch.arange(before, before + x.shape[0], device=x.device) // max(size, 1)
         parts = -(-samples // max(size, 1))
         counts = counts_of_parts(x, before, size, parts, group)
         for count in counts:  # before any of them updates the state
             self.require_several(count, x)
-        rule = partial(self.rule, part=part, parts=parts, positions=x.shape[2:].numel(), group=group)
+        rule = partial(self.rule, part=part, parts=parts, positions=math.prod(x.shape[2:]), group=group)
         y, means, variances = by_plane(x, rule, weight=self.weight, bias=self.bias)
         for mean, var, count in zip(means, variances, counts, strict=True):
             self.update(mean, var, count)

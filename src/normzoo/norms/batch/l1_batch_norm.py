@@ -66,7 +66,7 @@ class L1BatchNorm(RunningScale):
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
         wide, deviation, sign, centre = deviations(at_least_float32(x), max(count, 1), group)
-        share = x.shape[2:].numel() / max(count, 1)
+        share = math.prod(x.shape[2:]) / max(count, 1)
         rule = partial(self.rule, sign=sign, centre=centre, share=share, group=group)
         y, mean, scale = by_plane(wide, rule, deviation, weight=self.weight, bias=self.bias)
         self.move(count, running_mean=mean, running_scale=scale)

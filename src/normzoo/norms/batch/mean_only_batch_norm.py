@@ -1,5 +1,6 @@
 """Mean-only batch normalization."""
 
+import math
 from functools import partial
 
 import torch
@@ -78,7 +79,7 @@ class MeanOnlyBatchNorm(RunningStatistics):
                 f"the output would be constant. Use batches of at least 2 samples, or, with running statistics, call "
                 f".eval()."
             )
-        rule = partial(self.rule, positions=x.shape[2:].numel(), group=group)
+        rule = partial(self.rule, positions=math.prod(x.shape[2:]), group=group)
         y, mean = by_plane(x, rule, bias=self.bias)
         self.move(count, running_mean=mean)
         return y

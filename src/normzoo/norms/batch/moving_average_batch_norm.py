@@ -1,5 +1,6 @@
 """Moving average batch normalization: statistics of the last batches, forward and backward."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_count, require_number
 from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.running import in_recomputation, is_captured
-from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, averaged_over, by_plane_apart, replace
+from normzoo.norms.batch._feedback import Pass, RunningSquare, averaged_over, by_plane_apart, replace, with_feedback
 
 
 class MovingAverageBatchNorm(RunningSquare):
@@ -108,7 +109,7 @@ class MovingAverageBatchNorm(RunningSquare):
             running=before["running_square"] + self.eps,
             r_max=1 + (self.r_max - 1) * (step > self.r_after).to(self.running_square.dtype),
             slot=slot,
-            positions=x.shape[2:].numel(),
+            positions=math.prod(x.shape[2:]),
             count=count,
             group=group,
             once=Pass(),
@@ -151,7 +152,7 @@ class MovingAverageBatchNorm(RunningSquare):
 
         scale = r / std
         shift = torch.zeros_like(scale)
-        tables = Feedback.apply(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
+        tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
         return *tables, batch_square, square
 
 

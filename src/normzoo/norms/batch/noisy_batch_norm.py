@@ -1,5 +1,6 @@
 """Batch normalization followed by noise, whose distribution changes at every step."""
 
+import math
 from functools import partial
 
 import torch
@@ -85,7 +86,7 @@ class NoisyBatchNorm(RunningStatistics):
         count = total(x.numel() // x.shape[1], group, x.device)
         self.require_several(count, x)
         s, m = self.noise(x, group) if self.training else (None, None)
-        rule = partial(self.rule, positions=x.shape[2:].numel(), group=group)
+        rule = partial(self.rule, positions=math.prod(x.shape[2:]), group=group)
         y, mean, var = by_plane(x, rule, s, m, self.weight, self.bias)
         self.update(mean, var, count)
         return y
@@ -114,14 +115,14 @@ class NoisyBatchNorm(RunningStatistics):
     @torch.no_grad()
     def noise(self, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """Scale and shift of every channel of every sample of x: two tables (N, C)."""
-        before, samples = samples_before(len(x), group, x.device)
+        before, samples = samples_before(x.shape[0], group, x.device)
         drawn = (drawn_in_graph if torch.compiler.is_compiling() else draw)(samples, x.shape[1], x.device)
         for table in drawn if group is not None else ():
             # All ranks use the numbers of the first, which drew for the whole batch: independent samples.
             dist.broadcast(table, dist.get_global_rank(group, 0), group=group)
         law, uniform, normal = (table.to(at_least_float32(x).dtype) for table in drawn)
         mu, sigma = self.n_mu * (2 * law[0] - 1), 1 + (self.n_sigma - 1) * law[1]
-        own = slice(before, before + len(x))
+        own = slice(before, before + x.shape[0])
         return sigma + self.r_sigma * normal[own], mu + self.r_mu * (2 * uniform[own] - 1)
 
 

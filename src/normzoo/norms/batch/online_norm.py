@@ -13,7 +13,7 @@ from normzoo.norms._checks import require_number
 from normzoo.norms._ops.ranks import Group, all_reduce, samples_before
 from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms._ops.scale_shift import standardize
-from normzoo.norms.batch._feedback import Feedback, Pass, averaged_over, by_plane_apart
+from normzoo.norms.batch._feedback import Pass, averaged_over, by_plane_apart, with_feedback
 
 
 class OnlineNorm(RunningStatistics):
@@ -67,6 +67,7 @@ class OnlineNorm(RunningStatistics):
         folds=True,
         exceptions={
             "gradcheck": "the paper's gradient is a control process, not the derivative of its forward pass",
+            "forward-mode": "the paper's gradient is a control process, not the derivative of its forward pass",
         },
     )
 
@@ -93,14 +94,14 @@ class OnlineNorm(RunningStatistics):
         self.register_buffer("u", torch.zeros(num_features))
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        before, samples = samples_before(len(x), group, x.device)
+        before, samples = samples_before(x.shape[0], group, x.device)
         rule = partial(
             self.rule,
             before=self.before(),
             buffers=(self.v, self.u),
-            positions=x.shape[2:].numel(),
+            positions=math.prod(x.shape[2:]),
             gathered=partial(gathered, before=before, samples=samples, group=group),
-            own=slice(before, before + len(x)),
+            own=slice(before, before + x.shape[0]),
             group=group,
             once=Pass(),
         )
@@ -141,7 +142,7 @@ class OnlineNorm(RunningStatistics):
         inputs = (1 - a) * all_vars + a * (1 - a) * (means - mean_before).square()
         var_before, var_after = states(before["running_var"], inputs, a)
         tables = standardize(mean_before[own], var_before[own], self.eps)
-        tables = Feedback.apply(mean, var, *tables, positions, averaged_over(group, gradient), once)
+        tables = with_feedback(mean, var, *tables, positions, averaged_over(group, gradient), once)
         return *tables, mean_after, var_after
 
 
@@ -163,4 +164,4 @@ def states(start: Tensor, inputs: Tensor, decay: Tensor | float) -> tuple[Tensor
 
 def gathered(table: Tensor, *, before: int, samples: int, group: Group) -> Tensor:
     """The table of the samples of all ranks, in order."""
-    return all_reduce(F.pad(table, (0, 0, before, samples - before - len(table))), group)
+    return all_reduce(F.pad(table, (0, 0, before, samples - before - table.shape[0])), group)

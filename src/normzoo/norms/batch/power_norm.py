@@ -1,5 +1,6 @@
 """Power normalization: running statistics in training, and a backward pass that compensates."""
 
+import math
 from functools import partial
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ops.ranks import Group, all_reduce, total
-from normzoo.norms.batch._feedback import Feedback, Pass, RunningSquare, averaged_over, by_plane_apart
+from normzoo.norms.batch._feedback import Pass, RunningSquare, averaged_over, by_plane_apart, with_feedback
 
 
 class PowerNorm(RunningSquare):
@@ -86,7 +87,7 @@ class PowerNorm(RunningSquare):
             nu=before["nu"],
             buffer=self.nu,
             momentum=1 / step if self.momentum is None else self.momentum,
-            positions=x.shape[2:].numel(),
+            positions=math.prod(x.shape[2:]),
             count=count,
             group=group,
             once=Pass(),
@@ -122,5 +123,5 @@ class PowerNorm(RunningSquare):
 
         scale = square.rsqrt()
         shift = torch.zeros_like(scale)
-        tables = Feedback.apply(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
+        tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
         return *tables, batch_square

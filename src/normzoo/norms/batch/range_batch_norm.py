@@ -64,7 +64,7 @@ class RangeBatchNorm(RunningScale):
         self.require_several(count, x)
         wide, extent, slope = extents(at_least_float32(x), group)
         factor = 1 / math.sqrt(2 * math.log(max(count, 2)))
-        share = x.shape[2:].numel() / max(count, 1)
+        share = math.prod(x.shape[2:]) / max(count, 1)
         rule = partial(self.rule, extent=extent, factor=factor, share=share, group=group)
         y, mean, scale = by_plane(wide, rule, slope, weight=self.weight, bias=self.bias)
         self.move(count, running_mean=mean, running_scale=scale)

@@ -1,5 +1,6 @@
 """Batch normalization of the parts of a batch, each with its own scale, shift and statistics."""
 
+import math
 from functools import partial
 
 import torch
@@ -93,7 +94,7 @@ class SplitBatchNorm(RunningStatistics):
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         layers = self.layers
-        before, samples = samples_before(len(x), group, x.device)
+        before, samples = samples_before(x.shape[0], group, x.device)
         if samples % len(layers):
             raise InputError(
                 f"SplitBatchNorm(num_splits={self.num_splits}) got an input of shape {tuple(x.shape)}: {samples} "
@@ -104,8 +105,8 @@ class SplitBatchNorm(RunningStatistics):
         counts = counts_of_parts(x, before, size, len(layers), group)
         remedy = f"use batches of at least {2 * len(layers)} samples, or, with running statistics, call .eval()"
         require_variance(self, x, min(counts), per="channel of a part", remedy=remedy)
-        part = torch.arange(before, before + len(x), device=x.device) // max(size, 1)
-        rule = partial(self.rule, part=part, parts=len(layers), positions=x.shape[2:].numel(), group=group)
+        part = torch.arange(before, before + x.shape[0], device=x.device) // max(size, 1)
+        rule = partial(self.rule, part=part, parts=len(layers), positions=math.prod(x.shape[2:]), group=group)
         y, means, variances = by_plane(x, rule, self.stacked("weight"), self.stacked("bias"))
         for layer, mean, var, count in zip(layers, means, variances, counts, strict=True):
             layer.update(mean, var, count)

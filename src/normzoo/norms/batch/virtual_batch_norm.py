@@ -97,13 +97,13 @@ class VirtualBatchNorm(Norm):
                 "VirtualBatchNorm.refer(net, batch), or train it, which takes the first batch."
             )
         group = ranks() if self.sync else None
-        samples = total(len(x), group, x.device)
-        if samples * x.shape[2:].numel() == 1:
+        samples = total(x.shape[0], group, x.device)
+        if samples * math.prod(x.shape[2:]) == 1:
             raise InputError(
                 f"VirtualBatchNorm got an input of shape {tuple(x.shape)} for its reference batch: one value per "
                 f"channel has no variance; use a first batch of more samples."
             )
-        rule = partial(self.rule_of_reference, positions=x.shape[2:].numel(), group=group)
+        rule = partial(self.rule_of_reference, positions=math.prod(x.shape[2:]), group=group)
         y, mean, var = by_plane(x, rule, weight=self.weight, bias=self.bias)
         if samples > 0 and not is_captured(self.reference_mean):
             self.take(mean, var, samples)

@@ -1,5 +1,6 @@
 """The base of layers that mix statistics of the batch with those of each sample."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.running import RunningStatistics, over_samples
+from normzoo.norms._ops.tensors import in_forward_mode
 
 # From the means and variances of the planes, (N, C) each, to those of the batch, (C,) each.
 OfBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -39,8 +41,8 @@ class MixedStatistics(RunningStatistics):
         self.require_several(count, x)
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        positions = x.shape[2:].numel()
-        count = total(len(x) * positions, group, x.device)
+        positions = math.prod(x.shape[2:])
+        count = total(x.shape[0] * positions, group, x.device)
         self.require_values(x, count, group)
         y, mean, var = self.normalize_by(x, partial(over_samples, positions=positions, group=group))
         self.update(mean, var, count)
@@ -52,6 +54,12 @@ class MixedStatistics(RunningStatistics):
         # Copies: the buffers may change before a backward pass computes the rule again.
         running = self.running_mean.clone(), self.running_var.clone()
         return self.normalize_by(x, lambda mean, var: running)[0]
+
+
+def to_unit_interval(gate: Tensor, group: Group) -> Tensor:
+    """`clip(gate, 0, 1)`, with the gradient of `ToUnitInterval`; forward-mode differentiation has none to change."""
+    clipped: Tensor = gate.clamp(0, 1) if in_forward_mode() else ToUnitInterval.apply(gate, group)
+    return clipped
 
 
 class ToUnitInterval(torch.autograd.Function):
@@ -78,6 +86,7 @@ class ToUnitInterval(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (d,) = grad_outputs
         (gate,) = ctx.saved_tensors
-        of_all = all_reduce(d.detach(), ctx.group)
-        outwards = ((gate >= 1) & (of_all < 0)) | ((gate <= 0) & (of_all > 0))
+        with torch.no_grad():
+            of_all = all_reduce(d, ctx.group)
+            outwards = ((gate >= 1) & (of_all < 0)) | ((gate <= 0) & (of_all > 0))
         return d * ~outwards, None

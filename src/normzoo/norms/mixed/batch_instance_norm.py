@@ -1,5 +1,6 @@
 """Batch-instance normalization: a learned gate between batch norm and instance norm per channel."""
 
+import math
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_variance
 from normzoo.norms._ops.ranks import Group, least
 from normzoo.norms._ops.scale_shift import by_plane, standardize
-from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch, ToUnitInterval
+from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch, to_unit_interval
 
 
 class BatchInstanceNorm(MixedStatistics):
@@ -64,10 +65,10 @@ class BatchInstanceNorm(MixedStatistics):
 
     def require_values(self, x: Tensor, count: int, group: Group) -> None:
         remedy = "use larger images or fewer strides, or take BatchNorm"
-        require_variance(self, x, least(x.shape[2:].numel(), group, x.device), per="channel", remedy=remedy)
+        require_variance(self, x, least(math.prod(x.shape[2:]), group, x.device), per="channel", remedy=remedy)
 
     def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
-        gate = ToUnitInterval.apply(self.gate, self.group)
+        gate = to_unit_interval(self.gate, self.group)
         return by_plane(x, partial(self.rule, of_batch=of_batch), gate, weight=self.weight, bias=self.bias)
 
     def rule(self, mean: Tensor, var: Tensor, gate: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """Instance-batch normalization (IBN): instance norm for half of the channels, batch norm for the others."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -72,7 +73,7 @@ class InstanceBatchNorm(MixedStatistics):
         super().require_values(x, count, group)
         if self.instance_channels > 0:
             remedy = "use larger images or fewer strides, or take BatchNorm"
-            require_variance(self, x, least(x.shape[2:].numel(), group, x.device), per="channel", remedy=remedy)
+            require_variance(self, x, least(math.prod(x.shape[2:]), group, x.device), per="channel", remedy=remedy)
 
     def normalize_by(self, x: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
         return by_plane(x, partial(self.rule, of_batch=of_batch), weight=self.weight, bias=self.bias)

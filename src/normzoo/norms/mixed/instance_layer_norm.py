@@ -1,12 +1,14 @@
 """Instance-layer normalization: a learned gate between instance norm and layer norm per channel."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import require_positive, require_variance
 from normzoo.norms._ops.scale_shift import by_plane, standardize
-from normzoo.norms.mixed._mixed import ToUnitInterval
+from normzoo.norms.mixed._mixed import to_unit_interval
 
 
 class InstanceLayerNorm(Norm):
@@ -60,8 +62,8 @@ class InstanceLayerNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         remedy = "use larger images or fewer strides, or take LayerNorm"
-        require_variance(self, x, x.shape[2:].numel(), per="channel", remedy=remedy)
-        gate = ToUnitInterval.apply(self.gate, None)
+        require_variance(self, x, math.prod(x.shape[2:]), per="channel", remedy=remedy)
+        gate = to_unit_interval(self.gate, None)
         return by_plane(x, self.rule, gate, weight=self.weight, bias=self.bias)[0]
 
     def rule(self, mean: Tensor, var: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._ops import cpu as kernels
-from normzoo.norms._ops.second_derivatives import gradient_of
+from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
 from normzoo.norms._ops.tensors import affine, at_least_float32, per_plane
 
 
@@ -85,7 +85,7 @@ class Squash(torch.autograd.Function):
         (dy,) = grad_outputs
         x, alpha, shift, weight, bias = ctx.saved_tensors
         curve, dim, needed = ctx.curve, ctx.dim, [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5)]
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        if needs_autograd(dy):
             dx, *others = gradient_of(
                 lambda x, *given: plain(kernels.channels_second(x, dim), curve, *given),
                 ctx.saved_tensors,

@@ -1,5 +1,6 @@
 """The evolved normalization-activation layer with statistics of the batch and of the sample."""
 
+import math
 from functools import partial
 
 import torch
@@ -91,8 +92,8 @@ class EvoNormB0(RunningStatistics):
         self.v = None
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
-        positions = x.shape[2:].numel()
-        count = total(len(x) * positions, group, x.device)
+        positions = math.prod(x.shape[2:])
+        count = total(x.shape[0] * positions, group, x.device)
         if self.v is None:
             rule = partial(self.rule, positions=positions, group=group)
             y, var = by_plane(x, rule, weight=self.weight, bias=self.bias)

@@ -9,6 +9,7 @@ from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import require_positive
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_plane
+from normzoo.norms._ops.second_derivatives import needs_autograd
 from normzoo.norms._ops.tensors import at_least_float32, per_channel
 
 
@@ -83,30 +84,30 @@ def plain_threshold(z: Tensor, tau: Tensor) -> Tensor:
 
 
 class Threshold(torch.autograd.Function):
-    """y = max(z, tau) of a volume: `dz = dy` where y > tau, else 0, and `d_tau = sum dy - dz`. It does not save z.
+    """y = max(z, tau) of a volume: `dz = dy` where z > tau, dy / 2 where z = tau, else 0, and `d_tau = sum dy - dz`.
 
-    At a tie the gradient is that of tau.
+    It saves neither z nor y, which the caller may change in place, but one byte per value: 2 [z > tau] + [z = tau].
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, tau: Tensor, dim: int) -> Tensor:
-        y = torch.empty_like(z)
-        for y_, z_ in kernels.blocks(y, z):
-            torch.maximum(z_, kernels.along(tau, dim), out=y_)
-        ctx.save_for_backward(y, tau)
+        y, halves, bound = torch.empty_like(z), torch.empty_like(z, dtype=torch.uint8), kernels.along(tau, dim)
+        for y_, halves_, z_ in kernels.blocks(y, halves, z):
+            torch.maximum(z_, bound, out=y_)
+            torch.ge(z_, bound, out=halves_).add_(z_ > bound)
+        ctx.save_for_backward(halves)
         ctx.dim = dim
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,), (y, tau), dim = grad_outputs, ctx.saved_tensors, ctx.dim
-        bound = kernels.along(tau, dim)
-        if torch.is_grad_enabled():  # this gradient, which is linear in dy, is to be differentiated again
-            dz = torch.where(y.detach() > bound, dy, 0)
+        (dy,), (halves,), dim = grad_outputs, ctx.saved_tensors, ctx.dim
+        if needs_autograd(dy):  # this gradient is linear in dy
+            dz = dy * (halves * 0.5)
             return dz, (dy - dz).sum((0, dim)), None
-        dy, dz, d_tau = dy.contiguous(), torch.empty_like(y), torch.zeros_like(tau)
-        for dz_, dy_, y_ in kernels.blocks(dz, dy, y):
-            above = torch.sub(y_, bound, out=kernels.scratch.take("above", y_.shape, y_))
-            torch.ops.aten.threshold_backward.grad_input(dy_, above, 0, grad_input=dz_)
-            d_tau += torch.sub(dy_, dz_, out=above).sum(dim).sum(0)
+        dy = dy.contiguous()
+        dz, d_tau = torch.empty_like(dy), dy.new_zeros(dy.shape[3 - dim])
+        for dz_, dy_, halves_ in kernels.blocks(dz, dy, halves):
+            torch.mul(dy_, halves_, out=dz_).mul_(0.5)
+            d_tau += torch.sub(dy_, dz_, out=kernels.scratch.take("below", dy_.shape, dy_)).sum(dim).sum(0)
         return dz, d_tau, None

@@ -1,5 +1,7 @@
 """Global response normalization (GRN)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ class GlobalResponseNorm(Norm):
         nn.init.zeros_(self.weight)
 
     def normalize(self, x: Tensor) -> Tensor:
-        positions = x.shape[2:].numel()
+        positions = math.prod(x.shape[2:])
 
         def rule(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
             length = root(positions * (mean.square() + var))

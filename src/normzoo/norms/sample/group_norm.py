@@ -1,5 +1,7 @@
 """Group normalization."""
 
+import math
+
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper
@@ -46,7 +48,7 @@ class GroupNorm(Norm):
         self.add_affine(weight=affine, bias=affine)
 
     def normalize(self, x: Tensor) -> Tensor:
-        values = x.shape[2:].numel() * self.num_features // self.num_groups
+        values = math.prod(x.shape[2:]) * self.num_features // self.num_groups
         fewer = (
             f"take fewer groups than {self.num_groups}" if self.num_groups > 1 else "use more channels, or take NoNorm"
         )

@@ -1,5 +1,7 @@
 """Instance normalization."""
 
+import math
+
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper
@@ -48,7 +50,11 @@ class InstanceNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         require_variance(
-            self, x, x.shape[2:].numel(), per="channel", remedy="use larger images or fewer strides, or take GroupNorm"
+            self,
+            x,
+            math.prod(x.shape[2:]),
+            per="channel",
+            remedy="use larger images or fewer strides, or take GroupNorm",
         )
         # One group per channel equals F.instance_norm, whose kernel loses channels-last.
         return group_norm(x, self.num_features, self.weight, self.bias, self.eps)

@@ -1,5 +1,7 @@
 """Layer normalization."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,7 +48,7 @@ class LayerNorm(Norm):
         self.add_affine(weight=affine, bias=affine)
 
     def normalize(self, x: Tensor) -> Tensor:
-        require_variance(self, x, x.shape[1:].numel(), per="sample", remedy="use more channels, or take NoNorm here")
+        require_variance(self, x, math.prod(x.shape[1:]), per="sample", remedy="use more channels, or take NoNorm here")
         if x.dim() == 2:  # the same result, faster
             wide, weight, bias = in_one_precision(x, self.weight, self.bias)
             return F.layer_norm(wide, (self.num_features,), weight, bias, self.eps).to(x.dtype)  # type: ignore[arg-type]

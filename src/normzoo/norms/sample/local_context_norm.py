@@ -85,7 +85,7 @@ class LocalContextNorm(Norm):
         require_variance(self, x, values, per="window", remedy="use larger images, or take fewer groups")
         wide = at_least_float32(x)
         # Each group of a sample as a sample: the tables are (N G, L).
-        groups = wide.reshape(len(x) * self.num_groups, self.num_features // self.num_groups, *x.shape[2:])
+        groups = wide.reshape(x.shape[0] * self.num_groups, self.num_features // self.num_groups, *x.shape[2:])
         z, *_ = by_position(groups, partial(self.rule, sizes=x.shape[2:]))
         z = like(z.reshape(x.shape), x)
         if self.weight is not None:
@@ -96,7 +96,7 @@ class LocalContextNorm(Norm):
         dtype = mean.dtype
         # In float64: E[x^2] - E[x]^2 of a window loses digits where its mean is larger than its deviations, as at an
         # edge in the image.
-        mean, var = (table.double().reshape(len(table), 1, *sizes) for table in (mean, var))
+        mean, var = (table.double().reshape(table.shape[0], 1, *sizes) for table in (mean, var))
         share = 1 / window_sums(torch.ones_like(mean[:1]), self.window_size)
         of_window = window_sums(mean, self.window_size) * share
         square = window_sums(var + mean.square(), self.window_size) * share

@@ -10,6 +10,7 @@ from torch import Tensor
 from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import require_count, require_positive
 from normzoo.norms._ops import cpu as kernels
+from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
 from normzoo.norms._ops.tensors import at_least_float32
 
 
@@ -110,9 +111,9 @@ class Response(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy,), (x,), dim = grad_outputs, ctx.saved_tensors, ctx.dim
         size, scale, exponent, offset = ctx.settings
-        if torch.is_grad_enabled():  # this gradient is to be differentiated again
-            y, dy = plain(x.movedim(dim, 1), *ctx.settings), dy.movedim(dim, 1)
-            return *torch.autograd.grad(y, x, dy, create_graph=True), *[None] * 5
+        if needs_autograd(dy):
+            found = gradient_of(lambda x: plain(x.movedim(dim, 1), *ctx.settings), (x,), (True,), dy.movedim(dim, 1))
+            return *found, *[None] * 5
         dx = torch.empty_like(x)
         for dx_, dy_, x_ in kernels.blocks(dx, dy.contiguous(), x):
             d = denominator(x_, dim, size, scale, offset)

@@ -54,7 +54,7 @@ class LpNorm(Norm):
         self.p = p
 
     def normalize(self, x: Tensor) -> Tensor:
-        if self.p != 2 or x.dim() == 2 or x.numel() <= kernels.SMALL:
+        if self.p != 2 or x.dim() == 2 or kernels.stays_plain(x):
             return F.normalize(at_least_float32(x), self.p, dim=1, eps=SHORTEST).to(x.dtype)
 
         def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

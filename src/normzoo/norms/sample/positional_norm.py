@@ -49,7 +49,7 @@ class PositionalNorm(Norm):
     def normalize(self, x: Tensor) -> Tensor:
         require_variance(self, x, self.num_features, per="position", remedy="use more channels, or take NoNorm")
         rows = positions_first(x)
-        if rows.is_contiguous() or x.numel() <= kernels.SMALL:
+        if rows.is_contiguous() or kernels.stays_plain(x):
             # The built-in kernel is the fastest if the channels of a position are contiguous.
             return channels_second(F.layer_norm(rows, (self.num_features,), eps=self.eps).to(x.dtype), like=x)
         return by_position(x, partial(standardize, eps=self.eps))[0]

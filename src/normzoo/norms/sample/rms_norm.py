@@ -43,7 +43,7 @@ class RMSNorm(Norm):
         self.add_affine(weight=affine, bias=False)
 
     def normalize(self, x: Tensor) -> Tensor:
-        if x.dim() == 2 or x.numel() <= kernels.SMALL:
+        if x.dim() == 2 or kernels.stays_plain(x):
             # The kernel warns unless x and the weight have one dtype.
             dtype = x.dtype if self.weight is None else torch.promote_types(x.dtype, self.weight.dtype)
             weight = None if self.weight is None else self.weight.to(dtype)

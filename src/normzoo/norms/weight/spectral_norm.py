@@ -9,7 +9,7 @@ from normzoo.norms._checks import require_count
 from normzoo.norms._ops.buffers import snapshot
 from normzoo.norms._ops.running import in_recomputation, is_captured
 from normzoo.norms._ops.scale import scale_per_channel
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.tensors import at_least_float32, without_autocast
 from normzoo.norms.weight._weight import WeightTransform
 
 
@@ -66,9 +66,13 @@ class SpectralNorm(WeightTransform):
 
     def normalize(self, x: Tensor) -> Tensor:
         rows = at_least_float32(x).flatten(1)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             # A forward pass that checkpointing repeats uses the u of the first one.
-            u = self.iterated(rows) if self.training and not in_recomputation() else self.u.to(rows.dtype).clone()
+            u = (
+                self.iterated(rows.detach())
+                if self.training and not in_recomputation()
+                else self.u.to(rows.dtype).clone()
+            )
             sigma = (u @ rows).square().sum().clamp_min(1e-24).sqrt()
         if x.is_contiguous():
             return scale_per_channel(x.unsqueeze(1), 1 / sigma).squeeze(1)

@@ -22,8 +22,8 @@ from torch import Tensor
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
 from normzoo.norms._ops.scale_shift import gradients
-from normzoo.norms._ops.second_derivatives import gradient_of
-from normzoo.norms._ops.tensors import at_least_float32, channels_second, positions_first
+from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
+from normzoo.norms._ops.tensors import at_least_float32, channels_second, positions_first, without_autocast
 
 # (mean (C,), biased covariance (G, d, d)) -> (matrix (G, d, d), centre (C,), *aside), all in float64.
 Rule = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -47,7 +47,7 @@ def by_group(
     """
     wide = at_least_float32(x)
     given = tuple(None if t is None else at_least_float32(t) for t in (weight, bias))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if kernels.stays_plain(x):
             y, *aside = plain(wide, rule, groups, about, *given)
             return y.to(x.dtype), *(a.detach() for a in aside)
@@ -145,8 +145,8 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dy, dim = grad_outputs[0], ctx.dim
         x, pivot, about, weight, bias = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            if torch.is_grad_enabled():  # this gradient is to be differentiated again
+        with without_autocast(x):
+            if needs_autograd(dy):
                 return gradient_of_plain(ctx, dy, x, about, weight, bias)
             dy, (matrix, shift) = dy.contiguous(), ctx.tables
             d_matrix, d_shift = torch.zeros_like(matrix), torch.zeros_like(shift)
@@ -206,7 +206,7 @@ def measure(x: Tensor, groups: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def given_mean(mean: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Replaces `measure` if the mean is known; the covariance is 0."""
-    size = len(mean) // groups
+    size = mean.shape[0] // groups
     return mean, wider(mean), wider(mean).new_zeros(groups, size, size)
 
 
@@ -228,7 +228,7 @@ def products(a: Tensor, b: Tensor, groups: int, dim: int) -> Tensor:
 
 def spread(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
     """Matrices in the dtype of x; for dim 2, one for each sample of a block."""
-    samples = min(kernels.samples_per_block(x), len(x)) if dim == 2 else 1
+    samples = min(kernels.samples_per_block(x), x.shape[0]) if dim == 2 else 1
     return matrix.to(x.dtype).repeat(samples, 1, 1)
 
 
