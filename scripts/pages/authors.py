@@ -39,7 +39,7 @@ class Code:
 
 ALL = "outputs, gradients"
 WITH_STATE = "outputs, gradients, state"
-TF1 = "read: TensorFlow 1"
+TF1 = "outputs, gradients, in the compatibility mode of TensorFlow 2.21"
 
 AUTHORS: dict[str, Code] = {
     "BatchGroupNorm": Code("", "none found"),
@@ -115,9 +115,9 @@ AUTHORS: dict[str, Code] = {
     "VirtualBatchNorm": Code(
         "openai/improved-gan 4f5d1ec5c16a7eceb206f42bfc652693601e1d5c imagenet/model.py",
         TF1,
-        "statistics per sample, weight 1 / (n + 1), since commit e0e5ffc; before it, those of the whole batch. "
-        "eps 1e-5 inside the root; gamma starts at random around 1; the reference is computed anew in every step,"
-        " with a gradient",
+        "statistics per sample, weight 1 / (n + 1), since commit e0e5ffc; before it, those of the whole batch. gamma "
+        "starts at random around 1; the reference is computed anew in every step, with a gradient",
+        6.8e-16,
     ),
     "BatchChannelNorm": Code(
         "joe-siyuan-qiao/Batch-Channel-Normalization 0244c3e99417a511b60171fd86783c904d0132c0 "
@@ -140,11 +140,11 @@ AUTHORS: dict[str, Code] = {
         6.8e-16,
     ),
     "InstanceLayerNorm": Code(
-        "znxlwm/UGATIT-pytorch b8c4251823673189999484d07e97fdcb9300e9e0 networks.py",
-        ALL,
-        "unbiased variances: biased ones put in their place to compare. taki0112/UGATIT, in TensorFlow 1 (read, "
-        "at d508e8f), takes biased ones. The gate is clipped after each step; here the forward pass does",
-        6.0e-15,
+        "taki0112/UGATIT d508e8f5188e47000d79d8aecada0cc9119e0d56 ops.py",
+        TF1,
+        "the gate is clipped after each step; here the forward pass does. znxlwm/UGATIT-pytorch, at b8c4251, takes "
+        "unbiased variances: with biased ones in their place, outputs and gradients are equal to 6.0e-15",
+        2.0e-15,
     ),
     "SwitchableNorm": Code(
         "switchablenorms/Switchable-Normalization 5472286952ba5519a7d3229d9ad899a5c1b2e5b1 "
@@ -196,20 +196,23 @@ AUTHORS: dict[str, Code] = {
     ),
     "DivisiveNorm": Code(
         "tensorflow/compression dda8cb4c4364e657d13491227e886ff8014f7243 tensorflow_compression/python/layers/gdn.py",
-        "read: TensorFlow",
+        "outputs, gradients of the input",
         "divides by the sum of absolute values by default (alpha and epsilon 1); the paper's root of the sum of "
-        "squares is alpha 2, epsilon 0.5. gamma is transposed. jorge-pessoa/pytorch-gdn, by others, ran (at "
-        "58c3b67): outputs and gradients of the input equal to 3.3e-16",
+        "squares, compared, is alpha 2, epsilon 0.5. gamma is transposed. jorge-pessoa/pytorch-gdn, by others, at "
+        "58c3b67, is equal to 3.3e-16 too",
+        3.1e-16,
     ),
     "EvoNormB0": Code(
         "tensorflow/tpu 7dc921f846c9e4071f3884b768a7ddf521272a49 models/official/resnet/resnet_model.py",
-        TF1,
-        "eps 1e-5 inside the roots, as here; the running variance is biased, with decay 0.9; here it is unbiased",
+        f"{TF1}; evaluation at the same running variance",
+        "the running variance is biased, here unbiased; decay 0.9 is the weight of the old one",
+        1.0e-15,
     ),
     "EvoNormS0": Code(
         "tensorflow/tpu 7dc921f846c9e4071f3884b768a7ddf521272a49 models/official/resnet/resnet_model.py",
         TF1,
-        "eps 1e-5 inside the root, as here; the most groups up to 32 that divide C, here with at least 4 channels each",
+        "the most groups up to 32 that divide C, here with at least 4 channels each",
+        4.4e-15,
     ),
     "FilterResponseNorm": Code(
         "",
@@ -287,9 +290,10 @@ AUTHORS: dict[str, Code] = {
     "CosineNorm": Code("", "none found"),
     "ScaledWeightStandardization": Code(
         "google-deepmind/deepmind-research f5de0ede8430809180254ee957abf36ed62579ef nfnets/base.py",
-        "read: JAX",
-        "max(fan-in var, 1e-4) where the layer adds eps to it; biased variance, as here; the gain of the "
-        "activation is not part of it",
+        "outputs, gradients of the weight",
+        "max(fan-in var, 1e-4) where the layer adds eps: eps near 0 to compare; the gain of the activation (`gamma`) "
+        "is not part of it",
+        4.3e-17,
     ),
     "SpectralNorm": Code(
         "pfnet-research/sngan_projection e84b1a5f604de5fec268f37c3f26478e80b7f475 source/functions/max_sv.py",
