@@ -15,6 +15,7 @@ LEGEND = """\
 Code that the authors of each paper published, as it was at one commit. *compared* says what of it ran beside the layer,
 once, in float64, with the conventions of the last column set alike; the number is the largest `|a - b| / (1 + |b|)`
 found. State is running statistics; gradients are those of the input, and of the parameters where both have them.
+Files that fix float32, or name what torch no longer has, were edited for it.
 *read* means that it did not run, and why: no number is claimed. *in tests* names the packages whose implementations
 the tests compare, all of them by others.
 """
