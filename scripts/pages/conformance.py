@@ -1,6 +1,7 @@
 """docs/conformance.md: how far each layer is from its formula and from the implementations of others.
 
-The comparisons are those of the laws, `tests/helpers/subjects.py`; here their differences are written down.
+The comparisons are those of the laws, `tests/helpers/subjects.py`; here their differences are written down. Below them
+is the table of `authors.py`.
 """
 
 import importlib.util
@@ -17,6 +18,7 @@ from subjects import Comparison, Subject, beside_formula, beside_oracle, gradien
 from torch import Tensor
 
 from normzoo.norms import layers
+from pages import authors
 
 FORMULA = "our formula"
 KINDS = ("output", "gradient", "state")
@@ -34,7 +36,8 @@ with all settings that its row in `tests/helpers/references/` names, gradients o
 A number is the largest `|a - b| / (1 + |b|)` found: absolute for small values, relative for large ones. In float64 it
 must not be above the tolerance, which is 1e-9 except for implementations that compute in float32 inside. float32 is the
 layer in float32 beside the formula in float64, or beside the other implementation in float32, for information. A dash:
-there is nothing to compare, or the other implementation takes no such input.
+there is nothing to compare, or the other implementation takes no such input. The last table is about the
+[code of the authors](#beside-the-code-of-the-authors).
 """
 
 
@@ -119,7 +122,7 @@ def the_page(rows: list[Row]) -> str:
         numbers = [number(row.largest.get((dtype, kind))) for dtype in DTYPES for kind in KINDS]
         cells = (row.layer, row.beside, ", ".join(row.layouts), f"{row.tolerance:.0e}", *numbers)
         table.append(f"| {' | '.join(cells)} |")
-    return "\n".join([LEGEND, f"Compared with {', '.join(installed)}.", "", *table, ""])
+    return "\n".join([LEGEND, f"Compared with {', '.join(installed)}.", "", *table, "", authors.section()])
 
 
 def number(value: float | None) -> str:
@@ -128,7 +131,7 @@ def number(value: float | None) -> str:
 
 
 def read(page: str) -> list[dict[str, str]]:
-    """The rows of a page, each cell by the title of its column."""
-    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    """The rows of the first table of a page, each cell by the title of its column."""
+    lines = [line for line in page.split(authors.HEADING)[0].splitlines() if line.startswith("| ")]
     titles, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return [dict(zip(titles, row, strict=True)) for row in rows]

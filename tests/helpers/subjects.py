@@ -203,7 +203,7 @@ def oracles_of(subject: Subject) -> list[str]:
 def beside_oracle(subject: Subject, name: str, dtype: torch.dtype = torch.float64) -> Comparison:
     """Outputs, gradients and running state of the layer and of an implementation by others, in the same dtype."""
     oracle = subject.reference.oracles[name]
-    layer = subject.experienced(dtype=dtype)
+    layer = subject.experienced(oracle.settings, dtype)
     other = oracle.build(layer, subject.input(dtype=dtype))
     if dtype is not torch.float64:  # the laws' own, which some modules are made for
         other = other.to(dtype)
@@ -219,7 +219,7 @@ def beside_oracle(subject: Subject, name: str, dtype: torch.dtype = torch.float6
     if oracle.same_state:
         for buffer_name, buffer in layer.named_buffers():
             yield buffer_name, buffer, other.get_buffer(buffer_name)
-        returned = subject.layer(C).to(dtype).eval()
+        returned = subject.layer(C, **oracle.settings).to(dtype).eval()
         returned.load_state_dict(other.state_dict(), strict=True)
         x = subject.input(dtype=dtype)
         yield "output after the state has come back", returned(x), other.eval()(x)

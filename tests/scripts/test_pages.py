@@ -10,7 +10,7 @@ import torch
 from references import reference
 
 from normzoo.norms import Facts, layers
-from pages import axes, conformance, monitors, zoo
+from pages import authors, axes, conformance, monitors, zoo
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -99,6 +99,14 @@ def test_conformance_is_within_the_tolerance() -> None:
         assert found[0] != "-", f"{name} beside {beside}: nothing was compared"
         if not excused:
             assert all(float(value) <= tolerance for value in found if value != "-"), f"{name} beside {beside}"
+
+
+def test_the_code_of_the_authors_is_up_to_date() -> None:
+    assert set(authors.AUTHORS) <= set(layers())
+    assert authors.section() in (DOCS / "conformance.md").read_text(), "run scripts/docs conformance"
+    for name, code in authors.AUTHORS.items():
+        assert code.largest is None or code.where, f"{name}: a number without the code that it is about"
+        assert (code.largest is None) == code.compared.startswith(("read", "none", "nothing", "torch")), name
 
 
 def test_a_difference_is_seen() -> None:

@@ -19,6 +19,7 @@ class Oracle:
         build: from a layer and its input to a module with the layer's state, in training.
         package: what has to be installed.
         layouts: where it is comparable.
+        settings: the arguments of the layer it is compared with, where the defaults would not show what is special.
         same_state: its state_dict and the layer's load into each other.
         trains: it is comparable in training too, not in evaluation only.
         tolerance: how close it is; 1e-6 for one that computes in float32 inside.
@@ -28,6 +29,7 @@ class Oracle:
     build: Callable[[Any, Tensor], nn.Module]
     package: str = "torch"
     layouts: tuple[str, ...] = ("NC", "NCL", "NCHW")
+    settings: Mapping[str, Any] = field(default_factory=dict)
     same_state: bool = False
     trains: bool = True
     tolerance: float = 1e-9

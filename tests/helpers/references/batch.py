@@ -1,6 +1,7 @@
 """Statistics over the batch."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from references._base import (
     mean_of,
     mean_square,
 )
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 
 def move_average(state: State, c: int, mean: Tensor, var: Tensor, momentum: float | None) -> None:
@@ -397,6 +400,39 @@ def tabnet_ghost_batch_norm(layer: Any, x: Tensor) -> nn.Module:
     return module
 
 
+class KerasRenorm(nn.Module):
+    """keras's batch renormalization. It averages standard deviations: here it forgets, and variances are averaged."""
+
+    def __init__(self, layer: Any, x: Tensor) -> None:
+        super().__init__()
+        from keras.layers import BatchNormalization
+
+        self.norm = BatchNormalization(
+            axis=1,
+            momentum=0.0,
+            epsilon=layer.eps,
+            renorm=True,
+            renorm_momentum=0.0,
+            renorm_clipping={"rmin": 1 / layer.r_max, "rmax": layer.r_max, "dmax": layer.d_max},
+            dtype=str(x.dtype).removeprefix("torch."),
+        )
+        self.norm.build(x.shape)
+        self.norm.gamma.assign(layer.weight)
+        self.norm.beta.assign(layer.bias)
+        self.mean, self.var = layer.running_mean.clone(), layer.running_var.clone()
+        self.momentum, self.eps = layer.momentum, layer.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.renorm_mean.assign(self.mean)
+        self.norm.renorm_stddev.assign((self.var + self.eps).sqrt())
+        self.norm.moving_mean.assign(self.mean)
+        self.norm.moving_variance.assign(self.var)
+        y = self.norm(x, training=self.training)
+        self.mean = self.mean.lerp(self.norm.moving_mean.value.detach(), self.momentum)
+        self.var = self.var.lerp(self.norm.moving_variance.value.detach(), self.momentum)
+        return y
+
+
 def torchvision_frozen(layer: Any, x: Tensor) -> nn.Module:
     from torchvision.ops import FrozenBatchNorm2d
 
@@ -456,11 +492,24 @@ REFERENCES: dict[str, Reference] = {
             {"warmup": 0, "r_steps": 0, "d_steps": 0},
             {"warmup": 1, "r_steps": 5, "d_steps": 3, "r_max": 1.2, "d_max": 0.2},
         ),
+        {
+            "keras": Oracle(
+                KerasRenorm,
+                package="keras",
+                settings={"warmup": 0, "r_steps": 0, "d_steps": 0, "r_max": 1.2, "d_max": 0.2},
+                tolerance=1e-6,
+                timed=False,
+            )
+        },
     ),
     "GhostBatchNorm": Reference(
         ghost_batch_norm,
         (*BATCH_SETTINGS, {"ghost_size": 4}, {"ghost_size": 3, "momentum": None}),
-        {"pytorch_tabnet": Oracle(tabnet_ghost_batch_norm, package="pytorch_tabnet", layouts=("NC",))},
+        {
+            "pytorch_tabnet": Oracle(
+                tabnet_ghost_batch_norm, package="pytorch_tabnet", layouts=("NC",), settings={"ghost_size": 3}
+            )
+        },
     ),
     "FrozenBatchNorm": Reference(
         frozen_batch_norm,

@@ -128,6 +128,16 @@ def pytorchcv_instance_batch_norm(layer: Any, x: Tensor) -> nn.Module:
     return module
 
 
+def torch_batch_channel_norm(layer: Any, x: Tensor) -> nn.Module:
+    batch = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[x.dim()](layer.num_features, eps=layer.eps)
+    batch.to(layer.weight.dtype).load_state_dict({name: layer.state_dict()[name] for name in batch.state_dict()})
+    groups = nn.GroupNorm(layer.num_groups, layer.num_features, eps=layer.eps).to(layer.weight.dtype)
+    each = layer.num_features // layer.num_groups
+    affine = {"weight": layer.group_weight, "bias": layer.group_bias}
+    groups.load_state_dict({name: values.repeat_interleave(each) for name, values in affine.items()})
+    return nn.Sequential(batch, groups)
+
+
 REFERENCES: dict[str, Reference] = {
     "SwitchableNorm": Reference(switchable_norm, BATCH_SETTINGS),
     "BatchInstanceNorm": Reference(batch_instance_norm, BATCH_SETTINGS),
@@ -138,6 +148,8 @@ REFERENCES: dict[str, Reference] = {
     ),
     "InstanceLayerNorm": Reference(instance_layer_norm, ({"affine": False}, {"eps": 0.1})),
     "BatchChannelNorm": Reference(
-        batch_channel_norm, (*BATCH_SETTINGS, {"num_groups": 4}, {"num_groups": 1, "affine": False})
+        batch_channel_norm,
+        (*BATCH_SETTINGS, {"num_groups": 4}, {"num_groups": 1, "affine": False}),
+        {"torch": Oracle(torch_batch_channel_norm)},
     ),
 }

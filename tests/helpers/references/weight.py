@@ -55,6 +55,16 @@ def torch_weight_norm(layer: Any, x: Tensor) -> nn.Module:
     return Weighted(lambda v: host.parametrizations.weight[0](lengths, v))
 
 
+def torch_centered_weight_norm(layer: Any, x: Tensor) -> nn.Module:
+    lengths = layer.weight.detach()[:, None]
+
+    def normalized(v: Tensor) -> Tensor:
+        rows = v.flatten(1)
+        return (lengths * F.layer_norm(rows, rows.shape[1:], eps=0) / rows.shape[1] ** 0.5).view(v.shape)
+
+    return Weighted(normalized)
+
+
 def timm_weight_standardization(layer: Any, x: Tensor) -> nn.Module:
     from timm.layers import StdConv2d
 
@@ -112,7 +122,9 @@ REFERENCES: dict[str, Reference] = {
         ({"eps": 0.1},),
         {"timm": Oracle(timm_weight_standardization, package="timm", layouts=("NCHW",), timed=False)},
     ),
-    "CenteredWeightNorm": Reference(centered_weight_norm),
+    "CenteredWeightNorm": Reference(
+        centered_weight_norm, (), {"torch": Oracle(torch_centered_weight_norm, timed=False)}
+    ),
     "SpectralNorm": Reference(
         spectral_norm,
         ({"n_power_iterations": 3},),

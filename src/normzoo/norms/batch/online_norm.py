@@ -34,7 +34,8 @@ class OnlineNorm(RunningStatistics):
         dx_t = g'_t / sqrt(var_{t-1} + eps) - (1 - b) u_{t-1},         u_t = u_{t-1} + E[dx_t]
 
     Each of the four recurrences is linear, `s_t = decay_t s_{t-1} + input_t`, and takes log2(N) steps for N samples.
-    In the paper, a scaling of the whole sample follows, against the growth of errors; it is not part of this layer.
+    Against the growth of errors, the paper scales the whole sample afterwards, and its authors' code by default clamps
+    y to [-5, 5]; neither is part of this layer.
 
     With activation checkpointing, run backward after each forward pass: a repeated pass starts from the statistics
     before the last one.

@@ -21,8 +21,8 @@ class RangeBatchNorm(RunningScale):
     a channel, samples and positions
 
     For normally distributed values the scale is about twice the standard deviation, for which `weight` can compensate,
-    as in the paper. Its authors' code multiplies the scale by 0.54, averages the ranges of 8 or 10 parts of the batch,
-    and stores the inverse; here the range is that of the whole batch, as in the paper. The paper has no eps.
+    as in the paper. Its authors' code multiplies the scale by 0.54, averages the ranges of 16 parts of the batch, and
+    stores the inverse; here the range is that of the whole batch, as in the paper. The paper has no eps.
 
     Args:
         num_features: number of channels C of the input (N, C, *).

@@ -25,10 +25,9 @@ class VirtualBatchNorm(Norm):
 
     The first batch of training becomes the reference, and is normalized by its own statistics. The paper computes the
     statistics of the reference again with the weights of every step: call `VirtualBatchNorm.refer(net, batch)` for all
-    layers of a network, as often as you like; in between they are constants without a gradient. The paper's text uses
-    each sample's own statistics, as this layer; its authors' code uses the mean over the whole batch instead. With
-    activation checkpointing, which repeats forward passes, call `refer` first. Compiled code cannot read whether there
-    is a reference: it relies on the last eager pass, `refer` or `load_state_dict`; call one of these if the buffers are
+    layers of a network, as often as you like; in between they are constants without a gradient. With activation
+    checkpointing, which repeats forward passes, call `refer` first. Compiled code cannot read whether there is a
+    reference: it relies on the last eager pass, `refer` or `load_state_dict`; call one of these if the buffers are
     filled in another way.
 
     Args:

@@ -20,9 +20,9 @@ class LocalContextNorm(Norm):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over the group's channels and the
     window's positions
 
-    Near a border the window is the part inside the image. The authors' code differs: it uses the statistics of the
-    nearest whole window near a border, and the unbiased variance of the whole image for a window wider than that; and
-    it has no gradient through the statistics, which this layer has.
+    Near a border the window is the part inside the image. The authors' code differs: its windows are
+    one position off the centre; near a border it uses the statistics of the nearest whole window, and for a window
+    wider than the image the unbiased variance; and it has no gradient through the statistics, which this layer has.
 
     The mean and variance of a group's channels at each position form a table, and those of a window are sums over its
     part of the table. The gradient uses the same sums, as p is in the window of q iff q is in that of p.
