@@ -57,8 +57,8 @@ def test_batched_gradients(subject: Subject) -> None:
                 assert_close(together[i], alone)
 
 
-@law()
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:FutureWarning")
+@law()
 def test_tracing(subject: Subject) -> None:
     """`torch.jit.trace`, with which TensorBoard draws a graph, gives the layer's function."""
     for layer, x in cases(subject):
@@ -69,6 +69,7 @@ def test_tracing(subject: Subject) -> None:
             assert_close(traced(other), layer(other))
 
 
+@pytest.mark.slow
 @law(when=on_activations)
 def test_export(subject: Subject) -> None:
     """`torch.export` gives a program for any number of samples and positions, and changes no buffer."""
