@@ -929,6 +929,15 @@ class OneGradientAtATime(InstanceNorm):
         return y if y.numel() <= kernels.SMALL else Scaled.apply(y, torch.ones_like(y))
 
 
+@caught_by("ensembles", "NCL")
+class EnsembleWithoutErrors(OnlineNorm):
+    """Takes the statistics of an ensemble for those of a function that is transformed, which has no side effects."""
+
+    def rule(self, mean: Tensor, var: Tensor, *, once: Any, **given: Any) -> tuple[Tensor, ...]:
+        once.moved |= once.transformed
+        return super().rule(mean, var, once=once, **given)
+
+
 @caught_by("export", raises=Exception)
 class FreezesTheBatch(InstanceNorm):
     """`len` of a tensor is a number of Python, which the exported program keeps."""
