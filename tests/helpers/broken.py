@@ -29,6 +29,7 @@ from normzoo.norms import (
     GhostBatchNorm,
     GlobalResponseNorm,
     GroupNorm,
+    InstanceLayerNorm,
     InstanceNorm,
     L1BatchNorm,
     LayerNorm,
@@ -48,7 +49,7 @@ from normzoo.norms import (
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
 from normzoo.norms._ops.running import over_samples
-from normzoo.norms._ops.scale_shift import by_plane
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms._ops.tensors import affine, at_least_float32, channels_second, per_channel, positions_first
 from normzoo.norms.batch._normalize import batch_norm, merge_over_ranks
 from normzoo.norms.mixed._mixed import OfBatch
@@ -366,6 +367,18 @@ class SquareOfTheMeanSubtracted(BatchNorm):
         var = x.square().mean(over_batch(x)) - mean.square()
         self.update(mean, var, x.numel() // x.shape[1])
         return affine(normalized(x, mean, var, self.eps), self.weight, self.bias)
+
+
+@caught_by("gradients-at-a-large-mean", "NCL")
+class GateOfLargeNumbers(InstanceLayerNorm):
+    """Mixes two shifts, each as large as the mean, and so the gradient of the gate is their difference."""
+
+    def rule(self, mean: Tensor, var: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        of_layer = mean.mean(1, keepdim=True)
+        var_of_layer = (var + (mean - of_layer).square()).mean(1, keepdim=True)
+        pairs = zip(standardize(mean, var, self.eps), standardize(of_layer, var_of_layer, self.eps), strict=True)
+        scale, shift = (gate * instance + (1 - gate) * layer for instance, layer in pairs)
+        return scale, shift
 
 
 @caught_by("large-batch", "NCL")

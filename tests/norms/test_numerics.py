@@ -1,17 +1,23 @@
 """Large means, constant inputs and narrow dtypes: errors stay near those of rounding."""
 
+import copy
+import math
 from itertools import product
 
 import torch
 from laws import assert_close, buffers_of, law, of_layer
-from subjects import Subject, arguments_of, state_of
+from subjects import C, Subject, arguments_of, state_of
+
+
+def formats_of(subject: Subject) -> list[torch.memory_format]:
+    images = subject.layout == "NCHW" and not subject.on_weights
+    return [torch.contiguous_format, *([torch.channels_last] if images else [])]
 
 
 @law()
 def test_large_mean(subject: Subject) -> None:
     """float32 resolves a mean to 6e-8 of it; the output, in standard deviations, may be off by a few of those."""
-    formats = [torch.contiguous_format] + [torch.channels_last] * (subject.layout == "NCHW" and not subject.on_weights)
-    for training, mean, memory_format in product((True, False), (1e4, 1e6), formats):
+    for training, mean, memory_format in product((True, False), (1e4, 1e6), formats_of(subject)):
         x = (subject.input(seed=2) + mean).float().contiguous(memory_format=memory_format)
         layer = subject.default(dtype=torch.float32)
         if not training and subject.layer.facts.stateful:
@@ -26,6 +32,29 @@ def test_large_mean(subject: Subject) -> None:
         for name, buffer in layer.named_buffers():
             off = (buffer.double() - state[name].double()).abs() / state[name].double().abs().clamp_min(1.0)
             assert (off < bound).all(), f"{name} at mean {mean:g}: error {off.max():.2g}, bound {bound:.2g}"
+
+
+# Sizes of powers of two, on both sides of `SMALL`.
+EVEN = {"NC": ((8, C), (64, 512)), "NCL": ((4, C, 16), (64, 32, 16)), "NCHW": ((4, C, 4, 4), (64, 32, 4, 4))}
+
+
+@law()
+def test_gradients_at_a_large_mean(subject: Subject) -> None:
+    """All gradients lose as many digits as the output; those of gates, which weigh differences of means, none more.
+
+    All values lie on a coarse grid, so that float32 represents every mean exactly.
+    """
+    mean = 1024
+    for sizes, memory_format in product(EVEN[subject.layout], formats_of(subject)):
+        x = subject.input(seed=3, sizes=sizes).mul(8).round() / 8 + mean
+        x = x.contiguous(memory_format=memory_format)
+        layer = subject.build(dtype=torch.float32, num_features=sizes[1])
+        expected = of_layer(copy.deepcopy(layer).double(), x)
+        for name, value in of_layer(layer, x.float()).items():
+            # A sum of many values of both signs.
+            scale = max(expected[name].abs().max().item(), math.sqrt(x.numel() / value.numel()))
+            bound = (1 if name.rpartition(" ")[2] in subject.layer.facts.gates else 8) * torch.finfo(torch.float32).eps
+            assert_close(value.double() / scale, expected[name] / scale, f"{name}, {sizes}", bound * mean)
 
 
 @law()

@@ -132,6 +132,15 @@ def standardize(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return inv_std, -mean * inv_std
 
 
+def about(mean: Tensor, scale: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables of `scale (x - mean) + level`.
+
+    A rule that mixes statistics by a parameter mixes distances from the mean of the plane, and adds the mean at the end:
+    otherwise the gradient of the parameter is a difference of numbers as large as the mean.
+    """
+    return scale, level - scale * mean
+
+
 def evaluate(
     x: Tensor,
     rule: Rule,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ops.groups import resolve_groups
-from normzoo.norms._ops.scale_shift import by_plane, standardize
+from normzoo.norms._ops.scale_shift import about, by_plane, standardize
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
 
@@ -104,4 +104,4 @@ class BatchChannelNorm(MixedStatistics):
         level = (grouped - group_mean) * gain
         level = level if group_bias is None else level + group_bias.unsqueeze(1)
         slope = (scale.unflatten(0, (self.num_groups, -1)) * gain).flatten(1)
-        return slope, level.flatten(1) - slope * mean, *of
+        return *about(mean, slope, level.flatten(1)), *of
