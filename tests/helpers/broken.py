@@ -393,6 +393,15 @@ class LongPlanesCutShort(BatchNorm):
         return affine(normalized(at_least_float32(x), mean, var, self.eps), self.weight, self.bias).to(x.dtype)
 
 
+@caught_by("large-and-small-scales", "NCL")
+class CubeOfTheRoot(InstanceNorm):
+    """The gradient of `rsqrt` underflows for values whose squares still fit float32."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        apart = x - x.mean(2, keepdim=True)
+        return affine(apart * (apart.square().mean(2, keepdim=True) + self.eps).rsqrt(), self.weight, self.bias)
+
+
 @caught_by("constant-input", "NC")
 class NothingUnderTheRoot(RMSNorm):
     def normalize(self, x: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ import math
 from itertools import product
 
 import torch
-from laws import assert_close, buffers_of, law, of_layer
-from subjects import C, Subject, arguments_of, state_of
+from laws import LARGE, assert_close, buffers_of, law, of_layer
+from subjects import LAYOUTS, C, Subject, arguments_of, state_of
 
 
 def formats_of(subject: Subject) -> list[torch.memory_format]:
@@ -88,3 +88,17 @@ def test_low_precision(subject: Subject) -> None:
         for name, buffer in layer.named_buffers():
             assert not buffer.is_floating_point() or buffer.dtype == torch.float32, f"{name} is {buffer.dtype}, {way}"
             assert_close(buffer.double(), state[name].double(), f"{name}, {dtype} {way}", 1e-4)
+
+
+@law(when=lambda subject: subject.layer.facts.scales)
+def test_large_and_small_scales(subject: Subject) -> None:
+    """At standard deviations of 1e15 and 1e-15, outputs and gradients of float32 equal those of float64."""
+    for size, few, memory_format in product((1e15, 1e-15), (True, False), formats_of(subject)):
+        sizes = (LAYOUTS if few else LARGE)[subject.layout]
+        sizes = (subject.samples(sizes[0]), *sizes[1:])
+        x = (subject.input(sizes=sizes) * size).float().contiguous(memory_format=memory_format)
+        layer = subject.build(dtype=torch.float32, num_features=sizes[1])
+        expected = of_layer(copy.deepcopy(layer).double(), x.double())
+        for name, value in of_layer(layer, x).items():
+            unit = expected[name].abs().max()
+            assert_close(value.double() / unit, expected[name] / unit, f"{name}, {size}, {sizes}", 1e-4)

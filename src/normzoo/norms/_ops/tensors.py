@@ -40,6 +40,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def inverse_root(square: Tensor) -> Tensor:
+    """`1 / sqrt(square)`; the gradient of `rsqrt` is its cube, which underflows in float32 for a root above 1e12."""
+    return square.sqrt().reciprocal()
+
+
 def in_one_precision(*tensors: Tensor | None) -> list[Tensor | None]:
     """Converts an input and parameters to one dtype, as torch's kernels require: float64 if any of them is float64."""
     if any(t is not None and t.dtype == torch.float64 for t in tensors):

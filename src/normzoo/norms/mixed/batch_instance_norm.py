@@ -10,6 +10,7 @@ from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_variance
 from normzoo.norms._ops.ranks import Group, least
 from normzoo.norms._ops.scale_shift import about, by_plane
+from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch, to_unit_interval
 
 
@@ -73,5 +74,5 @@ class BatchInstanceNorm(MixedStatistics):
 
     def rule(self, mean: Tensor, var: Tensor, gate: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
         of = of_batch(mean, var)
-        batch, instance = ((v + self.eps).rsqrt() for v in (of[1], var))
+        batch, instance = (inverse_root(v + self.eps) for v in (of[1], var))
         return *about(mean, instance + gate * (batch - instance), gate * batch * (mean - of[0])), *of

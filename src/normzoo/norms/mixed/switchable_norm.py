@@ -9,6 +9,7 @@ from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_variance
 from normzoo.norms._ops.ranks import Group
 from normzoo.norms._ops.scale_shift import about, by_plane
+from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
 
@@ -97,5 +98,5 @@ class SwitchableNorm(MixedStatistics):
         p, q = mean_weight[first:].softmax(0), var_weight[first:].softmax(0)
         apart = sum(w * (mean - m) for w, m in zip(p, (mean, layer_mean, batch_mean)[first:], strict=True))
         mixed_var = sum(w * v for w, v in zip(q, (var, layer_var, batch_var)[first:], strict=True))
-        inv_std = (mixed_var + self.eps).rsqrt()
+        inv_std = inverse_root(mixed_var + self.eps)
         return *about(mean, inv_std, apart * inv_std), batch_mean, batch_var

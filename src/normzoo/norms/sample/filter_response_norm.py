@@ -10,7 +10,7 @@ from normzoo.norms._checks import require_positive
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_plane
 from normzoo.norms._ops.second_derivatives import needs_autograd
-from normzoo.norms._ops.tensors import at_least_float32, per_channel
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root, per_channel
 
 
 class FilterResponseNorm(Norm):
@@ -63,7 +63,7 @@ class FilterResponseNorm(Norm):
     def normalize(self, x: Tensor) -> Tensor:
         def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
             square = mean.square() + var
-            return (square + self.eps).rsqrt(), torch.zeros_like(mean)
+            return inverse_root(square + self.eps), torch.zeros_like(mean)
 
         z, *_ = by_plane(x, rule, weight=self.weight, bias=self.bias)
         return z if self.tau is None else threshold(z, self.tau)

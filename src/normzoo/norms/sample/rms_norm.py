@@ -8,7 +8,7 @@ from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import require_positive
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
-from normzoo.norms._ops.tensors import channels_second, positions_first
+from normzoo.norms._ops.tensors import channels_second, inverse_root, positions_first
 
 
 class RMSNorm(Norm):
@@ -33,6 +33,7 @@ class RMSNorm(Norm):
         paper=Paper(title="Root Mean Square Layer Normalization", year=2019, arxiv="1910.07467"),
         axes=("C",),
         scales=True,
+        exceptions={"large-and-small-scales": "torch's kernel for few values cubes 1 / std, which underflows"},
     )
 
     def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
@@ -52,6 +53,6 @@ class RMSNorm(Norm):
 
         def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
             square = mean.square() + var
-            return (square + self.eps).rsqrt(), torch.zeros_like(mean)
+            return inverse_root(square + self.eps), torch.zeros_like(mean)
 
         return by_position(x, rule, weight=self.weight)[0]
