@@ -325,6 +325,19 @@ class GradientOfEigenvectors(DecorrelatedBatchNorm):
 # dtype, memory, precision
 
 
+@caught_by("no-values", raises=RuntimeError)
+class ReadsTheLargest(InstanceNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        too_large = float(x.detach().abs().max()) > 1e4
+        return super().normalize(x.double() if too_large else x).to(x.dtype)
+
+
+@caught_by("kernels-of-a-gpu")
+class AsTheCpuTakesThem(GroupNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 @caught_by("shape-and-dtype", "NC")
 class DtypeLeak(RMSNorm):
     def normalize(self, x: Tensor) -> Tensor:
