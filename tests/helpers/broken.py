@@ -545,6 +545,15 @@ class EveryBatchIsTheReference(VirtualBatchNorm):
         return y
 
 
+@caught_by("nan-reference", "NC")
+class KeepsTheFirstBatch(VirtualBatchNorm):
+    """Whatever its values."""
+
+    def take(self, mean: Tensor, var: Tensor, samples: int) -> None:
+        for buffer, value in zip(self.reference, (mean, var, samples), strict=True):
+            buffer.copy_(value)
+
+
 @caught_by("state", "NC", raises=InputError)
 class ReferenceNotLoaded(VirtualBatchNorm):
     """Knows of its reference by an attribute that no state_dict carries."""

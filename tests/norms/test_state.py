@@ -95,6 +95,19 @@ def test_reference_batch(subject: Subject) -> None:
     assert refusal(layer.eval(), subject.input()) is None
 
 
+@law(when=lambda subject: subject.layer.facts.takes_reference)
+def test_nan_reference(subject: Subject) -> None:
+    """A first batch with NaN is not hidden in the output, and is no reference: the next batch is."""
+    for bad in (math.nan, math.inf):
+        layer, x = subject.layer(C).double(), subject.input(seed=4)
+        x[0, 0] = bad
+        assert not layer(x).isfinite().all()
+        assert refusal(copy.deepcopy(layer).eval(), subject.input()) is not None
+        x, other = subject.input(seed=5), subject.layer(C).double()
+        assert_close(layer(x), other(x))
+        assert same_tensors(buffers_of(layer), buffers_of(other))
+
+
 @law()
 def test_train_differs(subject: Subject) -> None:
     """Evaluation differs from training exactly when the facts say so."""
