@@ -304,6 +304,27 @@ class NoSlopeAlongTheMean(L1BatchNorm):
         return super().rule(mean, var, deviation, torch.zeros_like(sign), **given)
 
 
+@caught_by("ties")
+class AllToTheThreshold(FilterResponseNorm):
+    """Where the value equals the threshold, the threshold gets the whole gradient: on large inputs only."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if self.tau is None or x.numel() <= kernels.SMALL:
+            return super().normalize(x)
+        tau, self.tau = self.tau, None
+        z = super().normalize(x)
+        self.tau = tau
+        return torch.where(z > per_channel(tau, z), z, per_channel(tau, z))
+
+
+@caught_by("changed-in-place", raises=RuntimeError)
+class SavesItsOutput(InstanceNorm):
+    """For a gradient that is computed from the output."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x).sigmoid()
+
+
 @caught_by("gates")
 class GateThatStaysOutside(BatchInstanceNorm):
     """Clipping has no gradient beyond its bounds: a gate that a step has carried there never returns."""
@@ -356,6 +377,17 @@ class ChannelsLastLost(InstanceNorm):
 class MovedAxesStayMoved(ChannelLayerNorm):
     def normalize(self, x: Tensor) -> Tensor:
         return F.layer_norm(positions_first(x), (self.num_features,), self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+@caught_by("narrow-inputs", "NCHW")
+class ThresholdOfRoundedValues(FilterResponseNorm):
+    """Rounds before the threshold, so that many values tie with it."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        tau, self.tau = self.tau, None
+        z = super().normalize(x)
+        self.tau = tau
+        return z if tau is None else torch.maximum(z, per_channel(tau.to(z.dtype), z))
 
 
 @caught_by("low-precision")

@@ -5,13 +5,8 @@ import math
 from itertools import product
 
 import torch
-from laws import LARGE, assert_close, buffers_of, law, of_layer
-from subjects import LAYOUTS, C, Subject, arguments_of, state_of
-
-
-def formats_of(subject: Subject) -> list[torch.memory_format]:
-    images = subject.layout == "NCHW" and not subject.on_weights
-    return [torch.contiguous_format, *([torch.channels_last] if images else [])]
+from laws import assert_close, buffers_of, few_and_many, formats_of, law, of_layer
+from subjects import C, Subject, arguments_of, outputs_and_gradients, state_of
 
 
 @law()
@@ -61,11 +56,12 @@ def test_gradients_at_a_large_mean(subject: Subject) -> None:
 def test_constant_input(subject: Subject) -> None:
     """A constant input gives finite outputs, gradients and running statistics."""
     for value, dtype, training in product((0.0, 3.0, -1e4), (torch.float32, torch.bfloat16), (True, False)):
-        layer = subject.default(dtype=dtype).train(training)
-        x = torch.full_like(subject.input(dtype=dtype), value)
-        results = of_layer(layer, x)
-        assert all(v.isfinite().all() for v in results.values()), f"{value}: {results}"
-        assert all(v.isfinite().all() for v in buffers_of(layer).values())
+        both = training and dtype is torch.float32
+        for x in few_and_many(subject, dtype) if both else [subject.input(dtype=dtype)]:
+            layer = subject.default(x.shape[subject.channel_axis], dtype=dtype).train(training)
+            results = of_layer(layer, torch.full_like(x, value))
+            assert all(v.isfinite().all() for v in results.values()), f"{value}, {tuple(x.shape)}: {results}"
+            assert all(v.isfinite().all() for v in buffers_of(layer).values())
 
 
 @law()
@@ -93,12 +89,27 @@ def test_low_precision(subject: Subject) -> None:
 @law(when=lambda subject: subject.layer.facts.scales)
 def test_large_and_small_scales(subject: Subject) -> None:
     """At standard deviations of 1e15 and 1e-15, outputs and gradients of float32 equal those of float64."""
-    for size, few, memory_format in product((1e15, 1e-15), (True, False), formats_of(subject)):
-        sizes = (LAYOUTS if few else LARGE)[subject.layout]
-        sizes = (subject.samples(sizes[0]), *sizes[1:])
-        x = (subject.input(sizes=sizes) * size).float().contiguous(memory_format=memory_format)
-        layer = subject.build(dtype=torch.float32, num_features=sizes[1])
+    for size, x in product((1e15, 1e-15), few_and_many(subject)):
+        x = (x * size).float()
+        layer = subject.build(dtype=torch.float32, num_features=x.shape[subject.channel_axis])
         expected = of_layer(copy.deepcopy(layer).double(), x.double())
         for name, value in of_layer(layer, x).items():
             unit = expected[name].abs().max()
-            assert_close(value.double() / unit, expected[name] / unit, f"{name}, {size}, {sizes}", 1e-4)
+            assert_close(value.double() / unit, expected[name] / unit, f"{name}, {size}, {tuple(x.shape)}", 1e-4)
+
+
+@law()
+def test_narrow_inputs(subject: Subject) -> None:
+    """bfloat16 inputs of a float32 layer: outputs and gradients are those of float64, rounded."""
+    for x, training in product(few_and_many(subject, torch.bfloat16), (True, False)):
+        layer = subject.build(dtype=torch.float32, num_features=x.shape[subject.channel_axis]).train(training)
+        twin = copy.deepcopy(layer).double()
+        expected = outputs_and_gradients(
+            lambda x, twin=twin: twin(x.double()).to(x.dtype), x, dict(twin.named_parameters())
+        )
+        for name, value in of_layer(layer, x).items():
+            assert value.dtype == (torch.bfloat16 if value.shape == x.shape else torch.float32)
+            scale = max(1.0, expected[name].abs().max().item())
+            bound = torch.finfo(value.dtype).eps + 1e-4
+            error = (value.double() - expected[name].double()) / scale
+            assert_close(error, torch.zeros_like(error), f"{name}, {tuple(x.shape)}", bound)

@@ -1,7 +1,7 @@
 """Forward-mode differentiation, batches of gradients, ensembles, tracing and export: on few values and on many."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from laws import (
     assert_close,
     assert_same_results,
     buffers_of,
+    few_and_many,
     law,
     of_layer,
     on_activations,
@@ -27,11 +28,8 @@ from normzoo.norms import Norm
 
 def cases(subject: Subject) -> Iterator[tuple[Norm, Tensor]]:
     """The layer with few values and with more than the plain formula takes; images channels-last, too."""
-    for sizes in (LAYOUTS[subject.layout], LARGE[subject.layout]):
-        x = subject.input(sizes=sizes)
-        yield subject.build(num_features=sizes[1]), x
-        if subject.layout == "NCHW":
-            yield subject.build(num_features=sizes[1]), x.contiguous(memory_format=torch.channels_last)
+    for x in few_and_many(subject):
+        yield subject.build(num_features=x.shape[subject.channel_axis]), x
 
 
 @law()
@@ -67,6 +65,13 @@ def test_batched_gradients(subject: Subject) -> None:
             single = torch.autograd.grad(f(*inputs), inputs, dy, allow_unused=True, materialize_grads=True)
             for together, alone in zip(batched, single, strict=True):
                 assert_close(together[i], alone)
+
+        def projections(*inputs: Tensor, f: Callable[..., Tensor] = f, several: Tensor = several) -> Tensor:
+            return (several * f(*inputs)).flatten(1).sum(1)
+
+        rows = torch.autograd.functional.jacobian(projections, inputs, vectorize=True)
+        for row, together in zip(rows, batched, strict=True):
+            assert_close(row, together)
 
 
 def ensembles(subject: Subject) -> Iterator[tuple[list[Norm], Tensor]]:

@@ -47,16 +47,12 @@ def inverse_root(square: Tensor) -> Tensor:
 
 
 def in_one_precision(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Converts an input and parameters to one dtype, the widest, as torch's kernels require.
+    """Converts an input and parameters to one dtype, the widest.
 
-    On a CPU they take narrow inputs with float32 parameters, too.
+    torch's kernels require it on a GPU. On a CPU they take narrow inputs with float32 parameters, too, but that of
+    LayerNorm then rounds the gradients of the parameters.
     """
-    given = [t for t in tensors if t is not None]
-    if all(t.dtype == given[0].dtype for t in given):
-        return list(tensors)
-    widest = reduce(torch.promote_types, (t.dtype for t in given))
-    if widest == torch.float32 and all(t.device.type == "cpu" and t.dtype == widest for t in given[1:]):
-        return list(tensors)
+    widest = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
     return [None if t is None else t.to(widest) for t in tensors]
 
 

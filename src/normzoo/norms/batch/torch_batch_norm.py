@@ -63,7 +63,7 @@ class TorchBatchNorm(RunningStatistics):
             mean = var = None
         elif self.num_batches_tracked is not None and momentum is None:
             momentum = 1 / float(self.num_batches_tracked + 1)
-        y = F.batch_norm(x, mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps)
+        y = F.batch_norm(wide_on_cpu(x), mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps).to(x.dtype)
         if self.training and self.num_batches_tracked is not None:  # after the kernel, which may raise
             self.num_batches_tracked.add_(1)
         return y
@@ -71,7 +71,8 @@ class TorchBatchNorm(RunningStatistics):
     def normalize_by_running(self, x: Tensor) -> Tensor:
         if self.too_narrow_for(x):
             return super().normalize_by_running(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, *self.wide_affine(), False, 0.0, self.eps)
+        running = self.running_mean, self.running_var
+        return F.batch_norm(wide_on_cpu(x), *running, *self.wide_affine(), False, 0.0, self.eps).to(x.dtype)
 
     def too_narrow_for(self, x: Tensor) -> bool:
         """Whether x is float64 and the layer is not, which the kernel does not support."""
@@ -81,3 +82,8 @@ class TorchBatchNorm(RunningStatistics):
         """`weight` and `bias` in float32 at least: the kernel requires the dtype of the running statistics."""
         weight, bias = self.weight, self.bias
         return None if weight is None else at_least_float32(weight), None if bias is None else at_least_float32(bias)
+
+
+def wide_on_cpu(x: Tensor) -> Tensor:
+    """x in float32 at least on a CPU, where the kernel sums gradients of channels-last images in their own dtype."""
+    return at_least_float32(x) if x.device.type == "cpu" else x

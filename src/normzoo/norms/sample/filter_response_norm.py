@@ -18,8 +18,8 @@ class FilterResponseNorm(Norm):
 
     `y = max(weight x / sqrt(mean(x^2) + eps) + bias, tau)`, the mean over positions
 
-    The maximum with the learned threshold tau (TLU) replaces the network's activation; where both are equal, the
-    gradient goes to tau. eps is not learned: the paper learns it only for inputs of a single position.
+    The maximum with the learned threshold tau (TLU) replaces the network's activation; where both are equal, each gets
+    half of the gradient. eps is not learned: the paper learns it only for inputs of a single position.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -65,8 +65,9 @@ class FilterResponseNorm(Norm):
             square = mean.square() + var
             return inverse_root(square + self.eps), torch.zeros_like(mean)
 
-        z, *_ = by_plane(x, rule, weight=self.weight, bias=self.bias)
-        return z if self.tau is None else threshold(z, self.tau)
+        # A threshold behind the rounding to a narrow dtype would make ties.
+        z, *_ = by_plane(at_least_float32(x), rule, weight=self.weight, bias=self.bias)
+        return (z if self.tau is None else threshold(z, self.tau)).to(x.dtype)
 
 
 def threshold(z: Tensor, tau: Tensor) -> Tensor:
