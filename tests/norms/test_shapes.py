@@ -15,6 +15,7 @@ from laws import (
     assert_helpful,
     assert_same_buffers,
     buffers_of,
+    few_and_many,
     law,
     on_activations,
     on_images,
@@ -32,14 +33,12 @@ from normzoo.errors import InputError
 
 @law()
 def test_shape_and_dtype(subject: Subject) -> None:
-    """The output has the shape and the dtype of the input, for all floating dtypes, in training and evaluation."""
+    """The output has the shape, the dtype and the strides of the input, for all floating dtypes, in both modes."""
     for dtype, training in product((torch.float32, torch.float64, torch.bfloat16, torch.float16), (True, False)):
-        layer = subject.build(dtype=dtype).train(training)
-        x = subject.input(dtype=dtype)
-        y = layer(x)
-        assert (y.shape, y.dtype) == (x.shape, dtype)
-        if dtype != torch.float32:  # narrower or wider activations than the layer
-            assert subject.build(dtype=torch.float32).train(training)(x).dtype == dtype
+        for x in few_and_many(subject, dtype):
+            for of_layer in {dtype, torch.float32}:  # and narrower or wider activations than the layer
+                y = subject.build(dtype=of_layer, num_features=x.shape[subject.channel_axis]).train(training)(x)
+                assert (y.shape, y.dtype, y.stride()) == (x.shape, dtype, x.stride())
 
 
 def outputs_on(subject: Subject, device: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,9 +92,14 @@ def test_five_dimensions(subject: Subject) -> None:
             assert_close(layer(x), expected, f"{settings}")
         return
     twin = copy.deepcopy(layer)
-    x = subject.input(sizes=(4, C, 2, 3, 2))
-    assert_close(layer(x), twin(x.flatten(2)).view(x.shape))
-    assert_same_buffers(layer, twin)
+    for sizes, memory_format in product(
+        ((4, C, 2, 3, 2), (8, C, 4, 8, 10)), (torch.contiguous_format, torch.channels_last_3d)
+    ):
+        x = subject.input(sizes=sizes)
+        y = layer(x.contiguous(memory_format=memory_format))
+        assert y.is_contiguous(memory_format=memory_format)
+        assert_close(y, twin(x.flatten(2)).view(x.shape))
+        assert_same_buffers(layer, twin)
 
 
 @law()

@@ -19,7 +19,8 @@ class FilterResponseNorm(Norm):
     `y = max(weight x / sqrt(mean(x^2) + eps) + bias, tau)`, the mean over positions
 
     The maximum with the learned threshold tau (TLU) replaces the network's activation; where both are equal, each gets
-    half of the gradient. eps is not learned: the paper learns it only for inputs of a single position.
+    half of the gradient. At the start tau is 0, and the mean square is 1 only after `drop_activation`. eps is not
+    learned: the paper learns it only for inputs of a single position.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -46,6 +47,7 @@ class FilterResponseNorm(Norm):
         ),
         axes=("s",),
         scales=True,
+        unit_square=False,
         dense=False,
         brings_activation=True,
     )
