@@ -24,12 +24,11 @@ class VirtualBatchNorm(Norm):
     over positions, weight 1 / (n + 1), and of the n reference samples, weight n / (n + 1); `var = mean(x^2) - mean^2`
 
     The first batch of training becomes the reference, and is normalized by its own statistics; if they are NaN or
-    infinite, the next batch takes its place. The paper computes the
-    statistics of the reference again with the weights of every step: call `VirtualBatchNorm.refer(net, batch)` for all
-    layers of a network, as often as you like; in between they are constants without a gradient. With activation
-    checkpointing, which repeats forward passes, call `refer` first. Compiled code cannot read whether there is a
-    reference: it relies on the last eager pass, `refer` or `load_state_dict`; call one of these if the buffers are
-    filled in another way.
+    infinite, the next batch takes its place. The paper computes the statistics of the reference again with the weights
+    of every step: call `VirtualBatchNorm.refer(net, batch)` for all layers of a network, as often as you like; in
+    between they are constants without a gradient. With activation checkpointing, which repeats forward passes, call
+    `refer` first. Compiled code cannot read whether there is a reference: it relies on the last eager pass, `refer` or
+    `load_state_dict`; call one of these if the buffers are filled in another way.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
