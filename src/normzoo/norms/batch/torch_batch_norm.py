@@ -85,5 +85,5 @@ class TorchBatchNorm(RunningStatistics):
 
 
 def wide_on_cpu(x: Tensor) -> Tensor:
-    """x in float32 at least on a CPU, where the kernel sums gradients of channels-last images in their own dtype."""
-    return at_least_float32(x) if x.device.type == "cpu" else x
+    """Channels-last images on a CPU in float32 at least: the kernel sums their gradients in their own dtype."""
+    return at_least_float32(x) if x.device.type == "cpu" and not x.is_contiguous() else x
