@@ -26,7 +26,7 @@ from normzoo import norms
 from normzoo.cli.norms import WORDS, shape
 from normzoo.errors import InputError
 from normzoo.models import MLP
-from normzoo.norms._base import keyword_defaults
+from normzoo.norms._arguments import keyword_defaults
 from normzoo.runs.checkpoints import find_checkpoint
 from normzoo.runs.folders import new_run, shared_run
 from normzoo.tasks.classifier import Classifier

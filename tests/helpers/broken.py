@@ -806,8 +806,8 @@ class ClaimsToStandAlone(WeightStandardization):
 class TakesAnyEps(RMSNorm):
     """Never asks."""
 
-    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
-        super().__init__(num_features, affine=affine)
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features)
         self.eps = eps
 
 

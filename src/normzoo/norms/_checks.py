@@ -5,7 +5,8 @@ import math
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Norm, keyword_defaults
+from normzoo.norms._arguments import is_count, keyword_defaults
+from normzoo.norms._base import Norm
 
 
 def is_number(value: object) -> bool:
@@ -23,6 +24,15 @@ def require_positive(layer: Norm, **values: float) -> None:
             )
 
 
+def require_eps(layer: Norm, eps: float) -> None:
+    """Raises `InputError` unless eps is a finite number of at least 0."""
+    if not is_number(eps) or not 0 <= eps < math.inf:
+        default = keyword_defaults(type(layer))["eps"]
+        raise InputError(
+            f"{type(layer).__name__}(eps={eps!r}): eps must be a number, 0 or above; the default is {default}."
+        )
+
+
 def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **values: float) -> None:
     """Raises `InputError` unless every named argument is a finite number in [`least`, `below`)."""
     for name, value in values.items():
@@ -38,7 +48,7 @@ def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **v
 def require_count(layer: Norm, least: int, /, **values: int) -> None:
     """Raises `InputError` unless every named argument is an integer of at least `least`; a bool is not."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_count(value, least):
             raise InputError(
                 f"{type(layer).__name__}({name}={value!r}): {name} must be an integer of at least {least}; the default "
                 f"is {keyword_defaults(type(layer))[name]}."

@@ -10,7 +10,9 @@ NO_INTEGER: tuple[Any, ...] = (2.5, 4.0, math.inf, *NO_NUMBER)
 
 OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "num_features": (0, -1, "64", *NO_INTEGER),
-    "eps": ("1e-5", *NO_POSITIVE),
+    "eps": ("1e-5", -1e-5, -1, math.inf, -math.inf, *NO_NUMBER),
+    "channel_dim": (0, "1", *NO_INTEGER),
+    "dim": ("0", *NO_INTEGER),
     "momentum": (-0.1, 1.5, math.inf, math.nan, True, "0.1"),
     "num_heads": (0, -2, 3, 16, *NO_INTEGER),
     "window_size": (0, -3, 4, *NO_INTEGER),
@@ -26,9 +28,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "alpha": NO_POSITIVE,
     "beta": NO_POSITIVE,
     "size": (0, -5, *NO_INTEGER),
-    "scale": NO_POSITIVE,
-    "exponent": NO_POSITIVE,
-    "offset": NO_POSITIVE,
+    "k": NO_POSITIVE,
     "p": (0.0, 0.5, -2.0, *NO_NUMBER),
     "num_splits": (1, 0, -2, *NO_INTEGER),
     "n_mu": (-0.5, *NO_BOUND),

@@ -10,36 +10,33 @@ from torch import Tensor, nn
 
 from references._base import (
     BARE,
+    NO_BIAS,
     Oracle,
     Reference,
     State,
     biased_variance,
     by_channel,
+    by_running,
     learned,
     loaded,
     mean_of,
     mean_square,
+    move_average,
 )
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-
-
-def move_average(state: State, c: int, mean: Tensor, var: Tensor, momentum: float | None) -> None:
-    m = 1 / int(state["num_batches_tracked"]) if momentum is None else momentum
-    state["running_mean"][c] = (1 - m) * state["running_mean"][c] + m * mean.detach()
-    state["running_var"][c] = (1 - m) * state["running_var"][c] + m * var.detach()
 
 
 def batch_norm(
     x: Tensor, state: State, training: bool, *, eps: float, momentum: float | None, **unused: object
 ) -> Tensor:
     tracks = "running_mean" in state
-    if training and tracks:
+    if tracks and not training:
+        return by_running(x, state, eps)
+    if tracks:
         state["num_batches_tracked"] += 1
 
     def one(values: Tensor, c: int) -> Tensor:
-        if tracks and not training:
-            return (values - state["running_mean"][c]) / (state["running_var"][c] + eps).sqrt()
         n, mean, var = values.numel(), mean_of(values), biased_variance(values)
         if tracks:
             move_average(state, c, mean, var * n / (n - 1), momentum)
@@ -474,7 +471,7 @@ class Grouped(nn.Module):
 
 
 UNTRACKED = {"track_running_stats": False}
-BATCH_SETTINGS = (BARE, UNTRACKED, {"momentum": None}, {"momentum": 0.7, "eps": 0.1})
+BATCH_SETTINGS = (BARE, NO_BIAS, UNTRACKED, {"momentum": None}, {"momentum": 0.7, "eps": 0.1})
 TORCH_BATCH_NORMS = {
     "torch": Oracle(torch_batch_norm, same_state=True),
     "torch-3d": Oracle(torch_batch_norm_3d, same_state=True, layouts=("NCHW",)),

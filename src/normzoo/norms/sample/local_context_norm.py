@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops.groups import resolve_groups
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import by_position
@@ -66,7 +66,7 @@ class LocalContextNorm(Norm):
         affine: bool = True,
     ) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         if isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1 or window_size % 2 == 0:
             raise InputError(
                 f"LocalContextNorm(window_size={window_size!r}): a window has its position in the middle, so "

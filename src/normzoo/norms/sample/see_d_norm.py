@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_count, require_positive
+from normzoo.norms._checks import require_count, require_eps
 from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.tensors import per_channel
 
@@ -30,7 +30,7 @@ class SeeDNorm(Norm):
     applies weight decay to alpha and beta.
 
     Raises:
-        InputError: num_heads does not divide C; eps not above 0; an input that is not (N, C, *).
+        InputError: num_heads does not divide C; eps below 0; an input that is not (N, C, *).
 
     Reference: Wenrui Cai, Defa Zhu, Qingjie Liu, Qiyang Min. SeeDNorm: Self-Rescaled Dynamic Normalization. 2025.
     arXiv 2510.22777, section 3.
@@ -46,7 +46,7 @@ class SeeDNorm(Norm):
 
     def __init__(self, num_features: int, *, num_heads: int = 1, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         require_count(self, 1, num_heads=num_heads)
         if num_features % num_heads:
             raise InputError(
