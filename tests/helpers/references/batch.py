@@ -471,7 +471,7 @@ class Grouped(nn.Module):
 
 
 UNTRACKED = {"track_running_stats": False}
-BATCH_SETTINGS = (BARE, NO_BIAS, UNTRACKED, {"momentum": None}, {"momentum": 0.7, "eps": 0.1})
+BATCH_SETTINGS = (BARE, UNTRACKED, {"momentum": None}, {"momentum": 0.7, "eps": 0.1})
 TORCH_BATCH_NORMS = {
     "torch": Oracle(torch_batch_norm, same_state=True),
     "torch-3d": Oracle(torch_batch_norm_3d, same_state=True, layouts=("NCHW",)),
@@ -479,8 +479,8 @@ TORCH_BATCH_NORMS = {
 }
 
 REFERENCES: dict[str, Reference] = {
-    "BatchNorm": Reference(batch_norm, BATCH_SETTINGS, TORCH_BATCH_NORMS),
-    "TorchBatchNorm": Reference(batch_norm, BATCH_SETTINGS, TORCH_BATCH_NORMS),
+    "BatchNorm": Reference(batch_norm, (*BATCH_SETTINGS, NO_BIAS), TORCH_BATCH_NORMS),
+    "TorchBatchNorm": Reference(batch_norm, (*BATCH_SETTINGS, NO_BIAS), TORCH_BATCH_NORMS),
     "BatchRenorm": Reference(
         batch_renorm,
         (
