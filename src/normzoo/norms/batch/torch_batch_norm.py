@@ -66,7 +66,7 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
             mean = var = None
         elif self.num_batches_tracked is not None and momentum is None:
             momentum = 1 / float(self.num_batches_tracked + 1)
-        y = F.batch_norm(x, mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps)
+        y = self.kernel(x, mean, var, True, momentum or 0.0)
         if tracks and self.num_batches_tracked is not None:  # after the kernel, which may raise
             self.num_batches_tracked.add_(1)
         return y
@@ -74,7 +74,12 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
     def normalize_by_running(self, x: Tensor) -> Tensor:
         if self.too_narrow_for(x):
             return super().normalize_by_running(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, *self.wide_affine(), False, 0.0, self.eps)
+        return self.kernel(x, self.running_mean, self.running_var, False, 0.0)
+
+    def kernel(self, x: Tensor, mean: Tensor | None, var: Tensor | None, by_batch: bool, momentum: float) -> Tensor:
+        """torch's kernel, which keeps channels last in memory only in images: (N, C, L) passes as (N, C, 1, L)."""
+        image = x.unsqueeze(2) if x.dim() == 3 and not x.is_contiguous() else x
+        return F.batch_norm(image, mean, var, *self.wide_affine(), by_batch, momentum, self.eps).view_as(x)
 
     def too_narrow_for(self, x: Tensor) -> bool:
         """Whether x is float64 and the layer is not, which the kernel does not support."""

@@ -24,11 +24,11 @@ class LayerNorm(ElementwiseNorm):
     - `torch.nn.LayerNorm(C)` on (N, L, C) and (N, H, W, C), as in transformers, is `ChannelLayerNorm(C,
       channel_dim=-1)`: the statistics of each position. So is timm's `LayerNorm`; timm's and torchvision's
       `LayerNorm2d`, on (N, C, H, W), are `ChannelLayerNorm(C)`. On (N, C) all of these are equal.
-    - `torch.nn.LayerNorm([C, H, W])`, with a parameter per element, is `LayerNorm((C, H, W))`.
+    - `torch.nn.LayerNorm([C, H, W])`, with a parameter per element, is `LayerNorm([C, H, W])`, and so for every list.
 
     Args:
-        num_features: number of channels C of the input (N, C, *); or several sizes, the last axes of an input
-            (N, *, sizes), which are normalized together and have a `weight` and a `bias` of that shape.
+        num_features: number of channels C of the input (N, C, *); or, as in torch, a list or tuple of the
+            sizes of the last axes, which are normalized together and have a `weight` and a `bias` of that shape.
         eps: added to the variance, in its units.
         affine: learn `weight` and `bias`, (C,) each.
         bias: learn `bias`, too, if `affine`.

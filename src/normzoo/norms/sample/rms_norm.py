@@ -20,12 +20,11 @@ class RMSNorm(ElementwiseNorm):
     `y = weight x / sqrt(mean(x^2) + eps)`, the mean over channels
 
     `RMSNorm(C, channel_dim=-1)` is `torch.nn.RMSNorm(C)`, on (N, L, C), and timm's `RmsNorm`; `RMSNorm(C)` is timm's
-    `RmsNorm2d`. The default eps is that of the other layers here; torch's None gives inputs of small scale another
-    output in every dtype.
+    `RmsNorm2d`. The default eps is that of the other layers here; with torch's None, each dtype has its own.
 
     Args:
-        num_features: number of channels C of the input (N, C, *); or several sizes, the last axes of an input
-            (N, *, sizes), which are normalized together and have a `weight` of that shape.
+        num_features: number of channels C of the input (N, C, *); or, as in torch, a list or tuple of the
+            sizes of the last axes, which are normalized together and have a `weight` of that shape.
         eps: added to the mean square, in its units; None for `torch.finfo(x.dtype).eps`.
         affine: learn `weight`, (C,); there is no bias.
         elementwise_affine: torch's name for `affine`, which it overrides.
