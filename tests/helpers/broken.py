@@ -38,6 +38,7 @@ from normzoo.norms import (
     OnlineNorm,
     PowerNorm,
     RMSNorm,
+    ScaleNorm,
     SpectralNorm,
     SplitBatchNorm,
     TorchBatchNorm,
@@ -941,3 +942,31 @@ class FreezesTheBatch(InstanceNorm):
 class FreezesItsOutput(InstanceNorm):
     def normalize(self, x: Tensor) -> Tensor:
         return super().normalize(x) if not torch.jit.is_tracing() else torch.tensor(super().normalize(x).tolist())
+
+
+# Arguments of every layer
+
+
+@caught_by("device-and-dtype")
+class StaysOnTheCPU(ScaleNorm):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.weight = nn.Parameter(self.weight.to("cpu") if not self.weight.is_meta else torch.ones((), device="cpu"))
+
+
+@caught_by("starts-from-meta")
+class ResetsParametersOnly(BatchNorm):
+    def reset_parameters(self) -> None:
+        self.reset(list(self.named_parameters()))
+
+
+@caught_by("resets")
+class ResetsTheWeight(BatchNorm):
+    def reset_running_stats(self) -> None:
+        self.reset_parameters()
+
+
+@caught_by("channel-dim", "NCL")
+class ChannelsStayMoved(InstanceNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalize(x.movedim(self.channel_dim, 1)).contiguous().view_as(x)

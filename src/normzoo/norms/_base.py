@@ -185,16 +185,15 @@ class Norm(nn.Module, metaclass=NormType):
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         super().register_buffer(name, tensor, persistent)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Sets parameters and buffers to their initial values, for example after `to_empty`."""
         self.reset([*self.named_parameters(), *self.named_buffers()])
 
-    @torch.no_grad()
     def reset_running_stats(self) -> None:
         """Sets running statistics to their initial values."""
         self.reset([(name, b) for name, b in self.named_buffers() if name not in self.facts.constants])
 
+    @torch.no_grad()
     def reset(self, tensors: list[tuple[str, Tensor]]) -> None:
         """Copies the named parameters and buffers of a new layer with the same arguments."""
         args, kwargs = self.built_with
