@@ -57,7 +57,7 @@ class Counterpart:
         return [self.names.get(name, name) for name in theirs if name not in (*self.moved, *self.absent)]
 
 
-ONE_EPS = {"eps": "every layer here has torch's 1e-5"}
+ONE_EPS = {"eps": "1e-5, that of every layer here"}
 FITTING = {"num_groups": "None: the most that fit, up to 32"}
 ELEMENTWISE = {"elementwise_affine": "affine"}
 PARAMETRIZATION = {
@@ -83,7 +83,9 @@ COUNTERPARTS = (
     Counterpart("torch.nn.LayerNorm", norms.ChannelLayerNorm, "ChannelLayerNorm(C, channel_dim=-1)", names=ELEMENTWISE),
     Counterpart("torch.nn.LayerNorm", norms.LayerNorm, "LayerNorm([C, H, W])", names=ELEMENTWISE),
     *(
-        Counterpart(f"torch.nn.InstanceNorm{n}d", norms.InstanceNorm, others={"affine": "learned in every layer here"})
+        Counterpart(
+            f"torch.nn.InstanceNorm{n}d", norms.InstanceNorm, others={"affine": "True, that of every layer here"}
+        )
         for n in (1, 2, 3)
     ),
     Counterpart("torch.nn.RMSNorm", norms.RMSNorm, "RMSNorm(C, channel_dim=-1)", others=ONE_EPS, names=ELEMENTWISE),

@@ -3,12 +3,10 @@
 import inspect
 from contextlib import nullcontext
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from normzoo.norms._base import Facts
 from normzoo.errors import InputError
 
 
@@ -19,7 +17,7 @@ class NormType(type):
     torch has them, after the layer's last positional argument.
     """
 
-    facts: "Facts"
+    facts: Any
 
     @property
     def common(cls) -> list[Parameter]:
