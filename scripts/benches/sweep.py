@@ -67,8 +67,11 @@ def main() -> None:
             parser.error(f"no layer is called {name}. The zoo has {', '.join(layers())}")
     budget = {
         "networks": {name: settings for name, (_, settings) in NETWORKS.items()},
-        **{"epochs": arguments.epochs, "batch_size": BATCH_SIZE, "momentum": MOMENTUM},
-        **{"rates": list(RATES), "seeds": list(SEEDS)},
+        "epochs": arguments.epochs,
+        "batch_size": BATCH_SIZE,
+        "momentum": MOMENTUM,
+        "rates": list(RATES),
+        "seeds": list(SEEDS),
     }
     report = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"budget": budget, "runs": {}}
     if report["budget"] != budget:

