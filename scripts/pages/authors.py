@@ -97,7 +97,7 @@ AUTHORS: dict[str, Code] = {
     "PowerNorm": Code(
         "sIncerass/powernorm 9ea6226a3203d5d6fcee07a5c6dec38ec6bc5e9f fairseq/modules/norms/mask_powernorm.py",
         WITH_STATE,
-        "compared with one and two groups, with a warm-up of 0, 2 and 10 steps (10,000 by default, here 1,000). After "
+        "compared with one and two groups, with a warm-up of 0, 2 and 10 steps (10,000 by default, here 100). After "
         "the warm-up its gradient is divided by the root of the batch's own mean square, which algorithm 3 divides by "
         "the running one: put in its place to compare, else gradients differ by 0.76. In the warm-up the newest batch "
         "weighs 1 - (1 - 1 / step) decay in the running mean square, here 1 - decay: set alike to compare, else it "
