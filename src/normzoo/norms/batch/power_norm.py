@@ -36,7 +36,7 @@ class PowerNorm(RunningSquare):
     This is the paper's algorithm 3 with the two additions of its authors' code. `scale_groups=0, warmup_steps=0` is the
     algorithm alone, which folds into the layer before it but diverges at high learning rates: ResNet-8 on digits (SGD
     with momentum 0.9, rate 0.1) becomes NaN in two of three runs, and reaches 0.88 with both. After the warm-up, the
-    authors' code also divides du by the root of the batch's own mean square.
+    authors' code divides g - nu z by the root of the batch's own mean square instead.
 
     With activation checkpointing, run backward after each forward pass: a repeated pass starts from the statistics
     before the last one.
