@@ -25,8 +25,8 @@ one core. Too little for a ranking: it shows which layers train at all, and at w
 
 *accuracy* is that on the 360 test images at the best of the rates, the mean over seeds; a run whose loss or output
 became NaN or infinite counts as 0, and *NaN* says how many of all the runs of the layer did. *share* is the accuracy
-divided by that of `{baseline}`; below {mark:.0%} it is in bold, and for ResNet-8 the layer's card says why. A layer
-without a row needs positions, which the MLP has none of.
+divided by that of `{baseline}`; below {mark:.0%} it is in bold, and the layer's card says why. A layer without a row
+needs positions, which the MLP has none of.
 """
 
 
