@@ -55,6 +55,22 @@ def require_count(layer: Norm, least: int, /, **values: int) -> None:
             )
 
 
+def divisors(channels: int) -> list[int]:
+    """Returns the divisors of a number of channels, in order."""
+    return [d for d in range(1, channels + 1) if channels % d == 0]
+
+
+def require_divisor(layer: Norm, **values: int) -> None:
+    """Raises `InputError` unless every named argument is an integer that divides the layer's `num_features`."""
+    channels, found = layer.num_features, divisors(layer.num_features)
+    for name, value in values.items():
+        if not is_count(value) or value not in found:
+            raise InputError(
+                f"{type(layer).__name__}({channels}, {name}={value!r}): {name} must divide the number of channels; of "
+                f"{channels} the divisors are {', '.join(map(str, found))}."
+            )
+
+
 def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:
     """Raises `InputError` if a variance would be taken over a single value, where it is always 0."""
     if values == 1:

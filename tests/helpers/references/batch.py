@@ -16,6 +16,7 @@ from references._base import (
     State,
     biased_variance,
     by_channel,
+    by_position,
     by_running,
     learned,
     loaded,
@@ -265,17 +266,35 @@ def over_running_square(x: Tensor, state: State, eps: float) -> Tensor:
     return by_channel(lambda values, c: values / (state["running_square"][c] + eps).sqrt(), x)
 
 
+def group_scaling(x: Tensor, groups: int, eps: float) -> Tensor:
+    def one(channels: Tensor) -> Tensor:
+        return torch.cat([values / (mean_square(values) + eps).sqrt() for values in channels.chunk(groups)])
+
+    return by_position(one, x)
+
+
 def power_norm(
-    x: Tensor, state: State, training: bool, *, eps: float, momentum: float | None, **unused: object
+    x: Tensor,
+    state: State,
+    training: bool,
+    *,
+    scale_groups: int,
+    warmup_steps: int,
+    eps: float,
+    momentum: float | None,
+    **unused: object,
 ) -> Tensor:
+    x = group_scaling(x, scale_groups, eps) if scale_groups else x
     if not training:
         return learned(over_running_square(x, state, eps), state)
     state["num_batches_tracked"] += 1
-    alpha = 1 - (1 / int(state["num_batches_tracked"]) if momentum is None else momentum)
-    z = over_running_square(x.detach(), state, eps)
-    psi = (state["running_square"] + eps).sqrt()
+    step = int(state["num_batches_tracked"])
+    alpha = 1 - (1 / step if momentum is None else momentum)
+    of_batch = torch.stack([mean_square(values) for values in x.detach().unbind(1)])
+    psi = ((of_batch if step <= warmup_steps else state["running_square"].clone()) + eps).sqrt()
+    z = by_channel(lambda values, c: values / psi[c], x.detach())
     for c in range(x.shape[1]):
-        state["running_square"][c] = alpha * state["running_square"][c] + (1 - alpha) * mean_square(x[:, c].detach())
+        state["running_square"][c] = alpha * state["running_square"][c] + (1 - alpha) * of_batch[c]
 
     def gradient(g: Tensor) -> Tensor:
         nu = state["nu"].clone()
@@ -533,7 +552,15 @@ REFERENCES: dict[str, Reference] = {
         (*BATCH_SETTINGS, {"num_groups": 1}, {"num_groups": 4, "momentum": None}, {"num_groups": 8}),
         {"torch": Oracle(lambda layer, x: Grouped(layer), timed=False)},
     ),
-    "PowerNorm": Reference(power_norm, (BARE, {"momentum": None}, {"momentum": 0.7, "eps": 0.1})),
+    "PowerNorm": Reference(
+        power_norm,
+        (
+            BARE,
+            {"scale_groups": 0, "warmup_steps": 0},
+            {"scale_groups": 4, "warmup_steps": 1, "momentum": None},
+            {"warmup_steps": 3, "momentum": 0.7, "eps": 0.1},
+        ),
+    ),
     "MovingAverageBatchNorm": Reference(
         moving_average_batch_norm,
         (

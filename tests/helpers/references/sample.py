@@ -181,7 +181,9 @@ def ada_norm(x: Tensor, state: State, training: bool, *, base_gain: float, slope
     return by_position(one, x)
 
 
-def see_d_norm(x: Tensor, state: State, training: bool, *, num_heads: int, eps: float) -> Tensor:
+def see_d_norm(x: Tensor, state: State, training: bool, *, num_heads: int | None, eps: float) -> Tensor:
+    num_heads = num_heads or next(heads for heads in range(16, 0, -1) if x.shape[1] % heads == 0)
+
     def one(channels: Tensor) -> Tensor:
         gates = []
         for slice_, beta in zip(channels.chunk(num_heads), state["beta"].chunk(num_heads), strict=True):
@@ -388,7 +390,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "DivisiveNorm": Reference(divisive_norm, ({"eps": 0.1},)),
     "AdaNorm": Reference(ada_norm, ({"base_gain": 2.0}, {"slope": 0.3, "eps": 0.1})),
-    "SeeDNorm": Reference(see_d_norm, ({"num_heads": 4}, {"eps": 0.1})),
+    "SeeDNorm": Reference(see_d_norm, ({"num_heads": 1}, {"num_heads": 4}, {"eps": 0.1})),
     "LocalContextNorm": Reference(
         local_context_norm,
         (BARE, {"window_size": 3}, {"window_size": 3, "num_groups": 4}, {"window_size": 1, "eps": 0.1}),

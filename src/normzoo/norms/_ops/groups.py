@@ -5,8 +5,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.errors import InputError
 from normzoo.norms._base import Norm
+from normzoo.norms._checks import divisors, require_divisor
 from normzoo.norms._ops.scale_shift import by_plane
 from normzoo.norms._ops.tensors import in_one_precision
 
@@ -21,14 +21,9 @@ def resolve_groups(layer: Norm, num_groups: int | None) -> int:
         InputError: num_groups does not divide the layer's `num_features`.
     """
     channels = layer.num_features
-    divisors = [g for g in range(1, channels + 1) if channels % g == 0]
     if num_groups is None:
-        return max((g for g in divisors if g <= 32 and channels // g >= 4), default=1)
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups not in divisors:
-        raise InputError(
-            f"{type(layer).__name__}({channels}, num_groups={num_groups!r}): num_groups must divide the number of "
-            f"channels; of {channels} the divisors are {', '.join(map(str, divisors))}."
-        )
+        return max((g for g in divisors(channels) if g <= 32 and channels // g >= 4), default=1)
+    require_divisor(layer, num_groups=num_groups)
     return num_groups
 
 
