@@ -29,6 +29,7 @@ from normzoo.norms import (
     GhostBatchNorm,
     GlobalResponseNorm,
     GroupNorm,
+    InstanceLayerNorm,
     InstanceNorm,
     L1BatchNorm,
     LayerNorm,
@@ -49,7 +50,7 @@ from normzoo.norms import (
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.ranks import Group, all_reduce
 from normzoo.norms._ops.running import over_samples
-from normzoo.norms._ops.scale_shift import by_plane
+from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms._ops.tensors import affine, at_least_float32, channels_second, per_channel, positions_first
 from normzoo.norms.batch._normalize import batch_norm, merge_over_ranks
 from normzoo.norms.mixed._mixed import OfBatch
@@ -304,6 +305,27 @@ class NoSlopeAlongTheMean(L1BatchNorm):
         return super().rule(mean, var, deviation, torch.zeros_like(sign), **given)
 
 
+@caught_by("ties")
+class AllToTheThreshold(FilterResponseNorm):
+    """Where the value equals the threshold, the threshold gets the whole gradient: on large inputs only."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if self.tau is None or x.numel() <= kernels.SMALL:
+            return super().normalize(x)
+        tau, self.tau = self.tau, None
+        z = super().normalize(x)
+        self.tau = tau
+        return torch.where(z > per_channel(tau, z), z, per_channel(tau, z))
+
+
+@caught_by("changed-in-place", raises=RuntimeError)
+class SavesItsOutput(InstanceNorm):
+    """For a gradient that is computed from the output."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x).sigmoid()
+
+
 @caught_by("gates")
 class GateThatStaysOutside(BatchInstanceNorm):
     """Clipping has no gradient beyond its bounds: a gate that a step has carried there never returns."""
@@ -325,6 +347,19 @@ class GradientOfEigenvectors(DecorrelatedBatchNorm):
 # dtype, memory, precision
 
 
+@caught_by("no-values", raises=RuntimeError)
+class ReadsTheLargest(InstanceNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        too_large = float(x.detach().abs().max()) > 1e4
+        return super().normalize(x.double() if too_large else x).to(x.dtype)
+
+
+@caught_by("kernels-of-a-gpu")
+class AsTheCpuTakesThem(GroupNorm):
+    def normalize(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 @caught_by("shape-and-dtype", "NC")
 class DtypeLeak(RMSNorm):
     def normalize(self, x: Tensor) -> Tensor:
@@ -343,6 +378,17 @@ class ChannelsLastLost(InstanceNorm):
 class MovedAxesStayMoved(ChannelLayerNorm):
     def normalize(self, x: Tensor) -> Tensor:
         return F.layer_norm(positions_first(x), (self.num_features,), self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+@caught_by("narrow-inputs", "NCHW")
+class ThresholdOfRoundedValues(FilterResponseNorm):
+    """Rounds before the threshold, so that many values tie with it."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        tau, self.tau = self.tau, None
+        z = super().normalize(x)
+        self.tau = tau
+        return z if tau is None else torch.maximum(z, per_channel(tau.to(z.dtype), z))
 
 
 @caught_by("low-precision")
@@ -369,6 +415,18 @@ class SquareOfTheMeanSubtracted(BatchNorm):
         return affine(normalized(x, mean, var, self.eps), self.weight, self.bias)
 
 
+@caught_by("gradients-at-a-large-mean", "NCL")
+class GateOfLargeNumbers(InstanceLayerNorm):
+    """Mixes two shifts, each as large as the mean, and so the gradient of the gate is their difference."""
+
+    def rule(self, mean: Tensor, var: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        of_layer = mean.mean(1, keepdim=True)
+        var_of_layer = (var + (mean - of_layer).square()).mean(1, keepdim=True)
+        pairs = zip(standardize(mean, var, self.eps), standardize(of_layer, var_of_layer, self.eps), strict=True)
+        scale, shift = (gate * instance + (1 - gate) * layer for instance, layer in pairs)
+        return scale, shift
+
+
 @caught_by("large-batch", "NCL")
 class LongPlanesCutShort(BatchNorm):
     """Statistics of whole blocks of values, without what is left over."""
@@ -379,6 +437,15 @@ class LongPlanesCutShort(BatchNorm):
         mean, var, n = moments_of_batch(at_least_float32(whole))
         self.update(mean, var, n)
         return affine(normalized(at_least_float32(x), mean, var, self.eps), self.weight, self.bias).to(x.dtype)
+
+
+@caught_by("large-and-small-scales", "NCL")
+class CubeOfTheRoot(InstanceNorm):
+    """The gradient of `rsqrt` underflows for values whose squares still fit float32."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        apart = x - x.mean(2, keepdim=True)
+        return affine(apart * (apart.square().mean(2, keepdim=True) + self.eps).rsqrt(), self.weight, self.bias)
 
 
 @caught_by("constant-input", "NC")
@@ -509,6 +576,15 @@ class EveryBatchIsTheReference(VirtualBatchNorm):
             self.reference_samples.zero_()
             super().normalize(x)
         return y
+
+
+@caught_by("nan-reference", "NC")
+class KeepsTheFirstBatch(VirtualBatchNorm):
+    """Whatever its values."""
+
+    def take(self, mean: Tensor, var: Tensor, samples: int) -> None:
+        for buffer, value in zip(self.reference, (mean, var, samples), strict=True):
+            buffer.copy_(value)
 
 
 @caught_by("state", "NC", raises=InputError)
@@ -928,6 +1004,15 @@ class OneGradientAtATime(InstanceNorm):
     def normalize(self, x: Tensor) -> Tensor:
         y = super().normalize(x)
         return y if y.numel() <= kernels.SMALL else Scaled.apply(y, torch.ones_like(y))
+
+
+@caught_by("ensembles", "NCL")
+class EnsembleWithoutErrors(OnlineNorm):
+    """Takes the statistics of an ensemble for those of a function that is transformed, which has no side effects."""
+
+    def rule(self, mean: Tensor, var: Tensor, *, once: Any, **given: Any) -> tuple[Tensor, ...]:
+        once.moved |= once.transformed
+        return super().rule(mean, var, once=once, **given)
 
 
 @caught_by("export", raises=Exception)

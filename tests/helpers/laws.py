@@ -11,7 +11,8 @@ positions s.
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,21 @@ def set_axes(subject: Subject) -> set[int]:
     positions = list(range(2, rank))
     dims = {"N": [0], "C": [1], "C/G": [1], "s": positions, "s/w": positions}
     return {dim for axis in axes for dim in dims.get(axis, ())}
+
+
+def formats_of(subject: Subject) -> list[torch.memory_format]:
+    """The memory formats that inputs of this layout have."""
+    images = subject.layout == "NCHW" and not subject.on_weights
+    return [torch.contiguous_format, *([torch.channels_last] if images else [])]
+
+
+def few_and_many(subject: Subject, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """Inputs on both sides of the number of values up to which the plain formula runs, in all memory formats."""
+    for (samples, *others), memory_format in product(
+        (LAYOUTS[subject.layout], LARGE[subject.layout]), formats_of(subject)
+    ):
+        x = subject.input(sizes=(subject.samples(samples), *others), dtype=dtype)
+        yield x.contiguous(memory_format=memory_format)
 
 
 def on_images(subject: Subject) -> bool:

@@ -7,14 +7,25 @@ from itertools import product
 from typing import Any
 
 import torch
-from laws import LARGE, assert_close, assert_same_buffers, assert_same_results, buffers_of, law, of_layer, pure
+from laws import (
+    LARGE,
+    assert_close,
+    assert_same_buffers,
+    assert_same_results,
+    buffers_of,
+    few_and_many,
+    law,
+    of_layer,
+    pure,
+)
 from references import State
-from subjects import LAYOUTS, C, Subject
+from subjects import LAYOUTS, C, Subject, outputs_and_gradients
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from normzoo.norms import Norm
+from normzoo.norms._ops.cpu import SMALL
 
 # Fast mode compares one projection of the derivative, and multiplies its tolerance by the count of values: with torch's
 # 1e-5 a gradient may be off by a tenth.
@@ -58,6 +69,42 @@ def test_gates(subject: Subject) -> None:
             assert not inwards.all()
             expected = torch.where(inwards, inside, torch.zeros_like(inside))
             assert_close(at[outside][f"gradient of {name}"], expected, f"gradient at {outside}", 2e-2)
+
+
+@law(when=lambda subject: subject.layer.facts.brings_activation)
+def test_ties(subject: Subject) -> None:
+    """Where two branches of the activation meet, the gradient is the mean of both, as a central difference quotient."""
+    h = 1e-3
+    for x in few_and_many(subject):
+        x.zero_()
+        layer = subject.default(x.shape[1])
+        found = of_layer(layer, x)
+        if subject.layout == "NCHW" and x.numel() < SMALL and x.is_contiguous():
+            torch._dynamo.reset()
+            compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+            assert_same_results(outputs_and_gradients(compiled, x, dict(layer.named_parameters())), found)
+        dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)  # as in `of_layer`
+        for name, p in layer.named_parameters():
+            ends = []
+            for step in (h, -2 * h, h):
+                p.data.add_(step)
+                ends.append((layer(x).detach() * dy).sum((0, *range(2, x.dim()))))
+            assert_close(found[f"gradient of {name}"], (ends[0] - ends[1]) / (2 * h), name, 1e-6)
+
+
+@law()
+def test_changed_in_place(subject: Subject) -> None:
+    """The output may be changed in place, as a sum with a shortcut and a ReLU do it: all gradients stay right."""
+    for x, training in product(few_and_many(subject), (True, False)):
+        layer = subject.build(num_features=x.shape[subject.channel_axis]).train(training)
+        twin, shortcut = copy.deepcopy(layer), torch.randn_like(x)
+        expected = outputs_and_gradients(
+            lambda x, layer=layer, shortcut=shortcut: (layer(x) + shortcut).relu(), x, dict(layer.named_parameters())
+        )
+        observed = outputs_and_gradients(
+            lambda x, twin=twin, shortcut=shortcut: twin(1 * x).add_(shortcut).relu_(), x, dict(twin.named_parameters())
+        )
+        assert_same_results(observed, expected)
 
 
 @law()
@@ -108,10 +155,11 @@ def test_func_vmap(subject: Subject) -> None:
 
 
 def checkpointed(subject: Subject, settings: Mapping[str, Any]) -> Iterator[tuple[Norm, Norm, Mapping[str, Any], Any]]:
-    for reentrant in (False, True):
+    few, many = LAYOUTS[subject.layout], {**LARGE, "NC": (3000, C)}[subject.layout]
+    for reentrant, sizes in ((False, few), (True, few), *([] if settings else [(False, many)])):
         plain = subject.experienced(settings)
         repeated = copy.deepcopy(plain)
-        x = subject.input()
+        x = subject.input(sizes=(subject.samples(sizes[0]), *sizes[1:]))
         expected = of_layer(plain, x)
         x = x.requires_grad_()
         y = checkpoint(repeated, x, use_reentrant=reentrant)

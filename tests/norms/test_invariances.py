@@ -41,7 +41,6 @@ def test_moments(subject: Subject) -> None:
     """Over the declared axes the mean is 0 and the mean square 1; a weight that needs no partner has length 1."""
     facts = subject.layer.facts
     layer = subject.default(**subject.groups)
-    layer.drop_activation()
     y = layer(10 * subject.input() + 3)
     dims = set_axes(subject)
     if "C/G" in facts.axes:  # a group is not a dimension yet

@@ -2,15 +2,20 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from laws import (
+    LARGE,
     assert_close,
     assert_helpful,
     assert_same_buffers,
     buffers_of,
+    few_and_many,
     law,
     on_activations,
     on_images,
@@ -19,20 +24,61 @@ from laws import (
     set_axes,
 )
 from subjects import LAYOUTS, C, Subject, arguments_of, state_of
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from normzoo.errors import InputError
 
 
 @law()
 def test_shape_and_dtype(subject: Subject) -> None:
-    """The output has the shape and the dtype of the input, for all floating dtypes, in training and evaluation."""
+    """The output has the shape, the dtype and the strides of the input, for all floating dtypes, in both modes."""
     for dtype, training in product((torch.float32, torch.float64, torch.bfloat16, torch.float16), (True, False)):
-        layer = subject.build(dtype=dtype).train(training)
-        x = subject.input(dtype=dtype)
-        y = layer(x)
-        assert (y.shape, y.dtype) == (x.shape, dtype)
-        if dtype != torch.float32:  # narrower or wider activations than the layer
-            assert subject.build(dtype=torch.float32).train(training)(x).dtype == dtype
+        for x in few_and_many(subject, dtype):
+            for of_layer in {dtype, torch.float32}:  # and narrower or wider activations than the layer
+                y = subject.build(dtype=of_layer, num_features=x.shape[subject.channel_axis]).train(training)(x)
+                assert (y.shape, y.dtype, y.stride()) == (x.shape, dtype, x.stride())
+
+
+def outputs_on(subject: Subject, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and outputs on a device that computes no values: few of float32, many of bfloat16, in both modes."""
+    for sizes, dtype in ((LAYOUTS[subject.layout], torch.float32), (LARGE[subject.layout], torch.bfloat16)):
+        with torch.device(device):
+            layer = subject.layer(sizes[1])
+            x = torch.empty(subject.shape(samples=subject.samples(sizes[0]), sizes=sizes), dtype=dtype)
+            for training in (True, False):
+                yield x.requires_grad_(), layer.train(training)(x)
+
+
+@law()
+def test_no_values(subject: Subject) -> None:
+    """On the meta device and under `FakeTensorMode`, outputs and gradients have the input's shape and dtype."""
+    for device, mode in (("meta", nullcontext()), ("cpu", FakeTensorMode())):
+        with mode:
+            for x, y in outputs_on(subject, device):
+                assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
+                (dx,) = torch.autograd.grad(y.sum(), x)
+                assert (dx.shape, dx.dtype) == (x.shape, x.dtype)
+
+
+class KernelsOfOneDtype(TorchDispatchMode):
+    """Asserts what torch's kernels require on a GPU, which a fake one does not check in all of them."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_group_norm.default):
+            assert len({a.dtype for a in args if isinstance(a, Tensor)}) == 1, f"{func} got several dtypes"
+        return func(*args, **(kwargs or {}))
+
+
+@law()
+def test_kernels_of_a_gpu(subject: Subject) -> None:
+    """On a fake GPU, narrow inputs pass float32 layers: no kernel gets dtypes that it cannot combine."""
+    with FakeTensorMode(), KernelsOfOneDtype():
+        for x, y in outputs_on(subject, "cuda"):
+            assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
 
 
 @law(when=on_images)
@@ -46,9 +92,14 @@ def test_five_dimensions(subject: Subject) -> None:
             assert_close(layer(x), expected, f"{settings}")
         return
     twin = copy.deepcopy(layer)
-    x = subject.input(sizes=(4, C, 2, 3, 2))
-    assert_close(layer(x), twin(x.flatten(2)).view(x.shape))
-    assert_same_buffers(layer, twin)
+    for sizes, memory_format in product(
+        ((4, C, 2, 3, 2), (8, C, 4, 8, 10)), (torch.contiguous_format, torch.channels_last_3d)
+    ):
+        x = subject.input(sizes=sizes)
+        y = layer(x.contiguous(memory_format=memory_format))
+        assert y.is_contiguous(memory_format=memory_format)
+        assert_close(y, twin(x.flatten(2)).view(x.shape))
+        assert_same_buffers(layer, twin)
 
 
 @law()

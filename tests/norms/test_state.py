@@ -3,10 +3,12 @@
 import copy
 import math
 import pickle
+from itertools import product
 
 import pytest
 import torch
 from laws import (
+    LARGE,
     assert_close,
     assert_helpful,
     assert_same_results,
@@ -19,7 +21,7 @@ from laws import (
     refusal,
     same_tensors,
 )
-from subjects import C, Subject, arguments_of, state_of
+from subjects import LAYOUTS, C, Subject, arguments_of, state_of
 
 from normzoo.errors import InputError
 
@@ -43,14 +45,15 @@ def test_buffers_move_in_training_only(subject: Subject) -> None:
 @law(when=is_stateful)
 def test_nan_batch(subject: Subject) -> None:
     """NaN is not hidden in the output, and does not stay: the running statistics are as finite as before."""
-    for bad in (math.nan, math.inf):
+    many = {**LARGE, "NC": (3000, C)}
+    for bad, sizes in product((math.nan, math.inf), (LAYOUTS[subject.layout], many[subject.layout])):
         layer = subject.experienced()
-        x = subject.input(seed=4)
+        x = subject.input(seed=4, sizes=sizes)
         x[0, 0] = bad
         assert not of_layer(layer, x)["output"].isfinite().all()
         assert all(b.isfinite().all() for b in layer.buffers()), f"{bad} stays in the running statistics"
         before = buffers_of(layer)
-        assert of_layer(layer, subject.input(seed=5))["output"].isfinite().all()
+        assert of_layer(layer, subject.input(seed=5, sizes=sizes))["output"].isfinite().all()
         moving = before.keys() - set(subject.layer.facts.constants)
         assert all(not torch.equal(before[n], layer.get_buffer(n)) for n in moving), "the next batch moved nothing"
 
@@ -93,6 +96,19 @@ def test_reference_batch(subject: Subject) -> None:
     layer(subject.input(seed=2))
     assert same_tensors(buffers_of(layer), before), "the reference is chosen once"
     assert refusal(layer.eval(), subject.input()) is None
+
+
+@law(when=lambda subject: subject.layer.facts.takes_reference)
+def test_nan_reference(subject: Subject) -> None:
+    """A first batch with NaN is not hidden in the output, and is no reference: the next batch is."""
+    for bad in (math.nan, math.inf):
+        layer, x = subject.layer(C).double(), subject.input(seed=4)
+        x[0, 0] = bad
+        assert not layer(x).isfinite().all()
+        assert refusal(copy.deepcopy(layer).eval(), subject.input()) is not None
+        x, other = subject.input(seed=5), subject.layer(C).double()
+        assert_close(layer(x), other(x))
+        assert same_tensors(buffers_of(layer), buffers_of(other))
 
 
 @law()

@@ -101,6 +101,16 @@ def test_refer_that_fails_leaves_every_reference_as_it_was(had: bool) -> None:
             net[0](batch(2))
 
 
+def test_refer_to_a_batch_with_nan_raises_and_leaves_every_reference_as_it_was() -> None:
+    net = nn.Sequential(referred(), VirtualBatchNorm(C))
+    before, bad = buffers_of(net), batch(3)
+    bad[0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"shape \(6, 4, 5\) that is NaN or infinite"):
+        VirtualBatchNorm.refer(net, bad)
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+    assert not any(module._forward_hooks for module in net)
+
+
 def test_refer_leaves_a_layer_alone_that_the_batch_does_not_reach() -> None:
     net = nn.Sequential(referred(), nn.Identity()).eval()
     net[1].unused = referred()

@@ -8,7 +8,7 @@ from torch import Tensor
 from normzoo.norms._base import Norm
 from normzoo.norms._checks import divisors, require_divisor
 from normzoo.norms._ops.scale_shift import by_plane
-from normzoo.norms._ops.tensors import in_one_precision
+from normzoo.norms._ops.tensors import in_one_precision, inverse_root
 
 
 def resolve_groups(layer: Norm, num_groups: int | None) -> int:
@@ -39,7 +39,7 @@ def standardize_groups(mean: Tensor, var: Tensor, groups: int, eps: float) -> tu
     means, variances = (table.unflatten(1, (groups, -1)) for table in (mean, var))
     of_group = means.mean(2, keepdim=True)
     var_of_group = (variances + (means - of_group).square()).mean(2, keepdim=True)
-    inv_std = (var_of_group + eps).rsqrt().expand(means.shape).flatten(1)
+    inv_std = inverse_root(var_of_group + eps).expand(means.shape).flatten(1)
     return inv_std, -of_group.expand(means.shape).flatten(1) * inv_std
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root
 
 # (mean, var, *tensors) -> (scale, shift, *aside): tables; the moments are (N, C) or (N, L).
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -128,8 +128,17 @@ class PlaneMoments(torch.autograd.Function):
 
 def standardize(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The tables of `(x - mean) / sqrt(var + eps)`."""
-    inv_std = (var + eps).rsqrt()
+    inv_std = inverse_root(var + eps)
     return inv_std, -mean * inv_std
+
+
+def about(mean: Tensor, scale: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables of `scale (x - mean) + level`.
+
+    A rule that mixes statistics by a parameter mixes distances from the mean of the plane, and adds the mean last:
+    otherwise the gradient of the parameter is a difference of numbers as large as the mean.
+    """
+    return scale, level - scale * mean
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """Helpers on tensors of shape (N, C, *): broadcasting, precision, order of axes; and who runs the code."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -40,11 +41,19 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def inverse_root(square: Tensor) -> Tensor:
+    """`1 / sqrt(square)`; the gradient of `rsqrt` is its cube, which underflows in float32 for a root above 1e12."""
+    return square.sqrt().reciprocal()
+
+
 def in_one_precision(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Converts an input and parameters to one dtype, as torch's kernels require: float64 if any of them is float64."""
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        return [None if t is None else t.double() for t in tensors]
-    return list(tensors)
+    """Converts an input and parameters to one dtype, the widest.
+
+    torch's kernels require it on a GPU. On a CPU they take narrow inputs with float32 parameters, too, but that of
+    LayerNorm then rounds the gradients of the parameters.
+    """
+    widest = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
+    return [None if t is None else t.to(widest) for t in tensors]
 
 
 def positions_first(x: Tensor) -> Tensor:
@@ -73,14 +82,15 @@ def in_forward_mode() -> bool:
 def is_transformed() -> bool:
     """Whether something other than eager reverse-mode differentiation runs this code.
 
-    That is `torch.compile`, `torch.export`, a transform of `torch.func`, forward-mode differentiation, or
-    `torch.jit.trace`: they transform the plain formula, and cannot use an explicit gradient.
+    That is `torch.compile`, `torch.export`, a transform of `torch.func`, forward-mode differentiation,
+    `torch.jit.trace`, or `FakeTensorMode`: they transform the plain formula, and cannot use an explicit gradient.
     """
     return (
         torch.compiler.is_compiling()
         or in_torch_func()
         or in_forward_mode()
         or torch._C._is_tracing()  # torch.jit.is_tracing has no types
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None  # it has no public name
     )
 
 

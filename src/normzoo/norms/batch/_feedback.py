@@ -8,6 +8,7 @@ The second derivative is that of this gradient, as a function of x and dy.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from torch import Tensor
 
 from normzoo.norms._ops.buffers import snapshot
 from normzoo.norms._ops.ranks import Group
-from normzoo.norms._ops.running import RunningStatistics
+from normzoo.norms._ops.running import RunningStatistics, is_captured
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import MaybeTensor, Rule, by_plane, gradients
 from normzoo.norms._ops.second_derivatives import gradient_of, is_batched, needs_autograd
 from normzoo.norms._ops.tensors import in_forward_mode, in_torch_func, is_transformed
 
-# (d_scale, d_shift, mean, var, scale, shift) -> (slope, constant), which broadcast to (N, C).
-Gradient = Callable[..., tuple[Tensor, Tensor]]
+# (d_scale, d_shift, mean, var, scale, shift, *buffers, *others) -> (slope, constant, *next values of the buffers); the
+# first two broadcast to (N, C).
+Gradient = Callable[..., tuple[Tensor, ...]]
 
 
 class Feedback(torch.autograd.Function):
@@ -36,18 +38,20 @@ class Feedback(torch.autograd.Function):
     This is not linear in dy, so it must enter the gradient once. Later calls of backward in a graph that is
     differentiated twice belong to the second derivative, for which scale and shift are functions of the moments. So
     each gradient that is differentiated again needs its own graph, see `by_plane_apart`.
+
+    Whatever `gradient` reads is an argument: `vmap` over an ensemble of layers passes those of all of them.
     """
 
     @staticmethod
     def forward(
-        mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, positions: int, gradient: Gradient, once: "Pass"
+        mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, gradient: Gradient, once: "Pass", *given: Any
     ) -> tuple[Tensor, Tensor]:
         return scale.clone(), shift.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:4])
-        ctx.positions, ctx.gradient, ctx.once = inputs[4:]
+        ctx.gradient, ctx.once, *ctx.given = inputs[4:]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -57,22 +61,60 @@ class Feedback(torch.autograd.Function):
             # Nested torch.func transforms have a node each for the same pass.
             graph = ctx.once if ctx.once.transformed else ctx
             if getattr(graph, "differentiated", False):
-                return None, None, d_scale, d_shift, None, None, None
+                return None, None, d_scale, d_shift, *[None] * (2 + len(ctx.given))
             graph.differentiated = torch.is_grad_enabled()
-        slope, constant = ctx.gradient(d_scale, d_shift, mean, var, scale, shift)
-        d_mean = ctx.positions * (constant + slope * mean)
-        d_var = ctx.positions / 2 * slope.expand(mean.shape)
-        return d_mean, d_var, None, None, None, None, None
+        d_mean, d_var, *values = ctx.gradient(d_scale, d_shift, mean, var, scale, shift, *ctx.given)
+        ctx.once.move(*zip(ctx.given, values, strict=False))
+        return d_mean, d_var, *[None] * (4 + len(ctx.given))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """The tables of an ensemble, whose gradient is that of each member."""
+        *tables, gradient, once = inputs[:6]
+        tables = [
+            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip(tables, in_dims[:4], strict=True)
+        ]
+        given = [v if d is None else v.movedim(d, 0) for v, d in zip(inputs[6:], in_dims[6:], strict=True)]
+        members = (*[0] * 6, *(None if d is None else 0 for d in in_dims[6:]))
+        return Feedback.apply(*tables, torch.vmap(gradient, members), once, *given), (0, 0)
 
 
 def with_feedback(
-    mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, positions: int, gradient: Gradient, once: "Pass"
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    positions: int,
+    gradient: Gradient,
+    once: "Pass",
+    *given: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
-    """The tables scale and shift, with the gradient of `Feedback`; forward-mode differentiation has none to change."""
+    """The tables scale and shift, with the gradient of `Feedback`; forward-mode differentiation has none to change.
+
+    Args:
+        mean: (N, C), of the planes.
+        var: (N, C), of the planes.
+        scale: the table; broadcasts to (N, C).
+        shift: the same.
+        positions: values in a plane.
+        gradient: sets the gradient; see `Gradient`.
+        once: the forward pass.
+        given: the further arguments of `gradient`: the buffers whose next values it returns, before the others.
+    """
     if in_forward_mode():
         return scale, shift
-    tables: tuple[Tensor, Tensor] = Feedback.apply(mean, var, scale, shift, positions, gradient, once)
+    of_moments = partial(gradient_of_moments, gradient, positions)
+    tables: tuple[Tensor, Tensor] = Feedback.apply(mean, var, scale, shift, of_moments, once, *given)
     return tables
+
+
+def gradient_of_moments(
+    gradient: Gradient, positions: int, d_scale: Tensor, d_shift: Tensor, mean: Tensor, var: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
+    """d_mean and d_var from slope and constant; and the next values of the buffers."""
+    slope, constant, *values = gradient(d_scale, d_shift, mean, var, *others)
+    return positions * (constant + slope * mean), positions / 2 * slope.expand(mean.shape), *values
 
 
 def averaged_over(group: Group, gradient: Gradient) -> Gradient:
@@ -85,9 +127,9 @@ def averaged_over(group: Group, gradient: Gradient) -> Gradient:
         return gradient
     size = dist.get_world_size(group)
 
-    def shared(d_scale: Tensor, d_shift: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
-        slope, constant = gradient(d_scale / size, d_shift / size, *tables)
-        return size * slope, size * constant
+    def shared(d_scale: Tensor, d_shift: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        slope, constant, *values = gradient(d_scale / size, d_shift / size, *others)
+        return size * slope, size * constant, *values
 
     return shared
 
@@ -126,18 +168,22 @@ class Apart(torch.autograd.Function):
 
 
 class Pass:
-    """Updates that must happen once in all backward passes of one forward pass."""
+    """Updates that must happen once in all backward passes of one forward pass.
 
-    def __init__(self) -> None:
-        # What torch.func transforms has no effects.
-        self.moved = self.transformed = in_torch_func()
+    Args:
+        buffers: what is updated.
+    """
+
+    def __init__(self, *buffers: Tensor) -> None:
+        self.transformed = in_torch_func()
+        self.moved = any(map(is_captured, buffers))
 
     def move(self, *moves: tuple[Tensor, Tensor]) -> None:
         """Sets each buffer to its next value, in the first backward pass of a single gradient."""
         if torch.compiler.is_compiling():  # compiled code runs backward once, and its tracing must have no side effect
             for buffer, value in moves:
                 replace(buffer, snapshot(value))
-        elif not self.moved and not any(is_batched(value) for _, value in moves):
+        elif not self.moved and not any(is_captured(buffer) or is_batched(value) for buffer, value in moves):
             self.moved = True
             for buffer, value in moves:
                 replace(buffer, value)

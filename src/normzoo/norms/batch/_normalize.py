@@ -16,7 +16,7 @@ from normzoo.norms._ops.ranks import Group, all_reduce, total
 from normzoo.norms._ops.running import over_samples
 from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms._ops.second_derivatives import gradient_of, needs_autograd
-from normzoo.norms._ops.tensors import affine, at_least_float32, is_transformed, per_channel
+from normzoo.norms._ops.tensors import affine, at_least_float32, inverse_root, is_transformed, per_channel
 
 # Below this many values, computing x - mean costs less than checking whether it is needed.
 ALWAYS_CENTRE_BELOW = 1 << 16
@@ -61,7 +61,7 @@ def batch_norm(
     if group is not None:
         mean, var, count = merge_over_ranks(mean, var, count, group)
     offset = mean if pivot is None else None if group is None else mean - pivot
-    inv_std = (var + eps).rsqrt()
+    inv_std = inverse_root(var + eps)
     y = Normalize.apply(volume, weight, bias, offset, inv_std, dim, count, eps, group)
     return kernels.restore(y, x, last).to(x.dtype), mean, var, count
 
@@ -82,7 +82,7 @@ def formula(
     mean = all_reduce(x.sum(over), group) / values
     centred = x - per_channel(mean, x)
     var = all_reduce(centred.square().sum(over), group) / values
-    y = centred * per_channel((var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt(), x)
+    y = centred * per_channel(inverse_root(var + eps) if weight is None else weight * inverse_root(var + eps), x)
     return y if bias is None else y + per_channel(bias, x), mean.detach(), var.detach(), count
 
 
@@ -106,7 +106,7 @@ def masked_batch_norm(
     mean = all_reduce(wide.sum(over), group) / values
     centred = (wide - per_channel(mean, x)).masked_fill(padded, 0)
     var = all_reduce(centred.square().sum(over), group) / values
-    y = affine(centred * per_channel((var + eps).rsqrt(), x), weight, bias).masked_fill(padded, 0)
+    y = affine(centred * per_channel(inverse_root(var + eps), x), weight, bias).masked_fill(padded, 0)
     return y.to(x.dtype), mean.detach(), var.detach(), count
 
 

@@ -1,7 +1,6 @@
 """Moving average batch normalization: statistics of the last batches, forward and backward."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -102,7 +101,7 @@ class MovingAverageBatchNorm(RunningSquare):
         slot = (torch.arange(self.buffer_size, device=step.device) == step % self.buffer_size).unsqueeze(1)
         rule = partial(
             self.rule,
-            average=partial(average, step=step, slot=slot),
+            step=step,
             squares=before["squares"],
             products=before["products"],
             buffer=self.products,
@@ -112,7 +111,7 @@ class MovingAverageBatchNorm(RunningSquare):
             positions=math.prod(x.shape[2:]),
             count=count,
             group=group,
-            once=Pass(),
+            once=Pass(self.products),
         )
         y, batch_square, square = by_plane_apart(x, rule, weight=self.weight, bias=self.bias)
         if count > 0 and not in_recomputation() and not is_captured(self.squares):
@@ -125,7 +124,7 @@ class MovingAverageBatchNorm(RunningSquare):
         mean: Tensor,
         var: Tensor,
         *,
-        average: Callable[[Tensor, Tensor], Tensor],
+        step: Tensor,
         squares: Tensor,
         products: Tensor,
         buffer: Tensor,
@@ -139,23 +138,34 @@ class MovingAverageBatchNorm(RunningSquare):
     ) -> tuple[Tensor, ...]:
         values = max(count, 1)
         batch_square = all_reduce((mean.square() + var).sum(0) * (positions / values), group)
-        square = average(squares, batch_square)
+        square = average(squares, batch_square, step, slot)
         std = (square + self.eps).sqrt()
         r = (std / running.sqrt()).clamp(1 / r_max, r_max).detach()
 
         def gradient(
-            d_scale: Tensor, d_shift: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor
-        ) -> tuple[Tensor, Tensor]:
+            d_scale: Tensor,
+            d_shift: Tensor,
+            mean: Tensor,
+            var: Tensor,
+            scale: Tensor,
+            shift: Tensor,
+            buffer: Tensor,
+            products: Tensor,
+            r: Tensor,
+            step: Tensor,
+            slot: Tensor,
+        ) -> tuple[Tensor, ...]:
             product = all_reduce(d_scale * scale, group) / values
-            once.move((buffer, torch.where(slot, product, buffer)))
-            return -average(products, product) * (scale / r).square(), torch.zeros_like(scale)
+            slope = -average(products, product, step, slot) * (scale / r).square()
+            return slope, torch.zeros_like(scale), torch.where(slot, product, buffer)
 
         scale = r / std
         shift = torch.zeros_like(scale)
-        tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
+        given = buffer, products, r, step, slot
+        tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once, *given)
         return *tables, batch_square, square
 
 
-def average(before: Tensor, batch: Tensor, *, step: Tensor, slot: Tensor) -> Tensor:
+def average(before: Tensor, batch: Tensor, step: Tensor, slot: Tensor) -> Tensor:
     """The mean over the last batches, with this one in its slot; this batch alone until there are enough."""
     return torch.where(step > len(before), torch.where(slot, batch, before).mean(0), batch)

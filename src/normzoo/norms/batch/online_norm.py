@@ -104,7 +104,7 @@ class OnlineNorm(RunningStatistics):
             gathered=partial(gathered, before=before, samples=samples, group=group),
             own=slice(before, before + x.shape[0]),
             group=group,
-            once=Pass(),
+            once=Pass(self.v, self.u),
         )
         y, mean, var = by_plane_apart(x, rule, weight=self.weight, bias=self.bias)
         self.move(samples, running_mean=mean, running_var=var)
@@ -126,24 +126,31 @@ class OnlineNorm(RunningStatistics):
         a, control = self.forward_decay, 1 - self.backward_decay
 
         def gradient(
-            d_scale: Tensor, d_shift: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor
-        ) -> tuple[Tensor, Tensor]:
+            d_scale: Tensor,
+            d_shift: Tensor,
+            mean: Tensor,
+            var: Tensor,
+            scale: Tensor,
+            shift: Tensor,
+            *errors: Tensor,
+        ) -> tuple[Tensor, ...]:
+            _, _, v_before, u_before = errors
             z = scale * mean + shift
             zz = gathered(scale.square() * var + z.square())
             gz = gathered((d_scale * scale + d_shift * shift) / positions)
-            vs, v = states(before["v"], gz, 1 - control * zz)
+            vs, v = states(v_before, gz, 1 - control * zz)
             vs = vs[own]
-            us, u = states(before["u"], gathered(scale * (d_shift / positions - control * vs * z)), self.backward_decay)
+            us, u = states(u_before, gathered(scale * (d_shift / positions - control * vs * z)), self.backward_decay)
             us = us[own]
-            once.move((buffers[0], v), (buffers[1], u))
-            return -control * vs * scale.square(), -control * (vs * scale * shift + us)
+            return -control * vs * scale.square(), -control * (vs * scale * shift + us), v, u
 
         means, all_vars = gathered(mean), gathered(var)
         mean_before, mean_after = states(before["running_mean"], (1 - a) * means, a)
         inputs = (1 - a) * all_vars + a * (1 - a) * (means - mean_before).square()
         var_before, var_after = states(before["running_var"], inputs, a)
         tables = standardize(mean_before[own], var_before[own], self.eps)
-        tables = with_feedback(mean, var, *tables, positions, averaged_over(group, gradient), once)
+        given = *buffers, before["v"], before["u"]
+        tables = with_feedback(mean, var, *tables, positions, averaged_over(group, gradient), once, *given)
         return *tables, mean_after, var_after
 
 

@@ -115,7 +115,7 @@ class PowerNorm(RunningSquare):
             positions=math.prod(x.shape[2:]),
             count=count,
             group=group,
-            once=Pass(),
+            once=Pass(self.nu),
         )
         y, square = by_plane_apart(x, rule, weight=self.weight, bias=self.bias)
         self.move(count, running_square=square)
@@ -140,16 +140,26 @@ class PowerNorm(RunningSquare):
         batch_square = all_reduce((mean.square() + var).sum(0) * (positions / values), group)
 
         def gradient(
-            d_scale: Tensor, d_shift: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor
-        ) -> tuple[Tensor, Tensor]:
+            d_scale: Tensor,
+            d_shift: Tensor,
+            mean: Tensor,
+            var: Tensor,
+            scale: Tensor,
+            shift: Tensor,
+            buffer: Tensor,
+            nu: Tensor,
+            batch_square: Tensor,
+            momentum: Tensor | float,
+        ) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 zz, gz = batch_square * scale.square(), all_reduce(d_scale * scale, group) / values
-                once.move((buffer, buffer * (1 - momentum * zz) + momentum * gz))
-            return -nu * scale.square(), torch.zeros_like(scale)
+                after = buffer * (1 - momentum * zz) + momentum * gz
+            return -nu * scale.square(), torch.zeros_like(scale), after
 
         scale = (torch.where(warms_up, batch_square, running) + self.eps).rsqrt()
         shift = torch.zeros_like(scale)
-        tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once)
+        given = buffer, nu, batch_square, momentum
+        tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once, *given)
         return *tables, batch_square
 
 

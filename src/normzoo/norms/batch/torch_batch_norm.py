@@ -79,7 +79,8 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
     def kernel(self, x: Tensor, mean: Tensor | None, var: Tensor | None, by_batch: bool, momentum: float) -> Tensor:
         """torch's kernel, which keeps channels last in memory only in images: (N, C, L) passes as (N, C, 1, L)."""
         image = x.unsqueeze(2) if x.dim() == 3 and not x.is_contiguous() else x
-        return F.batch_norm(image, mean, var, *self.wide_affine(), by_batch, momentum, self.eps).view_as(x)
+        y = F.batch_norm(wide_on_cpu(image), mean, var, *self.wide_affine(), by_batch, momentum, self.eps)
+        return y.to(x.dtype).view_as(x)
 
     def too_narrow_for(self, x: Tensor) -> bool:
         """Whether x is float64 and the layer is not, which the kernel does not support."""
@@ -89,3 +90,8 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
         """`weight` and `bias` in float32 at least: the kernel requires the dtype of the running statistics."""
         weight, bias = self.weight, self.bias
         return None if weight is None else at_least_float32(weight), None if bias is None else at_least_float32(bias)
+
+
+def wide_on_cpu(x: Tensor) -> Tensor:
+    """x in float32 at least on a CPU, where the kernel sums gradients of channels-last images in their own dtype."""
+    return at_least_float32(x) if x.device.type == "cpu" else x

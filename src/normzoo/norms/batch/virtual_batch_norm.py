@@ -23,7 +23,8 @@ class VirtualBatchNorm(Norm):
     `y = weight (x - mean) / sqrt(var + eps) + bias`, with `mean` and `mean(x^2)` the averages of those of the sample
     over positions, weight 1 / (n + 1), and of the n reference samples, weight n / (n + 1); `var = mean(x^2) - mean^2`
 
-    The first batch of training becomes the reference, and is normalized by its own statistics. The paper computes the
+    The first batch of training becomes the reference, and is normalized by its own statistics; if they are NaN or
+    infinite, the next batch takes its place. The paper computes the
     statistics of the reference again with the weights of every step: call `VirtualBatchNorm.refer(net, batch)` for all
     layers of a network, as often as you like; in between they are constants without a gradient. With activation
     checkpointing, which repeats forward passes, call `refer` first. Compiled code cannot read whether there is a
@@ -123,11 +124,13 @@ class VirtualBatchNorm(Norm):
 
     @torch.no_grad()
     def take(self, mean: Tensor, var: Tensor, samples: int) -> None:
-        """Stores the statistics (C,) of a reference batch; a batch of 0 samples is ignored."""
-        self.reference_mean.copy_(mean)
-        self.reference_var.copy_(var)
-        self.reference_samples.fill_(samples)
-        self.had_reference = samples > 0
+        """Stores the statistics (C,) of a reference batch; one of 0 samples, or of values not all finite, is none."""
+        finite = (mean + var).isfinite().all()
+        self.reference_mean.copy_(torch.where(finite, mean, self.reference_mean))
+        self.reference_var.copy_(torch.where(finite, var, self.reference_var))
+        self.reference_samples.copy_(samples * finite)
+        readable = is_readable(self.reference_samples)
+        self.had_reference = is_positive(self.reference_samples) if readable else samples > 0
 
     @staticmethod
     @torch.no_grad()
@@ -142,7 +145,7 @@ class VirtualBatchNorm(Norm):
             batch: the reference, for example 128 samples of training.
 
         Raises:
-            InputError: the network has no such layer.
+            InputError: the network has no such layer, or one of them receives NaN or infinite values.
         """
         layers = [layer for layer in net.modules() if isinstance(layer, VirtualBatchNorm)]
         if not layers:
@@ -151,14 +154,26 @@ class VirtualBatchNorm(Norm):
                 f"has one."
             )
         before = [(layer.training, [b.clone() for b in layer.reference]) for layer in layers]
+        reached: list[nn.Module] = []
+        hooks = [
+            layer.register_forward_hook(lambda layer, _, y: reached.append(layer) if y.numel() > 0 else None)
+            for layer in layers
+        ]
         done = False
         try:
             for layer in layers:
                 layer.training = True
                 layer.take(*layer.reference[:2], samples=0)
             net(batch)
+            if not all(layer.has_reference for layer in layers if layer in reached):
+                raise InputError(
+                    f"VirtualBatchNorm.refer got a batch of shape {tuple(batch.shape)} that is NaN or infinite at the "
+                    f"input of a VirtualBatchNorm; give a batch of finite values, or look for the weights that are not."
+                )
             done = True
         finally:
+            for hook in hooks:
+                hook.remove()
             for layer, (training, (mean, var, samples)) in zip(layers, before, strict=True):
                 layer.training = training
                 if not done or not layer.has_reference:

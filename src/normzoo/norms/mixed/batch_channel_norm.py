@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._ops.groups import resolve_groups
-from normzoo.norms._ops.scale_shift import by_plane, standardize
+from normzoo.norms._ops.scale_shift import about, by_plane, standardize
+from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
 
@@ -98,10 +99,10 @@ class BatchChannelNorm(MixedStatistics):
         grouped = z_mean.unflatten(1, (self.num_groups, -1))
         group_mean = grouped.mean(2, keepdim=True)
         z_var = (var * scale.square()).unflatten(1, (self.num_groups, -1))
-        inv_std = ((z_var + (grouped - group_mean).square()).mean(2, keepdim=True) + self.eps).rsqrt()
+        inv_std = inverse_root((z_var + (grouped - group_mean).square()).mean(2, keepdim=True) + self.eps)
         gain = inv_std if group_weight is None else inv_std * group_weight.unsqueeze(1)
         # y = gain (z - group_mean) + group_bias, and z = z_mean + scale (x - mean) in each plane
         level = (grouped - group_mean) * gain
         level = level if group_bias is None else level + group_bias.unsqueeze(1)
         slope = (scale.unflatten(0, (self.num_groups, -1)) * gain).flatten(1)
-        return slope, level.flatten(1) - slope * mean, *of
+        return *about(mean, slope, level.flatten(1)), *of

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_variance
 from normzoo.norms._ops.ranks import Group, least
-from normzoo.norms._ops.scale_shift import by_plane, standardize
+from normzoo.norms._ops.scale_shift import about, by_plane
+from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch, to_unit_interval
 
 
@@ -75,6 +76,5 @@ class BatchInstanceNorm(MixedStatistics):
 
     def rule(self, mean: Tensor, var: Tensor, gate: Tensor, of_batch: OfBatch) -> tuple[Tensor, ...]:
         of = of_batch(mean, var)
-        pairs = zip(standardize(*of, self.eps), standardize(mean, var, self.eps), strict=True)
-        scale, shift = (gate * batch + (1 - gate) * instance for batch, instance in pairs)
-        return scale, shift, *of
+        batch, instance = (inverse_root(v + self.eps) for v in (of[1], var))
+        return *about(mean, instance + gate * (batch - instance), gate * batch * (mean - of[0])), *of

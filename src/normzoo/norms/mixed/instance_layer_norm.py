@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import require_eps, require_variance
-from normzoo.norms._ops.scale_shift import by_plane, standardize
+from normzoo.norms._ops.scale_shift import about, by_plane
+from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.mixed._mixed import to_unit_interval
 
 
@@ -69,6 +70,5 @@ class InstanceLayerNorm(Norm):
     def rule(self, mean: Tensor, var: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
         of_layer = mean.mean(1, keepdim=True)
         var_of_layer = (var + (mean - of_layer).square()).mean(1, keepdim=True)
-        pairs = zip(standardize(mean, var, self.eps), standardize(of_layer, var_of_layer, self.eps), strict=True)
-        scale, shift = (gate * instance + (1 - gate) * layer for instance, layer in pairs)
-        return scale, shift
+        layer, instance = (inverse_root(v + self.eps) for v in (var_of_layer, var))
+        return about(mean, layer + gate * (instance - layer), (1 - gate) * layer * (mean - of_layer))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_variance
 from normzoo.norms._ops.ranks import Group
-from normzoo.norms._ops.scale_shift import by_plane, standardize
+from normzoo.norms._ops.scale_shift import about, by_plane
+from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.mixed._mixed import MixedStatistics, OfBatch
 
 
@@ -95,6 +96,7 @@ class SwitchableNorm(MixedStatistics):
         batch_mean, batch_var = of_batch(mean, var)
         first = 1 if dense else 0
         p, q = mean_weight[first:].softmax(0), var_weight[first:].softmax(0)
-        mixed_mean = sum(w * m for w, m in zip(p, (mean, layer_mean, batch_mean)[first:], strict=True))
+        apart = sum(w * (mean - m) for w, m in zip(p, (mean, layer_mean, batch_mean)[first:], strict=True))
         mixed_var = sum(w * v for w, v in zip(q, (var, layer_var, batch_var)[first:], strict=True))
-        return *standardize(mixed_mean, mixed_var, self.eps), batch_mean, batch_var
+        inv_std = inverse_root(mixed_var + self.eps)
+        return *about(mean, inv_std, apart * inv_std), batch_mean, batch_var

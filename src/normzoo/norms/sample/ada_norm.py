@@ -7,6 +7,7 @@ from torch import Tensor
 from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import require_eps, require_positive, require_variance
 from normzoo.norms._ops.blocks import in_blocks
+from normzoo.norms._ops.tensors import inverse_root
 
 
 class AdaNorm(Norm):
@@ -66,7 +67,7 @@ class AdaNorm(Norm):
 def standardized(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`(x - mean) / std` over channels, and 1 / std."""
     z = x - x.mean(1, keepdim=True)
-    inv_std = (z.square().mean(1, keepdim=True) + eps).rsqrt()
+    inv_std = inverse_root(z.square().mean(1, keepdim=True) + eps)
     return z * inv_std, inv_std
 
 

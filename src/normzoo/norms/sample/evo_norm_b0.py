@@ -62,6 +62,9 @@ class EvoNormB0(RunningStatistics):
         train_differs=True,
         syncs=True,
         brings_activation=True,
+        exceptions={
+            "large-and-small-scales": "float32 cannot tell the larger of the two where v x is lost beside sqrt(eps)"
+        },
     )
 
     def __init__(

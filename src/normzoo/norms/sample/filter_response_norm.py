@@ -10,7 +10,7 @@ from normzoo.norms._checks import require_eps
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_plane
 from normzoo.norms._ops.second_derivatives import needs_autograd
-from normzoo.norms._ops.tensors import at_least_float32, per_channel
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root, per_channel
 
 
 class FilterResponseNorm(Norm):
@@ -18,8 +18,9 @@ class FilterResponseNorm(Norm):
 
     `y = max(weight x / sqrt(mean(x^2) + eps) + bias, tau)`, the mean over positions
 
-    The maximum with the learned threshold tau (TLU) replaces the network's activation; where both are equal, the
-    gradient goes to tau. eps is not learned: the paper learns it only for inputs of a single position.
+    The maximum with the learned threshold tau (TLU) replaces the network's activation; where both are equal, each gets
+    half of the gradient. At the start tau is 0, and the mean square is 1 only after `drop_activation`. eps is not
+    learned: the paper learns it only for inputs of a single position.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
@@ -46,6 +47,7 @@ class FilterResponseNorm(Norm):
         ),
         axes=("s",),
         scales=True,
+        unit_square=False,
         dense=False,
         brings_activation=True,
     )
@@ -63,10 +65,11 @@ class FilterResponseNorm(Norm):
     def normalize(self, x: Tensor) -> Tensor:
         def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
             square = mean.square() + var
-            return (square + self.eps).rsqrt(), torch.zeros_like(mean)
+            return inverse_root(square + self.eps), torch.zeros_like(mean)
 
-        z, *_ = by_plane(x, rule, weight=self.weight, bias=self.bias)
-        return z if self.tau is None else threshold(z, self.tau)
+        # A threshold behind the rounding to a narrow dtype would make ties.
+        z, *_ = by_plane(at_least_float32(x), rule, weight=self.weight, bias=self.bias)
+        return (z if self.tau is None else threshold(z, self.tau)).to(x.dtype)
 
 
 def threshold(z: Tensor, tau: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops.groups import resolve_groups
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import by_position
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root
 
 
 class LocalContextNorm(Norm):
@@ -100,7 +100,7 @@ class LocalContextNorm(Norm):
         share = 1 / window_sums(torch.ones_like(mean[:1]), self.window_size)
         of_window = window_sums(mean, self.window_size) * share
         square = window_sums(var + mean.square(), self.window_size) * share
-        inv_std = ((square - of_window.square()).clamp_min(0) + self.eps).rsqrt()
+        inv_std = inverse_root((square - of_window.square()).clamp_min(0) + self.eps)
         return inv_std.flatten(1).to(dtype), (-of_window * inv_std).flatten(1).to(dtype)
 
 

@@ -9,7 +9,7 @@ from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import is_number
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root
 
 # The lower bound of the norm, as in `F.normalize`.
 SHORTEST = 1e-12
@@ -59,6 +59,6 @@ class LpNorm(Norm):
 
         def rule(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
             square = self.num_features * (mean.square() + var)
-            return square.clamp_min(SHORTEST**2).rsqrt(), torch.zeros_like(mean)
+            return inverse_root(square.clamp_min(SHORTEST**2)), torch.zeros_like(mean)
 
         return by_position(x, rule)[0]

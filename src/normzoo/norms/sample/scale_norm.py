@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root
 
 # The lower bound of the norm, as in the authors' code.
 SHORTEST = 1e-5
@@ -55,6 +55,6 @@ class ScaleNorm(Norm):
 
         def rule(mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             square = self.num_features * (mean.square() + var)
-            return weight * square.clamp_min(SHORTEST**2).rsqrt(), torch.zeros_like(mean)
+            return weight * inverse_root(square.clamp_min(SHORTEST**2)), torch.zeros_like(mean)
 
         return by_position(x, rule, self.weight)[0]

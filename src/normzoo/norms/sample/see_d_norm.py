@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normzoo.norms._base import Facts, Norm, Paper
 from normzoo.norms._checks import divisors, require_divisor, require_eps
 from normzoo.norms._ops.blocks import in_blocks
-from normzoo.norms._ops.tensors import per_channel
+from normzoo.norms._ops.tensors import inverse_root, per_channel
 
 
 class SeeDNorm(Norm):
@@ -71,7 +71,7 @@ def over_heads(product: Tensor, heads: int) -> Tensor:
 
 def rescaled(x: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, *, heads: int, eps: float) -> Tensor:
     """The layer."""
-    inv_rms = (x.square().mean(1, keepdim=True) + eps).rsqrt()
+    inv_rms = inverse_root(x.square().mean(1, keepdim=True) + eps)
     gate = over_heads(x * per_channel(beta, x), heads).tanh()
     return x * inv_rms * (gate * per_channel(alpha, x) + per_channel(weight, x))
 
@@ -87,7 +87,7 @@ def gradient_of_rescaled(
         dx = dy g r + beta dgate - x r^2 mean(p g)
     """
     positions = (0, *range(2, x.dim()))
-    inv_rms = (x.square().mean(1, keepdim=True) + eps).rsqrt()
+    inv_rms = inverse_root(x.square().mean(1, keepdim=True) + eps)
     gate = over_heads(x * per_channel(beta, x), heads).tanh()
     p = (dy * x).mul_(inv_rms)
     d_weight = p.sum(positions)

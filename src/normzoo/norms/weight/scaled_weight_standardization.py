@@ -2,11 +2,11 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_eps, require_positive, require_variance
+from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.weight._weight import WeightTransform, by_output
 
 # ReLU of a standard normal value has variance (1 - 1 / pi) / 2.
@@ -70,7 +70,7 @@ class ScaledWeightStandardization(WeightTransform):
         require_variance(self, x, fan_in, per="output channel", remedy="use a layer of more inputs, or take WeightNorm")
 
         def rule(mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-            scale = weight * self.gamma * torch.rsqrt(fan_in * var + self.eps)
+            scale = weight * self.gamma * inverse_root(fan_in * var + self.eps)
             return scale, -mean * scale
 
         return by_output(x, rule, self.weight.unsqueeze(1))
