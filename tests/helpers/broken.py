@@ -930,6 +930,7 @@ class OneGradientAtATime(InstanceNorm):
 
 
 @caught_by("export", raises=Exception)
+@caught_by("onnx", raises=Exception)
 class FreezesTheBatch(InstanceNorm):
     """`len` of a tensor is a number of Python, which the exported program keeps."""
 
@@ -941,3 +942,11 @@ class FreezesTheBatch(InstanceNorm):
 class FreezesItsOutput(InstanceNorm):
     def normalize(self, x: Tensor) -> Tensor:
         return super().normalize(x) if not torch.jit.is_tracing() else torch.tensor(super().normalize(x).tolist())
+
+
+@caught_by("tracing")
+class BranchesOnASize(InstanceNorm):
+    """The graph would keep the branch that the example took."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x) if x.shape[0] > 1 else torch.zeros_like(x)

@@ -70,18 +70,22 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0  # torch has no public name for it
 
 
+def is_traced() -> bool:
+    """Whether `torch.jit.trace` records this code.
+
+    It warns of every size or value that Python branches on, as its graph keeps the branch: there, nothing is checked.
+    """
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced
+
+
 def is_transformed() -> bool:
     """Whether something other than eager reverse-mode differentiation runs this code.
 
     That is `torch.compile`, `torch.export`, a transform of `torch.func`, forward-mode differentiation, or
     `torch.jit.trace`: they transform the plain formula, and cannot use an explicit gradient.
     """
-    return (
-        torch.compiler.is_compiling()
-        or in_torch_func()
-        or in_forward_mode()
-        or torch._C._is_tracing()  # torch.jit.is_tracing has no types
-    )
+    return torch.compiler.is_compiling() or in_torch_func() or in_forward_mode() or is_traced()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
