@@ -1016,6 +1016,7 @@ class EnsembleWithoutErrors(OnlineNorm):
 
 
 @caught_by("export", raises=Exception)
+@caught_by("onnx", raises=Exception)
 class FreezesTheBatch(InstanceNorm):
     """`len` of a tensor is a number of Python, which the exported program keeps."""
 
@@ -1055,3 +1056,11 @@ class ResetsTheWeight(BatchNorm):
 class ChannelsStayMoved(InstanceNorm):
     def forward(self, x: Tensor) -> Tensor:
         return self.normalize(x.movedim(self.channel_dim, 1)).contiguous().view_as(x)
+
+
+@caught_by("tracing")
+class BranchesOnASize(InstanceNorm):
+    """The graph would keep the branch that the example took."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x) if x.shape[0] > 1 else torch.zeros_like(x)

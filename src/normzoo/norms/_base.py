@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._arguments import NormType, is_count, keyword_defaults
+from normzoo.norms._ops.tensors import is_traced
 
 Axis = Literal["N", "C", "C/G", "C/w", "s", "s/w"]
 Family = Literal["batch", "sample", "mixed", "whitening", "weight", "pointwise", "own"]
@@ -132,7 +133,8 @@ class Norm(nn.Module, metaclass=NormType):
         self.num_features = num_features
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check(x)
+        if not is_traced():
+            self.check(x)
         if self.channel_dim == 1:
             return self.normalize(x)
         return self.normalize(x.movedim(self.channel_dim, 1)).movedim(1, self.channel_dim)

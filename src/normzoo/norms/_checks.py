@@ -7,6 +7,7 @@ from torch import Tensor
 from normzoo.errors import InputError
 from normzoo.norms._arguments import is_count, keyword_defaults
 from normzoo.norms._base import Norm
+from normzoo.norms._ops.tensors import is_traced
 
 
 def is_number(value: object) -> bool:
@@ -73,7 +74,7 @@ def require_divisor(layer: Norm, **values: int) -> None:
 
 def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:
     """Raises `InputError` if a variance would be taken over a single value, where it is always 0."""
-    if values == 1:
+    if not is_traced() and values == 1:
         raise InputError(
             f"{type(layer).__name__} got an input of shape {tuple(x.shape)}: one value per {per} has no variance, and "
             f"the output would always be 0; {remedy}."

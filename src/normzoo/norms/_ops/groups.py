@@ -2,7 +2,7 @@
 
 from functools import partial
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from normzoo.norms._base import Norm
@@ -51,6 +51,6 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     """
     if x.is_contiguous():
         wide, weight, bias = in_one_precision(x, weight, bias)
-        return F.group_norm(wide, groups, weight, bias, eps).to(x.dtype)  # type: ignore[arg-type] # x is no None
+        return torch.group_norm(wide, groups, weight, bias, eps).to(x.dtype)  # type: ignore[arg-type] # x is no None
     rule = partial(standardize_groups, groups=groups, eps=eps)
     return by_plane(x, rule, weight=weight, bias=bias)[0]

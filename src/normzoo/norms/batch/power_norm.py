@@ -97,8 +97,9 @@ class PowerNorm(RunningSquare):
     def normalize(self, x: Tensor) -> Tensor:
         if not self.scale_groups:
             return super().normalize(x)
-        formula, gradient = (partial(f, groups=self.scale_groups, eps=self.eps) for f in (scaled, gradient_of_scaled))
-        u = in_blocks(formula, at_least_float32(x), gradient=gradient)
+        settings = {"groups": self.scale_groups, "eps": self.eps}
+        gradient = partial(gradient_of_scaled, **settings)
+        u = in_blocks(partial(scaled, **settings), at_least_float32(x), gradient=gradient)
         return super().normalize(u).to(x.dtype)
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:

@@ -78,11 +78,14 @@ class LocalContextNorm(Norm):
         self.affine = affine
         self.add_affine(weight=affine, bias=affine)
 
-    def normalize(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor) -> None:
+        super().check(x)
         values = self.num_features // self.num_groups
         for size in x.shape[2:]:
             values *= min(self.window_size // 2 + 1, size)  # in a corner
         require_variance(self, x, values, per="window", remedy="use larger images, or take fewer groups")
+
+    def normalize(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
         # Each group of a sample as a sample: the tables are (N G, L).
         groups = wide.reshape(x.shape[0] * self.num_groups, self.num_features // self.num_groups, *x.shape[2:])
