@@ -15,7 +15,7 @@ import torch
 from commands import QUIET, SHORT, fit
 
 from normzoo.norms import Norm, layers
-from normzoo.norms._base import keyword_defaults
+from normzoo.norms._arguments import keyword_defaults
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()

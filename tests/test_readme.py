@@ -6,8 +6,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from commands import SHORT, fit
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,6 +51,17 @@ def test_every_page_is_reached_from_the_readme() -> None:
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL))
 def test_python_in_the_readme_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_a_trained_network_exports_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/runs.md, on the run that it names."""
+    text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text.split("## Export\n")[1].split("\n## ")[0], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    fit("-c", str(ROOT / "configs" / "digits_mlp.yaml"), *SHORT)
+    names: dict[str, Any] = {"__name__": "runs"}
+    exec(compile(code, "docs/runs.md", "exec"), names)
+    assert names["logits"].shape == (7, 10)
 
 
 @pytest.mark.slow

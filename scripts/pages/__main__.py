@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pages import conformance, monitors, zoo
+from pages import conformance, monitors, training, zoo
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,10 +18,15 @@ def main() -> None:
         nargs="*",
         metavar="PAGE",
         help="zoo: docs/zoo.md, docs/axes/ and the README's table; conformance: docs/conformance.md; "
-        "monitors: docs/monitors.md",
+        "monitors: docs/monitors.md; training: docs/training.md",
     )
-    asked = parser.parse_args().pages or ["zoo", "conformance", "monitors"]
-    writers = {"zoo": zoo.write, "conformance": conformance.write, "monitors": monitors.write}
+    asked = parser.parse_args().pages or ["zoo", "conformance", "monitors", "training"]
+    writers = {
+        "zoo": zoo.write,
+        "conformance": conformance.write,
+        "monitors": monitors.write,
+        "training": training.write,
+    }
     for name in asked:
         if name not in writers:
             parser.error(f"no page is called {name}; there are {', '.join(writers)}")

@@ -12,7 +12,7 @@ from references import REFERENCES
 from normzoo.cli.norms import FAMILIES, WORDS, describe, marked
 from normzoo.norms import Norm, layers
 from normzoo.norms._base import Family
-from pages import axes
+from pages import arguments, axes
 
 SECTION = re.compile(r"(?<=<!-- zoo -->\n).*?(?=<!-- /zoo -->)", re.DOTALL)
 
@@ -83,7 +83,7 @@ def the_page(costs: Costs | None) -> str:
             "`TorchBatchNorm`. Compiled layers are compared with the compiled `TorchBatchNorm`.",
             f"```\n{costs['machine']}\nsettings  {costs['settings']}\n```",
         ]
-    parts.append(index())
+    parts += [index(), arguments.section()]
     for family, members in by_family().items():
         parts += [f"## {family}: {FAMILIES[family]}", *(card(layer, costs) for layer in members)]
     return "\n\n".join(parts) + "\n"
@@ -172,6 +172,8 @@ def documentation(layer: type[Norm]) -> tuple[list[str], dict[str, str], str]:
                     arguments[last] += f" {line.strip()}"
         elif paragraph.startswith("Reference:"):
             reference = " ".join(paragraph.removeprefix("Reference:").split())
+        elif opening.startswith("- "):
+            prose.append(listed(paragraph))
         elif opening.startswith("  "):
             prose.append(f"```\n{inspect.cleandoc(paragraph)}\n```")
         elif opening == "Attributes:":
@@ -189,7 +191,7 @@ def by_reason(exceptions: Mapping[str, str]) -> dict[str, list[str]]:
 
 def listed(entries: str) -> str:
     """`name: meaning` lines as a list."""
-    joined = re.sub(r"\n\s+", " ", inspect.cleandoc(entries))
+    joined = re.sub(r"\n\s+", " ", inspect.cleandoc(entries)).removeprefix("- ").replace("\n- ", "\n")
     return "\n".join(f"- {escaped(line)}" for line in joined.splitlines())
 
 

@@ -26,7 +26,7 @@ from normzoo import norms
 from normzoo.cli.norms import WORDS, shape
 from normzoo.errors import InputError
 from normzoo.models import MLP
-from normzoo.norms._base import keyword_defaults
+from normzoo.norms._arguments import keyword_defaults
 from normzoo.runs.checkpoints import find_checkpoint
 from normzoo.runs.folders import new_run, shared_run
 from normzoo.tasks.classifier import Classifier
@@ -791,7 +791,7 @@ REFUSED: dict[str, str] = {
     "fit --trainer.accelerator=quantum": "quantum.*cpu",
     "fit --data.batch_size=0": "batch_size=0.*1 or more",
     "fit --model.net.hidden=[0]": r"hidden=\[0\].*at least 1",
-    "fit --model.net.norm.eps=-1": "eps=-1.*above 0.*default",
+    "fit --model.net.norm.eps=-1": "eps=-1.*0 or above.*default",
     "fit --model.label_smoothing=2": r"label_smoothing=2.*\[0, 1\).*0.1",
     "fit --model.optimizer.lr=-1": "learning rate.*-1",
     "fit --model.lr_scheduler=OneCycleLR --model.lr_scheduler.max_lr=1": "lr_scheduler.*total_steps",

@@ -39,6 +39,7 @@ from normzoo.norms import (
     OnlineNorm,
     PowerNorm,
     RMSNorm,
+    ScaleNorm,
     SpectralNorm,
     SplitBatchNorm,
     TorchBatchNorm,
@@ -882,8 +883,8 @@ class ClaimsToStandAlone(WeightStandardization):
 class TakesAnyEps(RMSNorm):
     """Never asks."""
 
-    def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
-        super().__init__(num_features, affine=affine)
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features)
         self.eps = eps
 
 
@@ -1015,6 +1016,7 @@ class EnsembleWithoutErrors(OnlineNorm):
 
 
 @caught_by("export", raises=Exception)
+@caught_by("onnx", raises=Exception)
 class FreezesTheBatch(InstanceNorm):
     """`len` of a tensor is a number of Python, which the exported program keeps."""
 
@@ -1026,3 +1028,39 @@ class FreezesTheBatch(InstanceNorm):
 class FreezesItsOutput(InstanceNorm):
     def normalize(self, x: Tensor) -> Tensor:
         return super().normalize(x) if not torch.jit.is_tracing() else torch.tensor(super().normalize(x).tolist())
+
+
+# Arguments of every layer
+
+
+@caught_by("device-and-dtype")
+class StaysOnTheCPU(ScaleNorm):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.weight = nn.Parameter(self.weight.to("cpu") if not self.weight.is_meta else torch.ones((), device="cpu"))
+
+
+@caught_by("starts-from-meta")
+class ResetsParametersOnly(BatchNorm):
+    def reset_parameters(self) -> None:
+        self.reset(list(self.named_parameters()))
+
+
+@caught_by("resets")
+class ResetsTheWeight(BatchNorm):
+    def reset_running_stats(self) -> None:
+        self.reset_parameters()
+
+
+@caught_by("channel-dim", "NCL")
+class ChannelsStayMoved(InstanceNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalize(x.movedim(self.channel_dim, 1)).contiguous().view_as(x)
+
+
+@caught_by("tracing")
+class BranchesOnASize(InstanceNorm):
+    """The graph would keep the branch that the example took."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x) if x.shape[0] > 1 else torch.zeros_like(x)

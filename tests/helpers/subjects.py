@@ -14,7 +14,7 @@ from references import REFERENCES, Reference, State, reference
 from torch import Tensor
 
 from normzoo.norms import Norm, layers
-from normzoo.norms._base import keyword_defaults
+from normzoo.norms._arguments import keyword_defaults
 
 C = 8
 LAYOUTS = {"NC": (6, C), "NCL": (4, C, 5), "NCHW": (4, C, 3, 2)}

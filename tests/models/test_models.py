@@ -8,16 +8,21 @@ import copy
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from broken import BranchesOnASize, FreezesTheBatch
+from exported import TOLERANCE, in_onnxruntime, without_tracer_warnings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.tensorboard import SummaryWriter
 
 from normzoo import models, norms
 from normzoo.errors import InputError
@@ -430,6 +435,84 @@ def test_images_of_another_size_are_taken_where_positions_are_averaged(network: 
             build(network)(larger)
     else:
         assert build(network)(larger).shape == (2, CLASSES)
+
+
+# Export, and the graph in TensorBoard. With BatchNorm always, with the other norms by --slow.
+
+
+def of(pairs: Iterable[Any], bug: type[Norm]) -> pytest.MarkDecorator:
+    """A test of these pairs, and of a ResNet with a bug, which must fail."""
+    params = [
+        p if p.values[1] is BatchNorm else pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) for p in pairs
+    ]
+    must_fail = pytest.mark.xfail(strict=True, raises=Exception, reason="a bug that the law must catch")
+    return pytest.mark.parametrize(
+        "network,layer", [*params, pytest.param(ResNet, bug, id=f"bug-{bug.__name__}", marks=must_fail)]
+    )
+
+
+def evaluated(network: type[Network], layer: type[Norm]) -> Network:
+    """After a batch of training, which moves running statistics and becomes the reference of a layer that needs one."""
+    net = build(network, norm=layer)
+    net(images(8))
+    return net.eval()
+
+
+def dynamic(network: type[Network]) -> dict[int, Any]:
+    """The dimensions of images that may differ: N; and H and W where the network averages over positions."""
+    return dict.fromkeys([0] if IS_DENSE[network.__name__] else [0, 2, 3], torch.export.Dim.AUTO)
+
+
+def assert_exported(f: Callable[[Tensor], Tensor], net: Network) -> None:
+    for n, more in ((2, 0), (4, 4), (9, 8)):
+        height, width = (SHAPE[1], SHAPE[2]) if IS_DENSE[type(net).__name__] else (SHAPE[1] + more, SHAPE[2] + 2 * more)
+        x = images(n, (SHAPE[0], height, width))
+        with torch.no_grad():
+            y, expected = f(x), net(x)
+        assert y.shape == expected.shape
+        assert (y - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@of(PAIRS, bug=FreezesTheBatch)
+def test_every_network_exports_with_every_norm(network: type[Network], layer: type[Norm]) -> None:
+    """`torch.export`, for any number of images and, where the network takes them, of any size."""
+    net = evaluated(network, layer)
+    program = torch.export.export(net, (images(),), dynamic_shapes=(dynamic(network),))
+    assert_exported(program.module(), net)
+
+
+# One network for each norm: the operators of a layer have a law of their own (`test_onnx`), and what a network adds is
+# the same for all norms.
+ONE_PER_NORM = [
+    nets[i % len(nets)]
+    for i, layer in enumerate(LAYERS.values())
+    if "onnx" not in layer.facts.exceptions
+    for nets in [[p for p in PAIRS if p.values[1] is layer]]
+]
+
+
+@of(ONE_PER_NORM, bug=FreezesTheBatch)
+def test_networks_export_to_onnx(network: type[Network], layer: type[Norm]) -> None:
+    """onnxruntime computes what torch does, for any number of images and, where the network takes them, of any size."""
+    net = evaluated(network, layer)
+    assert_exported(in_onnxruntime(net, images(), dynamic(network)), net)
+
+
+@of(PAIRS, bug=BranchesOnASize)
+def test_tensorboard_draws_every_network_with_every_norm(
+    network: type[Network], layer: type[Norm], tmp_path: Path
+) -> None:
+    """The graph in the event file has nodes of every norm, and torch has no warning for the user."""
+    net = evaluated(network, layer)
+    with without_tracer_warnings(), SummaryWriter(tmp_path) as writer:
+        writer.add_graph(net, images())
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    names = [node.name for node in events.Graph().node]
+    drawn = {match[0] for name in names if (match := re.match(rf".*Block\[\w+\](?=.*/{layer.__name__}\[)", name))}
+    # NoNorm does nothing, and has no node.
+    assert len(drawn) == (0 if layer is NoNorm else len(blocks(net))), drawn
+    assert any("[head]" in name for name in names)
 
 
 # State

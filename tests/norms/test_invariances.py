@@ -8,7 +8,7 @@ import torch
 from laws import assert_close, close, fresh, law, on_activations, refusal, set_axes
 from subjects import LAYOUTS, C, Subject
 
-from normzoo.norms._base import keyword_defaults
+from normzoo.norms._arguments import keyword_defaults
 from normzoo.norms.weight._weight import WeightTransform
 
 

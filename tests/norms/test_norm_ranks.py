@@ -17,7 +17,7 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms import Norm
-from normzoo.norms._base import keyword_defaults
+from normzoo.norms._arguments import keyword_defaults
 from normzoo.norms._ops import cpu as kernels
 
 

@@ -24,7 +24,7 @@ from subjects import (
 from torch import Tensor
 
 from normzoo.norms import Norm
-from normzoo.norms._base import keyword_defaults
+from normzoo.norms._arguments import keyword_defaults
 from normzoo.norms._ops import cpu as kernels
 
 

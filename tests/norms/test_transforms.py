@@ -1,25 +1,22 @@
-"""Forward-mode differentiation, batches of gradients, ensembles, tracing and export: on few values and on many."""
+"""Forward-mode differentiation, batches of gradients, ensembles, and tracing: on few values and on many."""
 
 import copy
 from collections.abc import Callable, Iterator
 
-import pytest
 import torch
+from exported import without_tracer_warnings
 from laws import (
     LARGE,
     assert_close,
     assert_same_results,
-    buffers_of,
     few_and_many,
     law,
     of_layer,
-    on_activations,
     pure,
-    same_tensors,
 )
 from references import State
 from subjects import LAYOUTS, C, Subject
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -117,45 +114,16 @@ def test_ensembles(subject: Subject) -> None:
                     assert_close(state[name][i], buffer, name)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:FutureWarning")
 @law()
 def test_tracing(subject: Subject) -> None:
-    """`torch.jit.trace`, with which TensorBoard draws a graph, gives the layer's function."""
+    """`torch.jit.trace`, with which TensorBoard draws a graph, gives the layer's function, without a warning."""
     for layer, x in cases(subject):
         layer.eval()
         with torch.no_grad():
-            traced = torch.jit.trace(layer, x, check_trace=False)
+            with without_tracer_warnings():
+                traced = torch.jit.trace(layer, x, check_trace=False)
             other = 0.5 * x + 0.1
             assert_close(traced(other), layer(other))
-
-
-@pytest.mark.slow
-@law(when=on_activations)
-def test_export(subject: Subject) -> None:
-    """`torch.export` gives a program for any number of samples and positions, and changes no buffer."""
-    for layer, x in cases(subject):
-        layer.eval()
-        before = buffers_of(layer)
-        dynamic = {0: torch.export.Dim.AUTO, **dict.fromkeys(range(2, x.dim()), torch.export.Dim.AUTO)}
-        # With an own name: the layer's argument is `x` or `input`.
-        program = torch.export.export(Named(copy.deepcopy(layer)), (x,), dynamic_shapes={"x": dynamic})
-        assert same_tensors(buffers_of(layer), before)
-        n, c, *positions = x.shape
-        for samples, more in ((2, 0), (n, 3), (n + 5, 1)):
-            other = subject.input(sizes=(samples, c, *(s + more for s in positions)))
-            assert_close(program.module()(other), layer(other), f"{samples} samples, {more} more positions")
-
-
-class Named(nn.Module):
-    """A layer whose input is called x."""
-
-    def __init__(self, layer: Norm) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        return y
 
 
 def test_sizes_lie_on_both_sides_of_the_threshold() -> None:

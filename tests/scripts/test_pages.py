@@ -1,5 +1,6 @@
 """The pages that are made by code: that they are what the code makes now, and that what they say is in bounds."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from references import reference
 
 from normzoo.norms import Facts, layers
-from pages import authors, axes, conformance, monitors, zoo
+from pages import authors, axes, conformance, monitors, training, zoo
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -35,13 +36,29 @@ def test_the_page_of_the_monitors_is_up_to_date() -> None:
         assert (DOCS / picture).is_file()
 
 
+def test_the_page_of_the_sweep_is_up_to_date() -> None:
+    report = json.loads((DOCS / "training.json").read_text())
+    assert (DOCS / "training.md").read_text() == training.the_page(report), "run scripts/docs training"
+
+
+def test_every_layer_is_in_the_sweep() -> None:
+    report = json.loads((DOCS / "training.json").read_text())
+    found, each = training.results(report), len(report["budget"]["rates"]) * len(report["budget"]["seeds"])
+    for name, layer in layers().items():
+        for network in ("MLP", "ConvNet", "ResNet-8") if layer.facts.dense else ("ConvNet", "ResNet-8"):
+            assert (network, name) in found, f"run scripts/bench sweep --only={name}"
+            assert found[network, name].runs == each
+            if training.share(network, name, found) < training.MARK:
+                assert "on digits" in (layer.__doc__ or ""), f"say in the docstring of {name} why it hardly trains"
+
+
 def same_text(a: Path, b: Path) -> bool:
     return b.exists() and a.read_text() == b.read_text()
 
 
 def test_a_layer_missing_from_the_readme_is_noticed() -> None:
     text = (ROOT / "README.md").read_text()
-    without = text.replace("GroupNorm, ", "")
+    without = text.replace("GroupNorm, InstanceNorm", "InstanceNorm")
     assert without != text
     assert zoo.with_table(without) == text == zoo.with_table(text)
 

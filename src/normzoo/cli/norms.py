@@ -101,7 +101,7 @@ WIDTHS = (64, 192)
 
 def describe(layer: "type[Norm]") -> dict[str, Any]:
     """A layer's facts, arguments and tensors, as plain data."""
-    from normzoo.norms._base import keyword_defaults
+    from normzoo.norms._arguments import keyword_defaults
 
     facts = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(layer.facts).items()}
     facts |= {

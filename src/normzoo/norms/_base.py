@@ -4,7 +4,6 @@ Shapes: `N` samples, `C` channels (features), `*` any number of positions, often
 `D x H x W`).
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
+from normzoo.norms._arguments import NormType, is_count, keyword_defaults
+from normzoo.norms._ops.tensors import is_traced
 
 Axis = Literal["N", "C", "C/G", "C/w", "s", "s/w"]
 Family = Literal["batch", "sample", "mixed", "whitening", "weight", "pointwise", "own"]
@@ -98,7 +99,7 @@ class Facts:
                 object.__setattr__(self, name, value)
 
 
-class Norm(nn.Module):
+class Norm(nn.Module, metaclass=NormType):
     """A normalization layer: `(N, C, *)` in; same shape, dtype and memory format out.
 
     A subclass defines `normalize`, and an `__init__` whose first argument is `num_features`. Everything else,
@@ -106,6 +107,10 @@ class Norm(nn.Module):
 
     Args:
         num_features: number of channels C.
+        device: where parameters and buffers are created; None for torch's default device.
+        dtype: dtype of the parameters; None for torch's default dtype. Running statistics are float32 at least.
+        channel_dim: axis of the channels, any but 0: -1 for (N, L, C) and (N, H, W, C), the layout of transformers. A
+            layer on a weight has `dim` instead: the axis of its output channels, 0.
 
     Raises:
         InputError: `num_features` is not a positive integer; an input without C channels, without floating dtype, or
@@ -113,12 +118,14 @@ class Norm(nn.Module):
     """
 
     facts: ClassVar[Facts] = Facts()
+    channel_dim: int = 1
     num_features: int
+    built_with: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __init__(self, num_features: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not that of the torch layer that a subclass may also derive from
         name = type(self).__name__
-        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
+        if not is_count(num_features):
             raise InputError(
                 f"{name}(num_features={num_features!r}): num_features must be an integer of at least 1; "
                 f"give the number of channels of the layer's input, for example {name}(64)."
@@ -126,24 +133,25 @@ class Norm(nn.Module):
         self.num_features = num_features
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check(x)
-        return self.normalize(x)
+        if not is_traced():
+            self.check(x)
+        if self.channel_dim == 1:
+            return self.normalize(x)
+        return self.normalize(x.movedim(self.channel_dim, 1)).movedim(1, self.channel_dim)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Computes the output for an input that has passed `check`."""
+        """Computes the output for an input (N, C, *) that has passed `check`."""
         raise NotImplementedError(f"{type(self).__name__} must define normalize(self, x).")
 
     def check(self, x: Tensor) -> None:
         """Raises `InputError` if the layer cannot take x."""
-        name, shape = type(self).__name__, tuple(x.shape)
+        name, shape, dim = type(self).__name__, tuple(x.shape), self.channel_dim
         if not x.is_floating_point():
             raise InputError(f"{name} got {x.dtype}; it normalizes floating point: convert the input with .float().")
-        if len(shape) < 2 or shape[1] != self.num_features:
-            raise InputError(
-                f"{name}({self.num_features}) got an input of shape {shape}; it takes (N, {self.num_features}, *), "
-                f"channels second: build it as {name}({shape[1] if len(shape) > 1 else 'C'}) or move the channels."
-            )
-        if 0 in shape[2:]:
+        channels = shape[dim] if -len(shape) < dim < len(shape) else None
+        if len(shape) < 2 or channels != self.num_features:
+            raise InputError(f"{name}({self.num_features}) got an input of shape {shape}; {self.layout_advice(shape)}.")
+        if 0 in shape[1:]:
             raise InputError(
                 f"{name} got an input of shape {shape}, which has no positions; use larger images or fewer strides."
             )
@@ -153,13 +161,48 @@ class Norm(nn.Module):
                 f"(N, C) has none: use it behind a convolution, or take LayerNorm, RMSNorm or BatchNorm here."
             )
 
+    def layout_advice(self, shape: tuple[int, ...]) -> str:
+        """What to do about an input whose channels are not where the layer expects them."""
+        name, c, dim = type(self).__name__, self.num_features, self.channel_dim
+        takes = f"it takes (N, {c}, *), channels second" if dim == 1 else f"it takes {c} channels at axis {dim}"
+        if dim != -1 and len(shape) > 2 and shape[-1] == c:
+            return f"{takes}: for channels last, build it as {name}({c}, channel_dim=-1)"
+        if dim != 1 and len(shape) > 1 and shape[1] == c:
+            return f"{takes}: for channels second, build it without channel_dim"
+        found = shape[dim] if -len(shape) < dim < len(shape) else "C"
+        return f"{takes}: build it as {name}({found}) or name the axis of the channels, for example channel_dim=-1"
+
     def drop_activation(self) -> None:
         """Removes the activation that the layer includes, for a place without one, such as before a residual sum."""
 
     def add_affine(self, *, weight: bool = True, bias: bool = True) -> None:
         """Registers `weight` (ones) and `bias` (zeros), one value per channel; None for those that are off."""
-        self.weight = nn.Parameter(torch.ones(self.num_features)) if weight else None
-        self.bias = nn.Parameter(torch.zeros(self.num_features)) if bias else None
+        shape = getattr(self, "normalized_shape", (self.num_features,))
+        self.weight = nn.Parameter(torch.ones(shape)) if weight else None
+        self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As in `nn.Module`, in float32 at least: with fewer bits, small updates of an average are lost."""
+        if tensor is not None and tensor.is_floating_point():
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        super().register_buffer(name, tensor, persistent)
+
+    def reset_parameters(self) -> None:
+        """Sets parameters and buffers to their initial values, for example after `to_empty`."""
+        self.reset([*self.named_parameters(), *self.named_buffers()])
+
+    def reset_running_stats(self) -> None:
+        """Sets running statistics to their initial values."""
+        self.reset([(name, b) for name, b in self.named_buffers() if name not in self.facts.constants])
+
+    @torch.no_grad()
+    def reset(self, tensors: list[tuple[str, Tensor]]) -> None:
+        """Copies the named parameters and buffers of a new layer with the same arguments."""
+        args, kwargs = self.built_with
+        new = type(self)(*args, **kwargs)
+        values = {**dict(new.named_parameters()), **dict(new.named_buffers())}
+        for name, tensor in tensors:
+            tensor.copy_(like(values[name], tensor))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Norm":
         # nn.Module has no public method for `.to()`. Running statistics stay float32 under .half() and .bfloat16():
@@ -174,10 +217,19 @@ class Norm(nn.Module):
 
     def extra_repr(self) -> str:
         settings = {name: getattr(self, name) for name in keyword_defaults(type(self)) if hasattr(self, name)}
+        settings = {name: value for name, value in settings.items() if not isinstance(value, Tensor)}
+        if self.channel_dim != 1:
+            settings["channel_dim"] = self.channel_dim
         return ", ".join([str(self.num_features), *(f"{name}={value}" for name, value in settings.items())])
 
 
-def keyword_defaults(layer: type[Norm]) -> dict[str, Any]:
-    """Returns the arguments of a layer other than `num_features`, and their defaults."""
-    parameters = list(inspect.signature(layer).parameters.values())[1:]
-    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+def like(value: Tensor, tensor: Tensor) -> Tensor:
+    """The value, sharded over ranks as the tensor is."""
+    if type(tensor.data) is Tensor:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor  # slow to import
+
+    if not isinstance(tensor, DTensor):
+        return value
+    value = value.to(tensor.device)
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)

@@ -5,7 +5,9 @@ import math
 from torch import Tensor
 
 from normzoo.errors import InputError
-from normzoo.norms._base import Norm, keyword_defaults
+from normzoo.norms._arguments import is_count, keyword_defaults
+from normzoo.norms._base import Norm
+from normzoo.norms._ops.tensors import is_traced
 
 
 def is_number(value: object) -> bool:
@@ -23,6 +25,15 @@ def require_positive(layer: Norm, **values: float) -> None:
             )
 
 
+def require_eps(layer: Norm, eps: float) -> None:
+    """Raises `InputError` unless eps is a finite number of at least 0."""
+    if not is_number(eps) or not 0 <= eps < math.inf:
+        default = keyword_defaults(type(layer))["eps"]
+        raise InputError(
+            f"{type(layer).__name__}(eps={eps!r}): eps must be a number, 0 or above; the default is {default}."
+        )
+
+
 def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **values: float) -> None:
     """Raises `InputError` unless every named argument is a finite number in [`least`, `below`)."""
     for name, value in values.items():
@@ -38,16 +49,32 @@ def require_number(layer: Norm, least: float, /, *, below: float = math.inf, **v
 def require_count(layer: Norm, least: int, /, **values: int) -> None:
     """Raises `InputError` unless every named argument is an integer of at least `least`; a bool is not."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_count(value, least):
             raise InputError(
                 f"{type(layer).__name__}({name}={value!r}): {name} must be an integer of at least {least}; the default "
                 f"is {keyword_defaults(type(layer))[name]}."
             )
 
 
+def divisors(channels: int) -> list[int]:
+    """Returns the divisors of a number of channels, in order."""
+    return [d for d in range(1, channels + 1) if channels % d == 0]
+
+
+def require_divisor(layer: Norm, **values: int) -> None:
+    """Raises `InputError` unless every named argument is an integer that divides the layer's `num_features`."""
+    channels, found = layer.num_features, divisors(layer.num_features)
+    for name, value in values.items():
+        if not is_count(value) or value not in found:
+            raise InputError(
+                f"{type(layer).__name__}({channels}, {name}={value!r}): {name} must divide the number of channels; of "
+                f"{channels} the divisors are {', '.join(map(str, found))}."
+            )
+
+
 def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:
     """Raises `InputError` if a variance would be taken over a single value, where it is always 0."""
-    if values == 1:
+    if not is_traced() and values == 1:
         raise InputError(
             f"{type(layer).__name__} got an input of shape {tuple(x.shape)}: one value per {per} has no variance, and "
             f"the output would always be 0; {remedy}."

@@ -88,6 +88,19 @@ def learned(y: Tensor, state: State) -> Tensor:
     return by_channel(one, y)
 
 
+def move_average(state: State, c: int, mean: Tensor, var: Tensor, momentum: float | None) -> None:
+    m = 1 / int(state["num_batches_tracked"]) if momentum is None else momentum
+    state["running_mean"][c] = (1 - m) * state["running_mean"][c] + m * mean.detach()
+    state["running_var"][c] = (1 - m) * state["running_var"][c] + m * var.detach()
+
+
+def by_running(x: Tensor, state: State, eps: float) -> Tensor:
+    def one(values: Tensor, c: int) -> Tensor:
+        return (values - state["running_mean"][c]) / (state["running_var"][c] + eps).sqrt()
+
+    return learned(by_channel(one, x), state)
+
+
 # By others.
 
 
@@ -120,3 +133,4 @@ def loaded(module: nn.Module, layer: nn.Module) -> nn.Module:
 
 
 BARE = {"affine": False}
+NO_BIAS = {"bias": False}

@@ -10,36 +10,34 @@ from torch import Tensor, nn
 
 from references._base import (
     BARE,
+    NO_BIAS,
     Oracle,
     Reference,
     State,
     biased_variance,
     by_channel,
+    by_position,
+    by_running,
     learned,
     loaded,
     mean_of,
     mean_square,
+    move_average,
 )
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-
-
-def move_average(state: State, c: int, mean: Tensor, var: Tensor, momentum: float | None) -> None:
-    m = 1 / int(state["num_batches_tracked"]) if momentum is None else momentum
-    state["running_mean"][c] = (1 - m) * state["running_mean"][c] + m * mean.detach()
-    state["running_var"][c] = (1 - m) * state["running_var"][c] + m * var.detach()
 
 
 def batch_norm(
     x: Tensor, state: State, training: bool, *, eps: float, momentum: float | None, **unused: object
 ) -> Tensor:
     tracks = "running_mean" in state
-    if training and tracks:
+    if tracks and not training:
+        return by_running(x, state, eps)
+    if tracks:
         state["num_batches_tracked"] += 1
 
     def one(values: Tensor, c: int) -> Tensor:
-        if tracks and not training:
-            return (values - state["running_mean"][c]) / (state["running_var"][c] + eps).sqrt()
         n, mean, var = values.numel(), mean_of(values), biased_variance(values)
         if tracks:
             move_average(state, c, mean, var * n / (n - 1), momentum)
@@ -268,17 +266,35 @@ def over_running_square(x: Tensor, state: State, eps: float) -> Tensor:
     return by_channel(lambda values, c: values / (state["running_square"][c] + eps).sqrt(), x)
 
 
+def group_scaling(x: Tensor, groups: int, eps: float) -> Tensor:
+    def one(channels: Tensor) -> Tensor:
+        return torch.cat([values / (mean_square(values) + eps).sqrt() for values in channels.chunk(groups)])
+
+    return by_position(one, x)
+
+
 def power_norm(
-    x: Tensor, state: State, training: bool, *, eps: float, momentum: float | None, **unused: object
+    x: Tensor,
+    state: State,
+    training: bool,
+    *,
+    scale_groups: int,
+    warmup_steps: int,
+    eps: float,
+    momentum: float | None,
+    **unused: object,
 ) -> Tensor:
+    x = group_scaling(x, scale_groups, eps) if scale_groups else x
     if not training:
         return learned(over_running_square(x, state, eps), state)
     state["num_batches_tracked"] += 1
-    alpha = 1 - (1 / int(state["num_batches_tracked"]) if momentum is None else momentum)
-    z = over_running_square(x.detach(), state, eps)
-    psi = (state["running_square"] + eps).sqrt()
+    step = int(state["num_batches_tracked"])
+    alpha = 1 - (1 / step if momentum is None else momentum)
+    of_batch = torch.stack([mean_square(values) for values in x.detach().unbind(1)])
+    psi = ((of_batch if step <= warmup_steps else state["running_square"].clone()) + eps).sqrt()
+    z = by_channel(lambda values, c: values / psi[c], x.detach())
     for c in range(x.shape[1]):
-        state["running_square"][c] = alpha * state["running_square"][c] + (1 - alpha) * mean_square(x[:, c].detach())
+        state["running_square"][c] = alpha * state["running_square"][c] + (1 - alpha) * of_batch[c]
 
     def gradient(g: Tensor) -> Tensor:
         nu = state["nu"].clone()
@@ -482,8 +498,8 @@ TORCH_BATCH_NORMS = {
 }
 
 REFERENCES: dict[str, Reference] = {
-    "BatchNorm": Reference(batch_norm, BATCH_SETTINGS, TORCH_BATCH_NORMS),
-    "TorchBatchNorm": Reference(batch_norm, BATCH_SETTINGS, TORCH_BATCH_NORMS),
+    "BatchNorm": Reference(batch_norm, (*BATCH_SETTINGS, NO_BIAS), TORCH_BATCH_NORMS),
+    "TorchBatchNorm": Reference(batch_norm, (*BATCH_SETTINGS, NO_BIAS), TORCH_BATCH_NORMS),
     "BatchRenorm": Reference(
         batch_renorm,
         (
@@ -536,7 +552,15 @@ REFERENCES: dict[str, Reference] = {
         (*BATCH_SETTINGS, {"num_groups": 1}, {"num_groups": 4, "momentum": None}, {"num_groups": 8}),
         {"torch": Oracle(lambda layer, x: Grouped(layer), timed=False)},
     ),
-    "PowerNorm": Reference(power_norm, (BARE, {"momentum": None}, {"momentum": 0.7, "eps": 0.1})),
+    "PowerNorm": Reference(
+        power_norm,
+        (
+            BARE,
+            {"scale_groups": 0, "warmup_steps": 0},
+            {"scale_groups": 4, "warmup_steps": 1, "momentum": None},
+            {"warmup_steps": 3, "momentum": 0.7, "eps": 0.1},
+        ),
+    ),
     "MovingAverageBatchNorm": Reference(
         moving_average_batch_norm,
         (

@@ -51,6 +51,12 @@ def x_transformers_dynamic_erf(layer: Any, x: Tensor) -> nn.Module:
 
 
 def timm_layer_scale(layer: Any, x: Tensor) -> nn.Module:
+    from timm.layers import LayerScale
+
+    return Moved(renamed(LayerScale(layer.num_features), layer, {"gamma": "weight"}))
+
+
+def timm_layer_scale_2d(layer: Any, x: Tensor) -> nn.Module:
     from timm.layers import LayerScale2d
 
     return renamed(LayerScale2d(layer.num_features), layer, {"gamma": "weight"})
@@ -69,5 +75,12 @@ REFERENCES: dict[str, Reference] = {
         {"x_transformers": Oracle(x_transformers_dynamic_erf, package="x_transformers")},
     ),
     "DynamicISRU": Reference(dynamic_isru, ({"beta": 0.5}, {"beta": 100.0})),
-    "LayerScale": Reference(layer_scale, (), {"timm": Oracle(timm_layer_scale, package="timm", layouts=("NCHW",))}),
+    "LayerScale": Reference(
+        layer_scale,
+        ({"init_values": 1e-5},),
+        {
+            "timm": Oracle(timm_layer_scale, package="timm", timed=False),
+            "timm, 2d": Oracle(timm_layer_scale_2d, package="timm", layouts=("NCHW",)),
+        },
+    ),
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from references._base import (
     BARE,
+    NO_BIAS,
     Moved,
     Oracle,
     Reference,
@@ -19,11 +20,13 @@ from references._base import (
     biased_variance,
     by_channel,
     by_position,
+    by_running,
     by_sample,
     learned,
     loaded,
     mean_of,
     mean_square,
+    move_average,
     standardized,
 )
 
@@ -36,11 +39,29 @@ def channel_layer_norm(x: Tensor, state: State, training: bool, *, eps: float, *
     return learned(by_position(lambda channels: standardized(channels, eps), x), state)
 
 
-def rms_norm(x: Tensor, state: State, training: bool, *, eps: float, **unused: object) -> Tensor:
+def rms_norm(x: Tensor, state: State, training: bool, *, eps: float | None, **unused: object) -> Tensor:
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
     return learned(by_position(lambda channels: channels / (mean_square(channels) + eps).sqrt(), x), state)
 
 
-def instance_norm(x: Tensor, state: State, training: bool, *, eps: float, **unused: object) -> Tensor:
+def instance_norm(
+    x: Tensor,
+    state: State,
+    training: bool,
+    *,
+    eps: float,
+    momentum: float | None,
+    track_running_stats: bool,
+    **unused: object,
+) -> Tensor:
+    if track_running_stats and not training:
+        return by_running(x, state, eps)
+    if track_running_stats:
+        state["num_batches_tracked"] += 1
+        n = x[0, 0].numel()
+        for c, planes in enumerate(x.unbind(1)):
+            var = torch.stack([biased_variance(plane) for plane in planes]) * n / (n - 1)
+            move_average(state, c, mean_of(planes), mean_of(var), momentum)
     return learned(by_sample(lambda sample: by_sample(lambda plane: standardized(plane, eps), sample), x), state)
 
 
@@ -65,13 +86,13 @@ def filter_response_norm(x: Tensor, state: State, training: bool, *, eps: float,
 
 
 def local_response_norm(
-    x: Tensor, state: State, training: bool, *, size: int, scale: float, exponent: float, offset: float
+    x: Tensor, state: State, training: bool, *, size: int, alpha: float, beta: float, k: float
 ) -> Tensor:
     def one(channels: Tensor) -> Tensor:
         found = []
         for c in range(len(channels)):
             window = channels[max(c - size // 2, 0) : c + (size - 1) // 2 + 1]
-            found.append(channels[c] / (offset + scale * (window**2).sum() / size) ** exponent)
+            found.append(channels[c] / (k + alpha * (window**2).sum() / size) ** beta)
         return torch.stack(found)
 
     return by_position(one, x)
@@ -160,7 +181,9 @@ def ada_norm(x: Tensor, state: State, training: bool, *, base_gain: float, slope
     return by_position(one, x)
 
 
-def see_d_norm(x: Tensor, state: State, training: bool, *, num_heads: int, eps: float) -> Tensor:
+def see_d_norm(x: Tensor, state: State, training: bool, *, num_heads: int | None, eps: float) -> Tensor:
+    num_heads = num_heads or next(heads for heads in range(16, 0, -1) if x.shape[1] % heads == 0)
+
     def one(channels: Tensor) -> Tensor:
         gates = []
         for slice_, beta in zip(channels.chunk(num_heads), state["beta"].chunk(num_heads), strict=True):
@@ -223,7 +246,8 @@ def torch_rms_norm(layer: Any, x: Tensor) -> nn.Module:
 
 def torch_instance_norm(layer: Any, x: Tensor) -> nn.Module:
     build = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d}[x.dim()]
-    return loaded(build(layer.num_features, eps=layer.eps, affine=True), layer)
+    tracks = layer.track_running_stats
+    return loaded(build(layer.num_features, eps=layer.eps, affine=True, track_running_stats=tracks), layer)
 
 
 def timm_filter_response_norm(layer: Any, x: Tensor) -> nn.Module:
@@ -244,7 +268,7 @@ class Called(nn.Module):
 
 
 def torch_local_response_norm(layer: Any, x: Tensor) -> nn.Module:
-    return nn.LocalResponseNorm(layer.size, alpha=layer.scale, beta=layer.exponent, k=layer.offset)
+    return nn.LocalResponseNorm(layer.size, alpha=layer.alpha, beta=layer.beta, k=layer.k)
 
 
 def torchnorm_scale_norm(layer: Any, x: Tensor) -> nn.Module:
@@ -294,7 +318,7 @@ def timm_evo_norm_b0(layer: Any, x: Tensor) -> nn.Module:
 REFERENCES: dict[str, Reference] = {
     "LayerNorm": Reference(
         layer_norm,
-        (BARE,),
+        (BARE, NO_BIAS),
         {
             "torch": Oracle(torch_layer_norm, same_state=True, layouts=("NC",)),
             "torch-group": Oracle(torch_one_group, same_state=True),
@@ -302,7 +326,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "ChannelLayerNorm": Reference(
         channel_layer_norm,
-        (BARE,),
+        (BARE, NO_BIAS),
         {
             "torch": Oracle(torch_channel_layer_norm),
             "torchvision": Oracle(
@@ -311,13 +335,20 @@ REFERENCES: dict[str, Reference] = {
             "timm": Oracle(timm_channel_layer_norm, package="timm", layouts=("NCHW",), same_state=True),
         },
     ),
-    "RMSNorm": Reference(rms_norm, (BARE,), {"torch": Oracle(torch_rms_norm)}),
+    "RMSNorm": Reference(rms_norm, (BARE, {"eps": None}, {"eps": 0.1}), {"torch": Oracle(torch_rms_norm)}),
     "InstanceNorm": Reference(
-        instance_norm, (BARE,), {"torch": Oracle(torch_instance_norm, layouts=("NCL", "NCHW"), same_state=True)}
+        instance_norm,
+        (BARE, NO_BIAS, {"track_running_stats": True}, {"track_running_stats": True, "momentum": None}),
+        {
+            "torch": Oracle(torch_instance_norm, layouts=("NCL", "NCHW"), same_state=True),
+            "torch-tracking": Oracle(
+                torch_instance_norm, layouts=("NCL", "NCHW"), settings={"track_running_stats": True}
+            ),
+        },
     ),
     "GroupNorm": Reference(
         group_norm,
-        (BARE, {"num_groups": 4}, {"num_groups": 1}),
+        (BARE, NO_BIAS, {"num_groups": 4}, {"num_groups": 1}),
         {"torch": Oracle(torch_group_norm, same_state=True)},
     ),
     "FilterResponseNorm": Reference(
@@ -327,7 +358,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "LocalResponseNorm": Reference(
         local_response_norm,
-        ({"size": 4, "scale": 0.5}, {"size": 1, "scale": 1.0}, {"size": 20, "exponent": 0.5, "offset": 0.1}),
+        ({"size": 4, "alpha": 0.5}, {"size": 1, "alpha": 1.0}, {"size": 20, "beta": 0.5, "k": 0.1}),
         {"torch": Oracle(torch_local_response_norm, layouts=("NCL", "NCHW"))},
     ),
     "ScaleNorm": Reference(
@@ -359,7 +390,7 @@ REFERENCES: dict[str, Reference] = {
     ),
     "DivisiveNorm": Reference(divisive_norm, ({"eps": 0.1},)),
     "AdaNorm": Reference(ada_norm, ({"base_gain": 2.0}, {"slope": 0.3, "eps": 0.1})),
-    "SeeDNorm": Reference(see_d_norm, ({"num_heads": 4}, {"eps": 0.1})),
+    "SeeDNorm": Reference(see_d_norm, ({"num_heads": 1}, {"num_heads": 4}, {"eps": 0.1})),
     "LocalContextNorm": Reference(
         local_context_norm,
         (BARE, {"window_size": 3}, {"window_size": 3, "num_groups": 4}, {"window_size": 1, "eps": 0.1}),

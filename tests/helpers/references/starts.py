@@ -34,7 +34,7 @@ STARTS: dict[str, dict[str, Start]] = {
     "DynamicErf": {"alpha": lambda arguments: arguments["alpha"], "shift": 0.0},
     "DynamicISRU": {"beta": lambda arguments: arguments["beta"]},
     "DynamicTanh": {"alpha": lambda arguments: arguments["alpha"]},
-    "LayerScale": {"weight": 0.1},
+    "LayerScale": {"weight": lambda arguments: arguments["init_values"]},
     "DivisiveNorm": {
         "beta_root": lambda arguments: math.sqrt(1 - arguments["eps"]),
         "gamma_root": lambda arguments: (0.1 * torch.eye(8) + 0.001 / 8 * (1 - torch.eye(8))).sqrt(),

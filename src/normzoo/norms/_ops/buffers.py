@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from normzoo.norms._ops.tensors import is_traced
+
 
 def is_readable(buffer: Tensor) -> bool:
     """Whether Python code may branch on the buffer's value.
 
-    It cannot in a compiled graph, for a meta or fake tensor, which has no value, or in `torch.func`, where a tensor may
-    hold a batch of values. Of a subclass of Tensor, such as a fake tensor, nothing is known.
+    It cannot in a compiled or traced graph, for a meta or fake tensor, which has no value, or in `torch.func`, where a
+    tensor may hold a batch of values. Of a subclass of Tensor, such as a fake tensor, nothing is known.
     """
     return not (
         torch.compiler.is_compiling()
+        or is_traced()
         or buffer.is_meta
         or type(buffer) is not Tensor
         or torch._C._functorch.is_functorch_wrapped_tensor(buffer)  # torch.func has no public test for its tensors

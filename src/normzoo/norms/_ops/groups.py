@@ -3,11 +3,10 @@
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from normzoo.errors import InputError
 from normzoo.norms._base import Norm
+from normzoo.norms._checks import divisors, require_divisor
 from normzoo.norms._ops.scale_shift import by_plane
 from normzoo.norms._ops.tensors import in_one_precision, inverse_root
 
@@ -22,14 +21,9 @@ def resolve_groups(layer: Norm, num_groups: int | None) -> int:
         InputError: num_groups does not divide the layer's `num_features`.
     """
     channels = layer.num_features
-    divisors = [g for g in range(1, channels + 1) if channels % g == 0]
     if num_groups is None:
-        return max((g for g in divisors if g <= 32 and channels // g >= 4), default=1)
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups not in divisors:
-        raise InputError(
-            f"{type(layer).__name__}({channels}, num_groups={num_groups!r}): num_groups must divide the number of "
-            f"channels; of {channels} the divisors are {', '.join(map(str, divisors))}."
-        )
+        return max((g for g in divisors(channels) if g <= 32 and channels // g >= 4), default=1)
+    require_divisor(layer, num_groups=num_groups)
     return num_groups
 
 
@@ -60,6 +54,6 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
         narrow = x.device.type == "cpu" and x.dtype != torch.float64
         mixes = narrow and all(p is None or p.dtype == torch.float32 for p in (weight, bias))
         wide, weight, bias = (x, weight, bias) if mixes else in_one_precision(x, weight, bias)
-        return F.group_norm(wide, groups, weight, bias, eps).to(x.dtype)  # type: ignore[arg-type] # x is no None
+        return torch.group_norm(wide, groups, weight, bias, eps).to(x.dtype)  # type: ignore[arg-type] # x is no None
     rule = partial(standardize_groups, groups=groups, eps=eps)
     return by_plane(x, rule, weight=weight, bias=bias)[0]

@@ -9,10 +9,10 @@ from torch import Tensor
 Group = Any  # torch.distributed.ProcessGroup, which builds of torch without distributed do not have
 
 
-def ranks() -> Group:
-    """The group of all ranks, or None for a single rank."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return dist.group.WORLD
+def ranks(group: Group = None) -> Group:
+    """The group, by default that of all ranks; or None for a single rank."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
+        return dist.group.WORLD if group is None else group
     return None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
-from normzoo.norms._checks import is_number, require_positive
+from normzoo.norms._checks import is_number, require_eps
 from normzoo.norms._ops.buffers import snapshots
 from normzoo.norms._ops.ranks import Group, all_reduce, ranks, totals
 from normzoo.norms._ops.scale import scale_per_channel
@@ -96,7 +96,9 @@ class RunningStatistics(Norm):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn a `weight` and a `bias` per channel.
         track_running_stats: keep running statistics. Without them evaluation uses those of the batch.
+        bias: learn `bias`, too, if `affine`.
         sync: compute the statistics over the batches of all ranks, weighted by their numbers of values.
+        process_group: the ranks that `sync` is about; None for all.
     """
 
     before_last: dict[str, Tensor] | None = None
@@ -107,15 +109,17 @@ class RunningStatistics(Norm):
     def __init__(
         self,
         num_features: int,
-        *,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        *,
+        bias: bool = True,
         sync: bool = False,
+        process_group: Group = None,
     ) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         if momentum is not None and not (is_number(momentum) and 0 <= momentum <= 1):
             raise InputError(
                 f"{type(self).__name__}(momentum={momentum!r}): momentum is the weight of the newest batch and lies in "
@@ -126,7 +130,8 @@ class RunningStatistics(Norm):
         self.affine = affine
         self.track_running_stats = track_running_stats
         self.sync = sync
-        self.add_affine(weight=affine, bias=affine)
+        self.process_group = process_group
+        self.add_affine(weight=affine, bias=affine and bias)
         self.add_running(track_running_stats)
 
     running_mean: Tensor | None
@@ -167,7 +172,7 @@ class RunningStatistics(Norm):
     @property
     def group(self) -> Group:
         """The ranks that share the statistics of this forward pass; None for one rank."""
-        return ranks() if self.sync and self.uses_batch else None
+        return ranks(self.process_group) if self.sync and self.uses_batch else None
 
     def normalize(self, x: Tensor) -> Tensor:
         if not self.uses_batch:
@@ -239,7 +244,9 @@ class RunningStatistics(Norm):
             batch: the statistics of the batch, by the name of the buffer.
         """
         seen = self.num_batches_tracked
-        if not self.training or self.frozen or seen is None or in_recomputation() or is_captured(seen):
+        if not self.training or self.frozen or seen is None or not self.track_running_stats:
+            return
+        if in_recomputation() or is_captured(seen):
             return
         if isinstance(count, int):
             if count == 0:

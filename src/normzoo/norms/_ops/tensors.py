@@ -79,6 +79,15 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0  # torch has no public name for it
 
 
+def is_traced() -> bool:
+    """Whether `torch.jit.trace` records this code.
+
+    It warns of every size or value that Python branches on, as its graph keeps the branch: there, nothing is checked.
+    """
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced
+
+
 def is_transformed() -> bool:
     """Whether something other than eager reverse-mode differentiation runs this code.
 
@@ -89,7 +98,7 @@ def is_transformed() -> bool:
         torch.compiler.is_compiling()
         or in_torch_func()
         or in_forward_mode()
-        or torch._C._is_tracing()  # torch.jit.is_tracing has no types
+        or is_traced()
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None  # it has no public name
     )
 

@@ -1,7 +1,7 @@
 """Batch normalization."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Paper
@@ -10,7 +10,7 @@ from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms.batch._normalize import batch_norm, masked_batch_norm
 
 
-class BatchNorm(RunningStatistics):
+class BatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  # bias may be None
     """Normalizes each channel by its mean and variance over the batch, and learns a scale and a shift.
 
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
@@ -30,7 +30,9 @@ class BatchNorm(RunningStatistics):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
+        bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
+        process_group: the ranks that `sync` is about; None for all.
 
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive
+from normzoo.norms._checks import require_eps
 from normzoo.norms._ops.scale import scale_per_channel
 
 
@@ -27,7 +27,7 @@ class FrozenBatchNorm(Norm):
     loaded.
 
     Raises:
-        InputError: eps not above 0; an input that is not (N, C, *).
+        InputError: eps below 0; an input that is not (N, C, *).
 
     Reference: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun. Deep Residual Learning for Image Recognition. 2015.
     arXiv 1512.03385, appendix A, where the layers of Ioffe & Szegedy are fixed for object detection.
@@ -46,9 +46,9 @@ class FrozenBatchNorm(Norm):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
         for name in ("weight", "running_var"):
             self.register_buffer(name, torch.ones(num_features))

@@ -29,7 +29,9 @@ class L1BatchNorm(RunningScale):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_scale`, (C,) each, for evaluation.
+        bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
+        process_group: the ranks that `sync` is about; None for all.
 
     The gradient, where no value is the mean: with n values per channel, z = (x - mean) / (scale + eps) and d the
     gradient of z::

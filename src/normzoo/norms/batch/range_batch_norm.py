@@ -30,7 +30,9 @@ class RangeBatchNorm(RunningScale):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_scale`, (C,) each, for evaluation.
+        bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
+        process_group: the ranks that `sync` is about; None for all.
 
     The gradient of the maximum goes to the largest value, in equal shares if there are several; so that of the minimum.
     With z = (x - mean) / (scale + eps), d the gradient of z, and k(v) how many values of the channel are v::

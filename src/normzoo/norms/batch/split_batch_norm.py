@@ -27,11 +27,11 @@ class SplitBatchNorm(RunningStatistics):
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        num_splits: equal parts K of a batch in training, at least 2; must divide its number of samples.
         eps: added to the variance, in its units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each, for every part.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for every part.
+        num_splits: equal parts K of a batch in training, at least 2; must divide its number of samples.
         sync: split the batch of all ranks into parts, as one rank would.
 
     Modules `aux_bn`: K - 1 layers `BatchNorm`, with the parameters and buffers of the parts after the first.
@@ -61,12 +61,12 @@ class SplitBatchNorm(RunningStatistics):
     def __init__(
         self,
         num_features: int,
-        *,
-        num_splits: int = 2,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        num_splits: int = 2,
+        *,
         sync: bool = False,
     ) -> None:
         super().__init__(

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from normzoo.norms._base import Facts
 from normzoo.norms._ops.ranks import Group
@@ -12,7 +12,7 @@ from normzoo.norms.batch._normalize import batch_norm
 from normzoo.norms.batch.batch_norm import BatchNorm
 
 
-class TorchBatchNorm(RunningStatistics):
+class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  # bias may be None
     """`BatchNorm` by torch's own kernel: the same arguments, equation and state, for comparison and for speed.
 
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
@@ -23,7 +23,9 @@ class TorchBatchNorm(RunningStatistics):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
+        bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts; this uses `BatchNorm`.
+        process_group: the ranks that `sync` is about; None for all.
 
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
@@ -59,20 +61,26 @@ class TorchBatchNorm(RunningStatistics):
             return y
         self.require_several(x.numel() // x.shape[1], x)
         mean, var, momentum = self.running_mean, self.running_var, self.momentum
-        if not self.training:  # without running statistics
+        tracks = self.training and self.track_running_stats
+        if not tracks:
             mean = var = None
         elif self.num_batches_tracked is not None and momentum is None:
             momentum = 1 / float(self.num_batches_tracked + 1)
-        y = F.batch_norm(wide_on_cpu(x), mean, var, *self.wide_affine(), True, momentum or 0.0, self.eps).to(x.dtype)
-        if self.training and self.num_batches_tracked is not None:  # after the kernel, which may raise
+        y = self.kernel(x, mean, var, True, momentum or 0.0)
+        if tracks and self.num_batches_tracked is not None:  # after the kernel, which may raise
             self.num_batches_tracked.add_(1)
         return y
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
         if self.too_narrow_for(x):
             return super().normalize_by_running(x)
-        running = self.running_mean, self.running_var
-        return F.batch_norm(wide_on_cpu(x), *running, *self.wide_affine(), False, 0.0, self.eps).to(x.dtype)
+        return self.kernel(x, self.running_mean, self.running_var, False, 0.0)
+
+    def kernel(self, x: Tensor, mean: Tensor | None, var: Tensor | None, by_batch: bool, momentum: float) -> Tensor:
+        """torch's kernel, which keeps channels last in memory only in images: (N, C, L) passes as (N, C, 1, L)."""
+        image = x.unsqueeze(2) if x.dim() == 3 and not x.is_contiguous() else x
+        y = F.batch_norm(wide_on_cpu(image), mean, var, *self.wide_affine(), by_batch, momentum, self.eps)
+        return y.to(x.dtype).view_as(x)
 
     def too_narrow_for(self, x: Tensor) -> bool:
         """Whether x is float64 and the layer is not, which the kernel does not support."""

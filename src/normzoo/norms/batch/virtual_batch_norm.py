@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive
+from normzoo.norms._checks import require_eps
 from normzoo.norms._ops.buffers import is_positive, is_readable
 from normzoo.norms._ops.ranks import Group, ranks, total
 from normzoo.norms._ops.running import is_captured, over_samples
@@ -39,7 +39,7 @@ class VirtualBatchNorm(Norm):
     Buffers `reference_mean`, `reference_var` (biased): (C,); `reference_samples`: n, 0 while there is no reference.
 
     Raises:
-        InputError: evaluation before there is a reference batch; a reference with one value per channel; eps not above
+        InputError: evaluation before there is a reference batch; a reference with one value per channel; eps below
             0; an input that is not (N, C, *).
 
     Reference: Tim Salimans, Ian Goodfellow, Wojciech Zaremba, Vicki Cheung, Alec Radford, Xi Chen. Improved Techniques
@@ -62,7 +62,7 @@ class VirtualBatchNorm(Norm):
 
     def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True, sync: bool = False) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
         self.affine = affine
         self.sync = sync

@@ -32,7 +32,9 @@ class InstanceBatchNorm(MixedStatistics):
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
         affine: learn `weight` and `bias`, (C,) each.
         track_running_stats: keep running statistics for evaluation.
+        bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
+        process_group: the ranks that `sync` is about; None for all.
 
     Buffers `running_mean` and `running_var` (unbiased): (C - C // 2,), of the channels of batch norm. A state_dict of
     `IBN` of IBN-Net or pytorchcv, which have two layers, loads too.

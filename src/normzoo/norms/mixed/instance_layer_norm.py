@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops.scale_shift import about, by_plane
 from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.mixed._mixed import to_unit_interval
@@ -30,7 +30,7 @@ class InstanceLayerNorm(Norm):
     rho.
 
     Raises:
-        InputError: an input without positions, (N, C); a single position, whose variance is 0; eps not above 0; an
+        InputError: an input without positions, (N, C); a single position, whose variance is 0; eps below 0; an
             input that is not (N, C, *).
 
     Reference: Junho Kim, Minjae Kim, Hyeonwoo Kang, Kwanghee Lee. U-GAT-IT: Unsupervised Generative Attentional
@@ -55,7 +55,7 @@ class InstanceLayerNorm(Norm):
 
     def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
         self.affine = affine
         self.gate = nn.Parameter(torch.zeros(num_features))

@@ -1,6 +1,7 @@
 """Switchable normalization: the network learns which statistics to normalize by."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,8 @@ class SwitchableNorm(MixedStatistics):
         layer_var = (var + (mean - layer_mean).square()).mean(1, keepdim=True)
         batch_mean, batch_var = of_batch(mean, var)
         first = 1 if dense else 0
-        p, q = mean_weight[first:].softmax(0), var_weight[first:].softmax(0)
+        p, q = mean_weight[first:].softmax(0).unbind(), var_weight[first:].softmax(0).unbind()
         apart = sum(w * (mean - m) for w, m in zip(p, (mean, layer_mean, batch_mean)[first:], strict=True))
-        mixed_var = sum(w * v for w, v in zip(q, (var, layer_var, batch_var)[first:], strict=True))
+        mixed_var: Any = sum(w * v for w, v in zip(q, (var, layer_var, batch_var)[first:], strict=True))
         inv_std = inverse_root(mixed_var + self.eps)
         return *about(mean, inv_std, apart * inv_std), batch_mean, batch_var

@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_positive, require_variance
 from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.tensors import inverse_root
 
@@ -53,7 +53,8 @@ class AdaNorm(Norm):
 
     def __init__(self, num_features: int, *, base_gain: float = 1.0, slope: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, base_gain=base_gain, slope=slope, eps=eps)
+        require_positive(self, base_gain=base_gain, slope=slope)
+        require_eps(self, eps)
         self.base_gain, self.slope, self.eps = base_gain, slope, eps
 
     def normalize(self, x: Tensor) -> Tensor:

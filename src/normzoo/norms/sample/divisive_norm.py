@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive
+from normzoo.norms._checks import require_eps
 from normzoo.norms._ops.blocks import in_blocks
 
 
@@ -30,7 +30,7 @@ class DivisiveNorm(Norm):
     Parameters `beta_root`, (C,), and `gamma_root`, (C, C).
 
     Raises:
-        InputError: eps not above 0; an input that is not (N, C, *).
+        InputError: eps below 0; an input that is not (N, C, *).
 
     Reference: Johannes Balle, Valero Laparra, Eero P. Simoncelli. Density Modeling of Images using a Generalized
     Normalization Transformation. 2015. arXiv 1511.06281, section 2.
@@ -49,7 +49,7 @@ class DivisiveNorm(Norm):
 
     def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
         self.beta_root = nn.Parameter(torch.full((num_features,), max(1 - eps, 0) ** 0.5))
         gamma = torch.full((num_features, num_features), 0.001 / num_features).fill_diagonal_(0.1)

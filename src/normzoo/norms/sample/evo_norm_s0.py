@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive
+from normzoo.norms._checks import require_eps
 from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.groups import resolve_groups, standardize_groups
 from normzoo.norms._ops.scale_shift import by_plane, plane_moments
@@ -35,7 +35,7 @@ class EvoNormS0(Norm):
     Parameter `v`, (C,): the slope of each gate, 1 at the start; None after `drop_activation`.
 
     Raises:
-        InputError: num_groups does not divide C; eps not above 0; an input that is not (N, C, *).
+        InputError: num_groups does not divide C; eps below 0; an input that is not (N, C, *).
 
     Reference: Hanxiao Liu, Andrew Brock, Karen Simonyan, Quoc V. Le. Evolving Normalization-Activation Layers. 2020.
     arXiv 2004.02967, table 2.
@@ -53,7 +53,7 @@ class EvoNormS0(Norm):
         self, num_features: int, *, num_groups: int | None = None, eps: float = 1e-5, affine: bool = True
     ) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.num_groups = resolve_groups(self, num_groups)
         self.eps = eps
         self.affine = affine

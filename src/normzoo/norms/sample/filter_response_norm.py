@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive
+from normzoo.norms._checks import require_eps
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_plane
 from normzoo.norms._ops.second_derivatives import needs_autograd
@@ -29,7 +29,7 @@ class FilterResponseNorm(Norm):
     Parameters `weight`, `bias` and `tau`, (C,) each; tau is None after `drop_activation`.
 
     Raises:
-        InputError: an input without positions, (N, C), whose output would be only signs; eps not above 0; an input
+        InputError: an input without positions, (N, C), whose output would be only signs; eps below 0; an input
             that is not (N, C, *).
 
     Reference: Saurabh Singh, Shankar Krishnan. Filter Response Normalization Layer: Eliminating Batch Dependence in the
@@ -54,7 +54,7 @@ class FilterResponseNorm(Norm):
 
     def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
         self.add_affine()
         self.tau: nn.Parameter | None = nn.Parameter(torch.zeros(num_features))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive
+from normzoo.norms._checks import require_eps
 from normzoo.norms._ops.scale_shift import by_plane
 
 
@@ -27,7 +27,7 @@ class GlobalResponseNorm(Norm):
     Parameters `weight` and `bias`, (C,) each: the paper's gamma and beta.
 
     Raises:
-        InputError: an input without positions, (N, C); eps not above 0; an input that is not (N, C, *).
+        InputError: an input without positions, (N, C); eps below 0; an input that is not (N, C, *).
 
     Reference: Sanghyun Woo, Shoubhik Debnath, Ronghang Hu, Xinlei Chen, Zhuang Liu, In So Kweon, Saining Xie. ConvNeXt
     V2: Co-designing and Scaling ConvNets with Masked Autoencoders. 2023. arXiv 2301.00808, algorithm 1.
@@ -45,9 +45,9 @@ class GlobalResponseNorm(Norm):
         dense=False,
     )
 
-    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
         self.add_affine()
         assert self.weight is not None

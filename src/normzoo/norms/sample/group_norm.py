@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops.groups import group_norm, resolve_groups
 
 
@@ -20,9 +20,10 @@ class GroupNorm(Norm):
             32 that have at least 4 channels each, which works for every C and (N, C): 64 -> 16, 100 -> 25, 256 -> 32.
         eps: added to the variance, in its units.
         affine: learn `weight` and `bias`, (C,) each.
+        bias: learn `bias`, too, if `affine`.
 
     Raises:
-        InputError: num_groups does not divide C; one value per group, whose variance is 0; eps not above 0; an input
+        InputError: num_groups does not divide C; one value per group, whose variance is 0; eps below 0; an input
             that is not (N, C, *).
 
     Reference: Yuxin Wu, Kaiming He. Group Normalization. 2018. arXiv 1803.08494, equation 7.
@@ -38,14 +39,20 @@ class GroupNorm(Norm):
     )
 
     def __init__(
-        self, num_features: int, *, num_groups: int | None = None, eps: float = 1e-5, affine: bool = True
+        self,
+        num_features: int,
+        num_groups: int | None = None,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.num_groups = resolve_groups(self, num_groups)
         self.eps = eps
         self.affine = affine
-        self.add_affine(weight=affine, bias=affine)
+        self.add_affine(weight=affine, bias=affine and bias)
 
     def normalize(self, x: Tensor) -> Tensor:
         values = math.prod(x.shape[2:]) * self.num_features // self.num_groups

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops.groups import resolve_groups
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import by_position
@@ -66,7 +66,7 @@ class LocalContextNorm(Norm):
         affine: bool = True,
     ) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         if isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1 or window_size % 2 == 0:
             raise InputError(
                 f"LocalContextNorm(window_size={window_size!r}): a window has its position in the middle, so "
@@ -78,11 +78,14 @@ class LocalContextNorm(Norm):
         self.affine = affine
         self.add_affine(weight=affine, bias=affine)
 
-    def normalize(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor) -> None:
+        super().check(x)
         values = self.num_features // self.num_groups
         for size in x.shape[2:]:
             values *= min(self.window_size // 2 + 1, size)  # in a corner
         require_variance(self, x, values, per="window", remedy="use larger images, or take fewer groups")
+
+    def normalize(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
         # Each group of a sample as a sample: the tables are (N G, L).
         groups = wide.reshape(x.shape[0] * self.num_groups, self.num_features // self.num_groups, *x.shape[2:])

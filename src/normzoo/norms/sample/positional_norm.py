@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops import cpu as kernels
 from normzoo.norms._ops.scale_shift import by_position, standardize
 from normzoo.norms._ops.tensors import channels_second, positions_first
@@ -26,7 +26,7 @@ class PositionalNorm(Norm):
         eps: added to the variance, in its units.
 
     Raises:
-        InputError: a single channel, whose variance is 0; eps not above 0; an input that is not (N, C, *).
+        InputError: a single channel, whose variance is 0; eps below 0; an input that is not (N, C, *).
 
     Reference: Boyi Li, Felix Wu, Kilian Q. Weinberger, Serge Belongie. Positional Normalization. 2019.
     arXiv 1907.04312, section 3.
@@ -43,7 +43,7 @@ class PositionalNorm(Norm):
 
     def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
 
     def normalize(self, x: Tensor) -> Tensor:

@@ -5,9 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normzoo.errors import InputError
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_count, require_positive
+from normzoo.norms._checks import divisors, require_divisor, require_eps
 from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.tensors import inverse_root, per_channel
 
@@ -23,14 +22,15 @@ class SeeDNorm(Norm):
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        num_heads: slices of the channels; must divide C. The paper takes 1 for text, and 16 for images.
+        num_heads: slices of the channels; must divide C. The paper takes 1 for text, and 16 for images. None for the
+            largest divisor of C up to 16: 64 -> 16, 100 -> 10, 7 -> 7.
         eps: added to the mean square, in its units.
 
     Parameters `weight`, `alpha` and `beta`, (C,) each, which start at 1, 1 and 0. The paper's gamma is `weight`. It
     applies weight decay to alpha and beta.
 
     Raises:
-        InputError: num_heads does not divide C; eps not above 0; an input that is not (N, C, *).
+        InputError: num_heads does not divide C; eps below 0; an input that is not (N, C, *).
 
     Reference: Wenrui Cai, Defa Zhu, Qingjie Liu, Qiyang Min. SeeDNorm: Self-Rescaled Dynamic Normalization. 2025.
     arXiv 2510.22777, section 3.
@@ -44,15 +44,12 @@ class SeeDNorm(Norm):
         unit_square=True,
     )
 
-    def __init__(self, num_features: int, *, num_heads: int = 1, eps: float = 1e-5) -> None:
+    def __init__(self, num_features: int, *, num_heads: int | None = None, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
-        require_count(self, 1, num_heads=num_heads)
-        if num_features % num_heads:
-            raise InputError(
-                f"SeeDNorm({num_features}, num_heads={num_heads!r}): num_heads must divide the number of channels; the "
-                f"default is 1."
-            )
+        require_eps(self, eps)
+        if num_heads is None:
+            num_heads = max(d for d in divisors(num_features) if d <= 16)
+        require_divisor(self, num_heads=num_heads)
         self.num_heads = num_heads
         self.eps = eps
         self.add_affine(bias=False)

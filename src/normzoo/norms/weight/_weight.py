@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
 from normzoo.norms._ops.scale_shift import Rule, by_plane
+from normzoo.norms._ops.tensors import at_least_float32
 
 
 class WeightTransform(Norm):
@@ -15,12 +16,28 @@ class WeightTransform(Norm):
     Its input is the weight. A network registers it as a parametrization (see `normzoo.models.block`), so the layer
     always computes with the normalized weight.
 
+    Args:
+        num_features: number of output channels C.
+        dim: their axis in the weight; 1 for a transposed convolution.
+
     Attributes:
         then: the norm that a network adds after the layer; None for GroupNorm if `facts.wants_partner`, else for no
             norm.
     """
 
     then: Callable[[int], Norm] | None = None
+    dim: int | None = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        if not self.dim:
+            return self.normalize(x)
+        return self.normalize(x.movedim(self.dim, 0)).movedim(0, self.dim)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """The weight as a matrix (C, fan_in), in float32 at least; (1, entries) if all outputs share a length."""
+        wide = at_least_float32(weight)
+        return wide.reshape(1, -1) if self.dim is None else wide.movedim(self.dim, 0).flatten(1)
 
     def of_input(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Changes `y = layer(x)`, bias included; called if the facts say that the norm reads the input, too."""
@@ -32,10 +49,14 @@ class WeightTransform(Norm):
             raise InputError(f"{name} got a weight of {x.dtype}; it normalizes floating point: convert with .float().")
         if 0 in shape[1:]:
             raise InputError(f"{name} got a weight of shape {shape}, which has no entries; give the layer an input.")
-        if len(shape) < 2 or shape[0] != self.num_features:
+        dim = self.dim or 0
+        channels = shape[dim] if -len(shape) <= dim < len(shape) else None
+        if len(shape) < 2 or channels != self.num_features:
+            takes = f"({self.num_features}, I, *), output channels first"
+            takes = takes if dim == 0 else f"{self.num_features} output channels at axis {dim}"
             raise InputError(
-                f"{name}({self.num_features}) got a weight of shape {shape}; it takes ({self.num_features}, I, *), "
-                f"output channels first: build it as {name}({shape[0] if shape else 'C'})."
+                f"{name}({self.num_features}) got a weight of shape {shape}; it takes {takes}: build it as "
+                f"{name}({channels or 'C'}), or name the axis of the output channels, for example dim=1."
             )
 
 

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_variance
-from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.weight._weight import WeightTransform, by_output, length
 
 
@@ -68,6 +67,6 @@ class CenteredWeightNorm(WeightTransform):
     def right_inverse(self, w: Tensor) -> Tensor:
         """Returns v and sets the lengths such that the result is w; called when the weight is set."""
         assert self.weight is not None
-        rows = at_least_float32(w).flatten(1)
+        rows = self.rows(w)
         self.weight.copy_((rows - rows.mean(1, keepdim=True)).norm(dim=1))
         return w

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms._checks import require_positive
+from normzoo.norms._checks import require_eps
 from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.weight._weight import WeightTransform, by_output, length
 
@@ -24,7 +24,7 @@ class CosineNorm(WeightTransform):
         eps: added to the squared length of the input, in its units.
 
     Raises:
-        InputError: eps not above 0; a weight that is not (C, I, *).
+        InputError: eps below 0; a weight that is not (C, I, *).
 
     Reference: Chunjie Luo, Jianfeng Zhan, Lei Wang, Qiang Yang. Cosine Normalization: Using Cosine Similarity Instead
     of Dot Product in Neural Networks. 2017. arXiv 1702.05870.
@@ -46,7 +46,7 @@ class CosineNorm(WeightTransform):
 
     def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
 
     def normalize(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_positive, require_variance
 from normzoo.norms._ops.tensors import inverse_root
 from normzoo.norms.weight._weight import WeightTransform, by_output
 
@@ -58,7 +58,8 @@ class ScaledWeightStandardization(WeightTransform):
 
     def __init__(self, num_features: int, *, gamma: float = RELU_GAIN, eps: float = 1e-5) -> None:
         super().__init__(num_features)
-        require_positive(self, gamma=gamma, eps=eps)
+        require_positive(self, gamma=gamma)
+        require_eps(self, eps)
         self.gamma = gamma
         self.eps = eps
         self.add_affine(bias=False)

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normzoo.norms._arguments import checked_axis
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms._checks import require_count
+from normzoo.norms._checks import require_count, require_eps
 from normzoo.norms._ops.buffers import snapshot
 from normzoo.norms._ops.running import in_recomputation, is_captured
 from normzoo.norms._ops.scale import scale_per_channel
@@ -22,13 +23,15 @@ class SpectralNorm(WeightTransform):
     continued from pass to pass; evaluation takes none. u has no gradient: `d sigma / dW = u v'` with
     `v = unit(W' u)`, which is exact for the singular vectors. For a constant weight this equals
     `torch.nn.utils.parametrizations.spectral_norm`, which stores v, too: here v is always that of the present weight.
-    A weight of zeros stays zero: sigma is clamped to at least 1e-12.
+    A weight of zeros stays zero: sigma is at least eps.
 
     Attached to a layer, u starts with 15 iterations on the layer's initial weight, as torch's does.
 
     Args:
         num_features: number of output channels C of the layer whose weight W, (C, I, *), is normalized.
         n_power_iterations: steps of the power iteration in each training pass, at least 1.
+        eps: the least sigma, and the least length that a vector of the power iteration is divided by.
+        dim: the axis of the output channels; 1 for a transposed convolution.
 
     Buffer `u`, (C,), of unit length.
 
@@ -58,10 +61,13 @@ class SpectralNorm(WeightTransform):
 
     u: Tensor
 
-    def __init__(self, num_features: int, *, n_power_iterations: int = 1) -> None:
+    def __init__(self, num_features: int, n_power_iterations: int = 1, eps: float = 1e-12, dim: int = 0) -> None:
         super().__init__(num_features)
         require_count(self, 1, n_power_iterations=n_power_iterations)
+        require_eps(self, eps)
         self.n_power_iterations = n_power_iterations
+        self.eps = eps
+        self.dim = checked_axis(self, "dim", dim)
         self.register_buffer("u", F.normalize(torch.randn(num_features), dim=0))
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -73,7 +79,7 @@ class SpectralNorm(WeightTransform):
                 if self.training and not in_recomputation()
                 else self.u.to(rows.dtype).clone()
             )
-            sigma = (u @ rows).square().sum().clamp_min(1e-24).sqrt()
+            sigma = (u @ rows).square().sum().clamp_min(self.eps**2).sqrt()
         if x.is_contiguous():
             return scale_per_channel(x.unsqueeze(1), 1 / sigma).squeeze(1)
         return scale_per_channel(x.movedim(1, -1).unsqueeze(1), 1 / sigma).squeeze(1).movedim(-1, 1)
@@ -83,7 +89,7 @@ class SpectralNorm(WeightTransform):
         """u after the steps of this pass, which is stored in the buffer if it is finite."""
         u = self.u.to(rows.dtype)
         for _ in range(self.n_power_iterations):
-            u = unit(rows @ unit(u @ rows))
+            u = F.normalize(rows @ F.normalize(u @ rows, dim=0, eps=self.eps), dim=0, eps=self.eps)
         if not is_captured(self.u):
             self.u.copy_(torch.where(u.isfinite().all() & u.any(), u, self.u))
         return snapshot(u)
@@ -92,10 +98,5 @@ class SpectralNorm(WeightTransform):
     def right_inverse(self, w: Tensor) -> Tensor:
         """Updates u; called when the weight is set."""
         for _ in range(15):
-            self.iterated(at_least_float32(w).flatten(1))
+            self.iterated(self.rows(w))
         return w
-
-
-def unit(v: Tensor) -> Tensor:
-    """v at length 1; zeros stay zeros."""
-    return F.normalize(v, dim=0, eps=1e-12)

@@ -1,10 +1,10 @@
 """Weight normalization."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from normzoo.norms._arguments import checked_axis
 from normzoo.norms._base import Facts, Paper
-from normzoo.norms._ops.tensors import at_least_float32
 from normzoo.norms.weight._weight import WeightTransform, by_output, length
 
 
@@ -21,8 +21,9 @@ class WeightNorm(WeightTransform):
 
     Args:
         num_features: number of output channels C of the layer whose weight v, (C, I, *), is normalized.
+        dim: the axis of the output channels; 1 for a transposed convolution, None for one length of the whole weight.
 
-    Parameter `weight`, (C,): the lengths; the paper's g.
+    Parameter `weight`, (C,), or (1,) for dim=None: the lengths; the paper's g.
 
     Raises:
         InputError: a weight that is not (C, I, *).
@@ -45,22 +46,24 @@ class WeightNorm(WeightTransform):
         acts_on="weight",
     )
 
-    def __init__(self, num_features: int) -> None:
+    weight: nn.Parameter
+
+    def __init__(self, num_features: int, dim: int | None = 0) -> None:
         super().__init__(num_features)
-        self.add_affine(bias=False)
+        self.dim = None if dim is None else checked_axis(self, "dim", dim)
+        self.weight = nn.Parameter(torch.ones(1 if dim is None else num_features))
 
     def normalize(self, x: Tensor) -> Tensor:
-        assert self.weight is not None
-        entries = x.shape[1:].numel()
+        v = x.unsqueeze(0) if self.dim is None else x
+        entries = v.shape[1:].numel()
 
         def rule(mean: Tensor, var: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             return weight / length(mean, var, entries), torch.zeros_like(mean)
 
-        return by_output(x, rule, self.weight.unsqueeze(1))
+        return by_output(v, rule, self.weight.unsqueeze(1)).view_as(x)
 
     @torch.no_grad()
     def right_inverse(self, w: Tensor) -> Tensor:
         """Returns v and sets the lengths such that the result is w; called when the weight is set."""
-        assert self.weight is not None
-        self.weight.copy_(torch.linalg.vector_norm(at_least_float32(w).flatten(1), dim=1))
+        self.weight.copy_(torch.linalg.vector_norm(self.rows(w), dim=1))
         return w

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 
 from normzoo.norms._base import Facts, Norm, Paper
-from normzoo.norms._checks import require_positive, require_variance
+from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops.scale_shift import standardize
 from normzoo.norms.weight._weight import WeightTransform, by_output
 
@@ -26,7 +26,7 @@ class WeightStandardization(WeightTransform):
         then: the norm that a network adds after the layer; None for the paper's GroupNorm, NoNorm for none.
 
     Raises:
-        InputError: one value per output channel, whose variance is 0; eps not above 0; a weight that is not (C, I, *).
+        InputError: one value per output channel, whose variance is 0; eps below 0; a weight that is not (C, I, *).
 
     Reference: Siyuan Qiao, Huiyu Wang, Chenxi Liu, Wei Shen, Alan Yuille. Micro-Batch Training with Batch-Channel
     Normalization and Weight Standardization. 2019. arXiv 1903.10520, equations 4 to 7.
@@ -50,7 +50,7 @@ class WeightStandardization(WeightTransform):
 
     def __init__(self, num_features: int, *, eps: float = 1e-5, then: Callable[[int], Norm] | None = None) -> None:
         super().__init__(num_features)
-        require_positive(self, eps=eps)
+        require_eps(self, eps)
         self.eps = eps
         self.then = then
 

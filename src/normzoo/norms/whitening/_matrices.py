@@ -96,7 +96,7 @@ def tables(
 ) -> tuple[Tensor, ...]:
     """The matrix (G, d, d) and the shift (G, d) of `y = matrix (x - pivot) + shift`; the further tensors."""
     matrix, centre, *aside = rule(mean, cov)
-    groups = len(matrix)
+    groups = matrix.shape[0]
     if weight is not None:
         matrix = matrix * weight.view(groups, -1, 1)
     shift = (matrix @ (pivot.flatten() - centre).view(groups, -1, 1)).squeeze(2)

@@ -1,0 +1,72 @@
+"""The section on arguments in docs/zoo.md: those of every layer, and those of layers of the same name elsewhere."""
+
+import inspect
+
+from counterparts import COUNTERPARTS, FACTORY, Counterpart
+
+from normzoo.norms import Norm
+
+SHORT = {"torch.nn.utils.parametrizations.": "", "torch.nn.": "nn.", "torchvision.ops.": "torchvision "}
+SHORT |= {"timm.layers.grn.": "timm ", "timm.layers.": "timm "}
+
+
+def section() -> str:
+    """The whole section."""
+    documented = inspect.getdoc(Norm) or ""
+    lines = inspect.cleandoc(documented.partition("Args:\n")[2].partition("\n\nRaises")[0]).splitlines()
+    common: list[str] = []
+    for line in lines:
+        if line.startswith(" "):
+            common[-1] += f" {line.strip()}"
+        else:
+            name, _, meaning = line.partition(": ")
+            common.append(f"- `{name}`: {meaning}")
+    rows = ["| theirs | ours | same name, position and default | otherwise |", "|---|---|---|---|"]
+    named: dict[tuple[str, ...], list[str]] = {}
+    for pair in COUNTERPARTS:
+        named.setdefault(cells(pair), []).append(f"`{short(pair.theirs)}`")
+    rows += [f"| {' | '.join((', '.join(names), *rest))} |" for rest, names in named.items()]
+    return "\n\n".join(
+        [
+            "## Arguments",
+            "Every layer takes, beside its own arguments, which its card lists:",
+            "\n".join(common),
+            "`reset_parameters()` sets parameters and buffers to their initial values, `reset_running_stats()` the "
+            "running statistics alone; so `torch.nn.utils.skip_init(layer, C)`, and a layer that is built on the meta "
+            "device, moved by `to_empty` and reset, start as a layer that is built at once.",
+            "Layers of other libraries with the same name, and what of their arguments ours take. Arguments are in the "
+            "order of ours, after the number of channels.",
+            "\n".join(rows),
+            "`BatchNorm` and `TorchBatchNorm` derive from `torch.nn.BatchNorm2d`, for inputs of any number of axes: "
+            "`torch.optim.swa_utils.update_bn`, Lightning's `StochasticWeightAveraging` and `BaseFinetuning`, timm's "
+            "`freeze_batch_norm_2d` and fvcore's precise BN find them, and `convert_sync_batchnorm` replaces them by "
+            "`SyncBatchNorm`, which computes the same. A layer with another formula does not derive from it, because "
+            "that conversion would replace it without a word. For such a layer use `sync=True` or `SyncNorms`, "
+            "`freeze()`, and for averaged weights `reset_running_stats()`, `momentum = None` and a pass over the data "
+            "in training.",
+        ]
+    )
+
+
+def cells(pair: Counterpart) -> tuple[str, ...]:
+    """A row of the table, without its first cell."""
+    theirs = pair.signature()
+    otherwise = {
+        **{name: why for name, why in pair.moved.items() if name not in pair.others},
+        **{name: f"default {why}" for name, why in pair.others.items()},
+        **{name: f"not taken: {why}" for name, why in pair.absent.items()},
+    }
+    same = [name for name in theirs if name not in otherwise and name not in ("num_features", *FACTORY)]
+    same += [name for name in FACTORY if name in theirs]
+    return (
+        f"`{pair.how}`" if pair.how else f"[{pair.ours.__name__}](#{pair.ours.__name__.lower()})",
+        ", ".join(f"`{name}`" for name in same),
+        "; ".join(f"`{name}`: {why}" for name, why in otherwise.items()),
+    )
+
+
+def short(path: str) -> str:
+    """The name of another library's layer, as its users write it."""
+    for long, known in SHORT.items():
+        path = path.replace(long, known)
+    return path

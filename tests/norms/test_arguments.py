@@ -1,0 +1,196 @@
+"""What layers of other libraries take, ours take; device, dtype, resetting, and the axis of the channels, for all."""
+
+import copy
+import inspect
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from counterparts import COUNTERPARTS, FACTORY, Counterpart
+from laws import (
+    LARGE,
+    assert_close,
+    assert_same_buffers,
+    assert_same_results,
+    law,
+    of_layer,
+    on_activations,
+    same_tensors,
+)
+from subjects import LAYOUTS, C, Subject, outputs_and_gradients
+from torch import Tensor, nn
+
+from normzoo import norms
+from normzoo.norms import Norm
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+@pytest.mark.parametrize("pair", COUNTERPARTS, ids=lambda pair: f"{pair.theirs}-{pair.ours.__name__}")
+def test_counterparts(pair: Counterpart) -> None:
+    """Ours takes every argument of theirs by the same name, at the same position and with the same default, or says
+    otherwise in a reason; and every reason is needed."""
+    pytest.importorskip(pair.package)
+    theirs, ours = pair.signature(), inspect.signature(pair.ours).parameters
+    assert set(theirs) - set(ours) == set(pair.absent)
+    by_position = [p.name for p in ours.values() if p.kind is not p.KEYWORD_ONLY and p.name not in pair.moved]
+    ordered = pair.ordered()
+    assert by_position[1 : 1 + len(ordered)] == ordered, "another order"
+    shared = {name: ours[pair.names.get(name, name)] for name in theirs if name in ours}
+    differ = {name for name, p in shared.items() if p.default != theirs[name].default}
+    assert differ - {"num_features", *FACTORY} == set(pair.others), "defaults"
+    card = inspect.getdoc(pair.ours)
+    assert card is not None
+    assert all(f"{name}:" in card for name in pair.others)
+
+
+OURS: dict[type[nn.Module], list[type[Norm]]] = {
+    **{theirs: [norms.BatchNorm, norms.TorchBatchNorm] for theirs in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)},
+    **{theirs: [norms.InstanceNorm] for theirs in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)},
+    nn.GroupNorm: [norms.GroupNorm],
+    nn.LayerNorm: [norms.LayerNorm],
+    nn.RMSNorm: [norms.RMSNorm],
+    nn.LocalResponseNorm: [norms.LocalResponseNorm],
+}
+
+
+def test_module_samples(tmp_path: Path) -> None:
+    """Ours computes what torch's layer does for every sample of torch's own test suite: outputs, gradients, state.
+
+    Samples without an axis of samples get one. Not compared: whether an empty batch, or InstanceNorm, counts batches.
+    """
+    pytest.importorskip("expecttest")  # torch's test suite needs it
+    file = tmp_path / "samples.pt"
+    subprocess.run([sys.executable, HELPERS / "module_samples.py", file], check=True, capture_output=True)
+    found = torch.load(file, weights_only=False)
+    assert {sample["theirs"] for sample in found} == set(OURS)
+    for sample in found:
+        theirs = sample["theirs"]
+        x = sample["x"].unsqueeze(0) if "no_batch_dim" in sample["about"] else sample["x"]
+        for kind in OURS[theirs]:
+            ours, other = built(kind, sample, x.shape[1]).to(x.dtype), theirs(*sample["args"], **sample["kwargs"])
+            other = other.to(x.dtype)
+            with torch.no_grad():
+                for p in ours.parameters():
+                    p.add_(torch.linspace(-0.4, 0.4, p.numel()).view_as(p))
+            other.load_state_dict(ours.state_dict(), strict=True)
+            for training in (True, True, False):
+                observed, expected = (results(module.train(training), x) for module in (ours, other))
+                tolerance = 1e-5 if x.dtype == torch.float32 else 1e-9
+                for name, value in expected.items():
+                    counts = name == "num_batches_tracked" and (len(x) == 0 or kind is norms.InstanceNorm)
+                    if not counts:
+                        assert_close(observed[name], value, f"{name} of {sample}", tolerance)
+
+
+def built(kind: type[Norm], sample: dict[str, Any], channels: int) -> Norm:
+    """Our layer by the arguments of torch's, and torch's defaults where ours differ."""
+    args, kwargs = sample["args"], dict(sample["kwargs"])
+    if kind is norms.GroupNorm:
+        args = [args[1], args[0], *args[2:]]
+    elif kind is norms.LocalResponseNorm:
+        args = [channels, *args]
+        kwargs = {"alpha": 1e-4, "k": 1.0, **kwargs} if len(args) == 2 else kwargs
+    elif kind is norms.InstanceNorm and len(args) < 4:
+        kwargs = {"affine": False, **kwargs}
+    return kind(*args, **kwargs)
+
+
+def results(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and state after a forward and a backward pass."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    names = [name for name, _ in module.named_parameters()]
+    g = torch.Generator().manual_seed(1)
+    dy = torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype)
+    gradients = torch.autograd.grad(y, [x, *module.parameters()], dy)
+    found = dict(zip(["dx", *(f"d {name}" for name in names)], gradients, strict=True))
+    return {"output": y.detach(), **found, **{name: t.clone() for name, t in module.state_dict().items()}}
+
+
+@law(per_class=True)
+def test_device_and_dtype(subject: Subject) -> None:
+    """`device` and `dtype` are those of the parameters; running statistics are float32 at least."""
+    for settings in subject.settings:
+        layer = subject.layer(C, **settings, device="meta", dtype=torch.bfloat16)
+        assert all(p.is_meta and p.dtype == torch.bfloat16 for p in layer.parameters())
+        assert all(b.is_meta and b.dtype in (torch.float32, torch.int64) for b in layer.buffers())
+        wide = subject.layer(C, **settings, dtype=torch.float64)
+        assert all(t.dtype == torch.float64 for t in wide.state_dict().values() if t.is_floating_point())
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = subject.layer(C)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(p.dtype == torch.bfloat16 for p in layer.parameters())
+    assert all(b.dtype in (torch.float32, torch.int64) for b in layer.buffers())
+
+
+@law(per_class=True)
+def test_starts_from_meta(subject: Subject) -> None:
+    """Built on the meta device or by `skip_init`, moved and reset, a layer is as if built at once."""
+    for settings in subject.settings:
+        torch.manual_seed(0)
+        expected = subject.layer(C, **settings).state_dict()
+        moved = [
+            subject.layer(C, **settings, device="meta").to_empty(device="cpu"),
+            nn.utils.skip_init(subject.layer, C, **settings),
+        ]
+        for layer in moved:
+            with torch.no_grad():
+                for t in (*layer.parameters(), *layer.buffers()):
+                    t.fill_(7)
+            torch.manual_seed(0)
+            layer.reset_parameters()
+            assert same_tensors(dict(layer.state_dict()), dict(expected))
+
+
+@law()
+def test_resets(subject: Subject) -> None:
+    """`reset_running_stats` resets what training moves and nothing else; `reset_parameters` resets everything."""
+    for settings in subject.settings:
+        torch.manual_seed(0)
+        start = subject.layer(C, **settings).double()
+        layer = subject.experienced(settings)
+        before = {name: t.clone() for name, t in layer.state_dict().items()}
+        moving = {name for name, _ in layer.named_buffers()} - set(layer.facts.constants)
+        torch.manual_seed(0)
+        layer.reset_running_stats()
+        for name, t in layer.state_dict().items():
+            assert torch.equal(t, start.state_dict()[name] if name in moving else before[name]), name
+        torch.manual_seed(0)
+        layer.reset_parameters()
+        assert same_tensors(dict(layer.state_dict()), dict(start.state_dict()))
+
+
+@law(when=on_activations)
+def test_channel_dim(subject: Subject) -> None:
+    """`channel_dim=-1` computes on (N, *, C), few values and many, what the layer computes on (N, C, *)."""
+    assert subject.layer(C, channel_dim=-1).channel_dim == -1
+    for sizes in (LAYOUTS[subject.layout], LARGE[subject.layout]):
+        for settings in subject.settings if sizes == LAYOUTS[subject.layout] else [{}]:
+            for training in (True, False):
+                layer = subject.build(settings, num_features=sizes[1]).train(training)
+                last = copy.deepcopy(layer)
+                last.channel_dim = -1
+                x = subject.input(sizes=sizes)
+                expected = of_layer(layer, x)
+                learned = dict(last.named_parameters())
+                observed = outputs_and_gradients(partial(of_last, last), x, learned)
+                assert_same_results(observed, expected)
+                assert_same_buffers(last, layer)
+                assert last(channels_last(x)).is_contiguous()
+
+
+def of_last(layer: Norm, x: Tensor) -> Tensor:
+    """The output of a layer for channels last, as (N, C, *)."""
+    return layer(channels_last(x)).movedim(-1, 1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(N, C, *) as (N, *, C), contiguous."""
+    return x.movedim(1, -1).contiguous()

@@ -1,0 +1,180 @@
+"""Tools of other libraries on networks with our layers: statistics of averaged weights, freezing, conversion, timm."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from laws import assert_close, law, on_activations
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
+from subjects import Subject
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader
+
+from normzoo import norms
+from normzoo.norms import Norm
+
+BATCH_NORMS = (norms.BatchNorm, norms.TorchBatchNorm)
+BATCHES = [torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(i)) + i for i in range(4)]
+
+
+def network(norm: type[nn.Module]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2))
+
+
+class Task(LightningModule):
+    """The mean square of a network's output, with a learning rate that the weights survive."""
+
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.net = network(norm)
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return self.net(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(filter(lambda p: p.requires_grad, self.parameters()), 0.05)
+
+
+def fit(task: Task, callback: Any, folder: Any) -> Task:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(max_epochs=4, accelerator="cpu", callbacks=[callback], default_root_dir=folder, **quiet)  # type: ignore[arg-type]
+    trainer.fit(task, DataLoader(BATCHES, batch_size=None))  # type: ignore[arg-type]
+    return task
+
+
+def assert_same_state(net: nn.Module, other: nn.Module, tolerance: float = 1e-5) -> None:
+    expected = other.state_dict()
+    for name, value in net.state_dict().items():
+        assert_close(value, expected[name], name, tolerance)
+
+
+@pytest.mark.parametrize("norm", BATCH_NORMS)
+def test_update_bn(norm: type[Norm]) -> None:
+    """The statistics of the averaged network are those that torch's layer has."""
+    net, theirs = network(norm), network(nn.BatchNorm2d)
+    for one in (net, theirs):
+        one(BATCHES[0])
+        update_bn(BATCHES, one)
+    assert_same_state(net, theirs)
+    assert net[1].momentum == 0.1
+
+
+@pytest.mark.parametrize("norm", BATCH_NORMS)
+def test_stochastic_weight_averaging(norm: type[Norm], tmp_path: Any) -> None:
+    """Lightning's callback computes the statistics of the averaged weights."""
+    ours, theirs = (fit(Task(n), StochasticWeightAveraging(0.05, 2, 1), tmp_path) for n in (norm, nn.BatchNorm2d))
+    assert_same_state(ours.net, theirs.net)
+
+
+class Finetuning(BaseFinetuning):
+    """Freezes the first two layers, and trains them from epoch 2."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        self.freeze(pl_module.net[:2], train_bn=False)
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        if epoch == 2:
+            self.unfreeze_and_add_param_group(pl_module.net[:2], optimizer, lr=0.05)
+
+
+@pytest.mark.parametrize("norm", BATCH_NORMS)
+def test_finetuning(norm: type[Norm], tmp_path: Any) -> None:
+    """Frozen by Lightning's callback, the layer keeps its statistics, and updates them again afterwards."""
+    ours, theirs = (fit(Task(n), Finetuning(), tmp_path) for n in (norm, nn.BatchNorm2d))
+    assert_same_state(ours.net, theirs.net)
+    frozen = network(norm)
+    BaseFinetuning.freeze(frozen[1], train_bn=False)
+    before = copy.deepcopy(frozen.state_dict())
+    frozen(BATCHES[1])
+    assert_same_state(frozen, type("State", (), {"state_dict": lambda self: before})())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", BATCH_NORMS)
+def test_convert_sync_batchnorm(norm: type[Norm]) -> None:
+    """torch's conversion replaces the layer by SyncBatchNorm with the same state; a layer of another formula stays."""
+    net = nn.Sequential(network(norm), norms.GhostBatchNorm(8))
+    net[0](BATCHES[0])
+    before = copy.deepcopy(net[0])
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    assert isinstance(converted[0][1], nn.SyncBatchNorm)
+    assert_same_state(converted[0], before)
+    assert type(converted[1]) is norms.GhostBatchNorm
+
+
+@pytest.mark.parametrize("norm", BATCH_NORMS)
+def test_timm_freezes(norm: type[Norm]) -> None:
+    """timm's `freeze_batch_norm_2d` makes constants of the layer, and `unfreeze_batch_norm_2d` a BatchNorm."""
+    utils = pytest.importorskip("timm.utils.model")
+    net = network(norm)
+    net(BATCHES[0])
+    expected = copy.deepcopy(net).eval()(BATCHES[1])
+    frozen = utils.freeze_batch_norm_2d(net)
+    assert type(frozen[1]).__name__ == "FrozenBatchNorm2d"
+    assert_close(frozen.train()(BATCHES[1]), expected, tolerance=1e-5)
+
+
+SWIN = {"depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
+NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "resnet": ("resnet18", {}, 1),
+    "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "conv_mlp": True}, 1),
+    "vit": ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2}, -1),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 56, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16},
+        -1,
+    ),
+}
+FAST = (norms.BatchNorm, norms.ChannelLayerNorm, norms.RMSNorm)
+
+
+def trains(norm: type[Norm], network: str) -> None:
+    """Builds a network of timm with a norm, and trains two steps."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    name, settings, axis = NETWORKS[network]
+    # ConvNeXt moves the channels for its own norm only: timm asks for conv_mlp=True beside a norm_layer.
+    norm_layer = norm if axis == 1 else partial(norm, channel_dim=axis)
+    net = timm.create_model(name, norm_layer=norm_layer, num_classes=3, **settings)
+    assert any(isinstance(module, norm) for module in net.modules())
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    size = settings.get("img_size", 64)
+    for seed in range(2):
+        loss = net(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("norm", FAST)
+def test_timm_networks(norm: type[Norm], network: str) -> None:
+    """Networks of timm build and train with `norm_layer=` our layer."""
+    trains(norm, network)
+
+
+@pytest.mark.slow
+@law(when=on_activations, per_class=True)
+def test_timm_networks_with_every_norm(subject: Subject) -> None:
+    """Networks of timm build and train with every layer that has what they need of a norm.
+
+    Swin reads the weight of its norms, for its device; ConvNeXt normalizes (N, C, 1, 1), of which no channel of a
+    sample has a variance.
+    """
+    works = {
+        "swin": getattr(subject.layer(8), "weight", None) is not None,
+        "convnext": subject.layer.facts.dense or not subject.layer.facts.centres,
+    }
+    for network in NETWORKS:
+        if works.get(network, True):
+            trains(subject.layer, network)
