@@ -10,7 +10,7 @@ from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_count, require_divisor
 from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.ranks import Group, all_reduce, total
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root
 from normzoo.norms.batch._feedback import Pass, RunningSquare, averaged_over, by_plane_apart, with_feedback
 
 
@@ -97,9 +97,9 @@ class PowerNorm(RunningSquare):
     def normalize(self, x: Tensor) -> Tensor:
         if not self.scale_groups:
             return super().normalize(x)
-        settings = {"groups": self.scale_groups, "eps": self.eps}
-        gradient = partial(gradient_of_scaled, **settings)
-        u = in_blocks(partial(scaled, **settings), at_least_float32(x), gradient=gradient)
+        formula = partial(scaled, groups=self.scale_groups, eps=self.eps)
+        gradient = partial(gradient_of_scaled, groups=self.scale_groups, eps=self.eps)
+        u = in_blocks(formula, at_least_float32(x), gradient=gradient)
         return super().normalize(u).to(x.dtype)
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
@@ -157,7 +157,7 @@ class PowerNorm(RunningSquare):
                 after = buffer * (1 - momentum * zz) + momentum * gz
             return -nu * scale.square(), torch.zeros_like(scale), after
 
-        scale = (torch.where(warms_up, batch_square, running) + self.eps).rsqrt()
+        scale = inverse_root(torch.where(warms_up, batch_square, running) + self.eps)
         shift = torch.zeros_like(scale)
         given = buffer, nu, batch_square, momentum
         tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once, *given)
@@ -167,12 +167,12 @@ class PowerNorm(RunningSquare):
 def scaled(x: Tensor, *, groups: int, eps: float) -> Tensor:
     """Each group of channels divided by the root of its mean square, at each position."""
     parts = x.unflatten(1, (groups, -1))
-    return (parts * (parts.square().mean(2, keepdim=True) + eps).rsqrt()).flatten(1, 2)
+    return (parts * inverse_root(parts.square().mean(2, keepdim=True) + eps)).flatten(1, 2)
 
 
 def gradient_of_scaled(dy: Tensor, x: Tensor, *, groups: int, eps: float) -> tuple[Tensor, ...]:
     """`dx = (dy - x mean(dy x) r^2) r` with r = 1 / rms, over the channels of each group."""
     parts, given = (t.unflatten(1, (groups, -1)) for t in (x, dy))
-    inv_rms = (parts.square().mean(2, keepdim=True) + eps).rsqrt()
+    inv_rms = inverse_root(parts.square().mean(2, keepdim=True) + eps)
     along = (given * parts).mean(2, keepdim=True) * inv_rms.square()
     return (torch.addcmul(given, parts, along, value=-1).mul_(inv_rms).flatten(1, 2),)
