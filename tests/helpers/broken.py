@@ -48,7 +48,7 @@ from normzoo.norms import (
     WeightStandardization,
 )
 from normzoo.norms._ops import cpu as kernels
-from normzoo.norms._ops.ranks import Group, all_reduce
+from normzoo.norms._ops.ranks import Group, all_reduce, ranks
 from normzoo.norms._ops.running import over_samples
 from normzoo.norms._ops.scale_shift import by_plane, standardize
 from normzoo.norms._ops.tensors import affine, at_least_float32, channels_second, per_channel, positions_first
@@ -1064,3 +1064,18 @@ class BranchesOnASize(InstanceNorm):
 
     def normalize(self, x: Tensor) -> Tensor:
         return super().normalize(x) if x.shape[0] > 1 else torch.zeros_like(x)
+
+
+@caught_by("process-group")
+class SyncsEverywhere(BatchNorm):
+    @property
+    def group(self) -> Group:
+        return ranks() if self.sync and self.uses_batch else None
+
+
+@caught_by("sharded-from-meta", raises=(AssertionError, RuntimeError))
+class CopiesUnsharded(BatchNorm):
+    def reset(self, tensors: list[tuple[str, Tensor]]) -> None:
+        new = type(self)(self.num_features).state_dict()
+        for name, tensor in tensors:
+            tensor.detach().copy_(new[name])

@@ -188,3 +188,41 @@ def test_empty_ranks(subject: Subject, two_ranks: TwoRanks) -> None:
     for y, buffers in two_ranks.run(of_nothing, (layer, layer), (x, x)):
         assert y.shape == x.shape
         assert same_tensors(buffers, buffers_of(layer))
+
+
+def in_groups(layer: Norm, x: Tensor, alone: bool) -> Tensor:
+    """The output on this rank, with statistics over a group of its own or over both ranks."""
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]  # on all ranks, in the same order
+    layer.process_group = groups[dist.get_rank()] if alone else dist.new_group()
+    return layer(x).detach()
+
+
+@law(when=lambda subject: "process_group" in keyword_defaults(subject.layer) and on_images(subject))
+def test_process_group(subject: Subject, two_ranks: TwoRanks) -> None:
+    """With `sync`, the statistics are those of the ranks of `process_group`."""
+    xs = subject.input(seed=1), subject.input(seed=2)
+    layer = subject.build({"sync": True})
+    expected = [copy.deepcopy(layer)(x) for x in xs]
+    for observed, y in zip(two_ranks.run(in_groups, (layer, layer), xs, (True, True)), expected, strict=True):
+        assert_close(observed, y)
+    together = copy.deepcopy(layer)(torch.cat(xs))
+    assert_close(torch.cat(two_ranks.run(in_groups, (layer, layer), xs, (False, False))), together)
+
+
+def sharded_from_meta(build: Callable[..., Norm]) -> dict[str, Tensor]:
+    """The start of a layer that is built without memory, sharded, moved and reset, as FSDP2 initializes networks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    layer = fully_shard(build(C, device="meta"), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    return {name: getattr(t, "full_tensor", t.clone)() for name, t in layer.state_dict().items()}
+
+
+@law(when=lambda subject: any(p.dim() for p in subject.layer(C).parameters()), per_class=True)
+def test_sharded_from_meta(subject: Subject, two_ranks: TwoRanks) -> None:
+    """Sharded before it has memory, a layer starts as one that is built at once."""
+    start = subject.layer(C).state_dict()
+    for found in two_ranks.run(sharded_from_meta, (subject.layer, subject.layer)):
+        assert same_tensors(found, dict(start))
