@@ -31,8 +31,8 @@ class DynamicISRU(Norm):
     4, where the slope at 0 is the 0.5 of `DynamicTanh`; the paper's language models start at 100. The layer uses the
     absolute value of beta, clamped to at least 1e-5; below that, beta has no gradient and does not change any more.
 
-    Small inputs shrink by 1 / sqrt(beta). Without residual connections, little is left after a few layers: a ConvNet of
-    four layers on digits reaches a test accuracy of 0.13, and with beta=1 of 0.82.
+    Small inputs are divided by sqrt(beta). Without residual connections, little is left after a few layers: a ConvNet
+    of four layers on digits reaches a test accuracy of 0.13, and with beta=1 of 0.82.
 
     Args:
         num_features: number of channels C of the input (N, C, *).
