@@ -52,7 +52,10 @@ def in_one_precision(*tensors: Tensor | None) -> list[Tensor | None]:
     torch's kernels require it on a GPU. On a CPU they take narrow inputs with float32 parameters, too, but that of
     LayerNorm then rounds the gradients of the parameters.
     """
-    widest = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if len(dtypes) == 1:
+        return list(tensors)
+    widest = reduce(torch.promote_types, dtypes)
     return [None if t is None else t.to(widest) for t in tensors]
 
 
