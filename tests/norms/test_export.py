@@ -39,11 +39,12 @@ def activations(subject: Subject, sizes: tuple[int, ...], dtype: torch.dtype) ->
 
 def deployed(subject: Subject, sizes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
     """The layer in evaluation after a training step, and an input; one that acts on weights is in a network's block."""
-    module: nn.Module = subject.build(dtype=dtype, num_features=sizes[1])
+    norm = subject.build(dtype=dtype, num_features=sizes[1])
+    module: nn.Module = norm
     x = activations(subject, sizes, dtype)
     if subject.on_weights:
         host: Any = HOSTS[subject.layout](sizes[1], sizes[1])
-        module = Block(host.to(dtype), lambda channels: module, activation=None).to(dtype)
+        module = Block(host.to(dtype), lambda channels: norm, activation=None).to(dtype)
         with torch.no_grad():  # not the weight that was there before the norm
             for p in module.parameters():
                 p.add_(torch.randn_like(p), alpha=0.3)

@@ -101,4 +101,4 @@ class BatchGroupNorm(RunningStatistics):
 
     def spread(self, v: Tensor) -> Tensor:
         """Repeats the value of each group for its channels: (G,) -> (C,)."""
-        return v.repeat_interleave(self.num_features // self.num_groups)
+        return v.unsqueeze(1).expand(-1, self.num_features // self.num_groups).flatten()

@@ -58,7 +58,7 @@ class MixedStatistics(RunningStatistics):
 
 def to_unit_interval(gate: Tensor, group: Group) -> Tensor:
     """`clip(gate, 0, 1)`, with the gradient of `ToUnitInterval`; forward-mode differentiation has none to change."""
-    clipped: Tensor = gate.clamp(0, 1) if in_forward_mode() else ToUnitInterval.apply(gate, group)
+    clipped: Tensor = gate.clamp(0.0, 1.0) if in_forward_mode() else ToUnitInterval.apply(gate, group)
     return clipped
 
 
@@ -75,7 +75,7 @@ class ToUnitInterval(torch.autograd.Function):
 
     @staticmethod
     def forward(gate: Tensor, group: Group) -> Tensor:
-        return gate.clamp(0, 1)
+        return gate.clamp(0.0, 1.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Group], output: Tensor) -> None:
