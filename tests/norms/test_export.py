@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from normzoo.models import Block
 from normzoo.norms import (
     BatchNorm,
-    ChannelLayerNorm,
     GroupNorm,
     InstanceNorm,
+    LayerNorm,
     LocalResponseNorm,
     LpNorm,
     Norm,
@@ -125,12 +125,11 @@ def group_normalization(
 
 
 def layer_normalization(x: Tensor, weight: Tensor, bias: Tensor, axis: int = -1, epsilon: float = 1e-5) -> list[Tensor]:
-    layer = with_affine(ChannelLayerNorm(len(weight), eps=epsilon), weight, bias)
-    return [layer(x.movedim(axis, 1)).movedim(1, axis)]
+    return [with_affine(LayerNorm(list(x.shape[axis:]), eps=epsilon), weight, bias)(x)]
 
 
 def rms_normalization(x: Tensor, weight: Tensor, axis: int = -1, epsilon: float = 1e-5) -> list[Tensor]:
-    return [with_affine(RMSNorm(len(weight), eps=epsilon), weight)(x.movedim(axis, 1)).movedim(1, axis)]
+    return [with_affine(RMSNorm(list(x.shape[axis:]), eps=epsilon), weight)(x)]
 
 
 def lp_normalization(x: Tensor, axis: int = -1, p: int = 2) -> list[Tensor]:
@@ -141,7 +140,7 @@ def lp_normalization(x: Tensor, axis: int = -1, p: int = 2) -> list[Tensor]:
 def local_response_normalization(
     x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> list[Tensor]:
-    return [LocalResponseNorm(x.shape[1], size=size, scale=alpha, exponent=beta, offset=bias)(x)]
+    return [LocalResponseNorm(x.shape[1], size, alpha, beta, k=bias)(x)]
 
 
 def mean_variance_normalization(x: Tensor) -> list[Tensor]:
@@ -162,20 +161,13 @@ NODES: dict[str, Callable[..., list[Tensor]]] = {
 
 @cache
 def node_cases() -> list[Any]:
-    """The cases of these operators, but those that normalize over several axes, with a weight for each of their values.
-
-    Such a case has no counterpart: a layer has one weight per channel.
-    """
+    """The cases of these operators."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numpy, in cases of other operators
         found = collect_testcases(None)
-    return [
-        case
-        for case in found
-        if case.model.graph.node[0].op_type in NODES and all(w.ndim == 1 for w in case.data_sets[0][0][1:])
-    ]
+    return [case for case in found if case.model.graph.node[0].op_type in NODES]
 
 
 @pytest.mark.slow
