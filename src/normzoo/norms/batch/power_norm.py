@@ -97,7 +97,8 @@ class PowerNorm(RunningSquare):
     def normalize(self, x: Tensor) -> Tensor:
         if not self.scale_groups:
             return super().normalize(x)
-        formula, gradient = (partial(f, groups=self.scale_groups, eps=self.eps) for f in (scaled, gradient_of_scaled))
+        formula = partial(scaled, groups=self.scale_groups, eps=self.eps)
+        gradient = partial(gradient_of_scaled, groups=self.scale_groups, eps=self.eps)
         u = in_blocks(formula, at_least_float32(x), gradient=gradient)
         return super().normalize(u).to(x.dtype)
 
