@@ -12,7 +12,7 @@ from normzoo.norms._checks import is_number, require_eps
 from normzoo.norms._ops.buffers import snapshots
 from normzoo.norms._ops.ranks import Group, all_reduce, ranks, totals
 from normzoo.norms._ops.scale import scale_per_channel
-from normzoo.norms._ops.tensors import affine, in_torch_func, is_transformed
+from normzoo.norms._ops.tensors import affine, in_torch_func, is_traced, is_transformed
 
 
 def over_samples(mean: Tensor, var: Tensor, positions: int, group: Group = None) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ class RunningStatistics(Norm):
         if not self.uses_batch:
             return self.normalize_by_running(x)
         group = self.group
-        if x.numel() == 0 and group is None:
+        if group is None and not is_traced() and x.numel() == 0:
             return self.normalize_empty(x)
         return self.normalize_by_batch(x, group)
 

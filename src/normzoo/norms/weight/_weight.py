@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
 from normzoo.norms._ops.scale_shift import Rule, by_plane
-from normzoo.norms._ops.tensors import at_least_float32
+from normzoo.norms._ops.tensors import at_least_float32, is_traced
 
 
 class WeightTransform(Norm):
@@ -29,7 +29,8 @@ class WeightTransform(Norm):
     dim: int | None = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check(x)
+        if not is_traced():
+            self.check(x)
         if not self.dim:
             return self.normalize(x)
         return self.normalize(x.movedim(self.dim, 0)).movedim(0, self.dim)
