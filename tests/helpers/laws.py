@@ -69,9 +69,14 @@ def law(
 
 
 def of_subject(subject: Subject, law: str, where: str) -> object:
-    """The pytest parameter of a subject; a strict xfail if its facts declare an exception to the law."""
+    """The pytest parameter of a subject; a strict xfail if its facts declare an exception to the law.
+
+    (N, C, L) runs with --slow: it has positions, as images have, and no memory format of its own.
+    """
     reason = subject.layer.facts.exceptions.get(law)
     marks = [] if reason is None else [pytest.mark.xfail(strict=True, reason=reason, raises=FAILURES)]
+    if subject.layout == "NCL":
+        marks.append(pytest.mark.slow)
     return pytest.param(subject, id=where, marks=marks)
 
 

@@ -58,6 +58,7 @@ OURS: dict[type[nn.Module], list[type[Norm]]] = {
 }
 
 
+@pytest.mark.slow  # importing torch's test suite takes seconds
 def test_module_samples(tmp_path: Path) -> None:
     """Ours computes what torch's layer does for every sample of torch's own test suite: outputs, gradients, state.
 

@@ -26,6 +26,7 @@ def runs_of(file: Path) -> dict[str, Any]:
     return {}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_continued(tmp_path: Path) -> None:
     file = tmp_path / "training.json"
     command = [sys.executable, str(SWEEP), *TINY, f"--json={file}"]
