@@ -491,6 +491,7 @@ ONE_PER_NORM = [
 ]
 
 
+@pytest.mark.slow
 @of(ONE_PER_NORM, bug=FreezesTheBatch)
 def test_networks_export_to_onnx(network: type[Network], layer: type[Norm]) -> None:
     """onnxruntime computes what torch does, for any number of images and, where the network takes them, of any size."""

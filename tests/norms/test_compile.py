@@ -32,6 +32,7 @@ def compiled_equals_eager(
         assert graphs[0] == graphs[1] == 1, f"graphs after each call: {graphs}"
 
 
+@pytest.mark.slow
 @law(when=on_images)
 def test_compile_without_codegen(subject: Subject) -> None:
     """Traced and differentiated ahead of time, in training, the layer is one graph and equals itself."""

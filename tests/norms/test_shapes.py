@@ -51,7 +51,7 @@ def outputs_on(subject: Subject, device: str) -> Iterator[tuple[Tensor, Tensor]]
                 yield x.requires_grad_(), layer.train(training)(x)
 
 
-@law()
+@law(when=on_images)
 def test_no_values(subject: Subject) -> None:
     """On the meta device and under `FakeTensorMode`, outputs and gradients have the input's shape and dtype."""
     for device, mode in (("meta", nullcontext()), ("cpu", FakeTensorMode())):
