@@ -195,3 +195,47 @@ def of_last(layer: Norm, x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """(N, C, *) as (N, *, C), contiguous."""
     return x.movedim(1, -1).contiguous()
+
+
+class Renamed(norms.BatchNorm):
+    """A subclass that passes on what it is given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class OwnDevice(norms.BatchNorm):
+    """A subclass with an argument that all layers take."""
+
+    def __init__(self, num_features: int, device: str = "cpu") -> None:
+        super().__init__(num_features)
+        self.device = device
+
+
+def test_subclasses_take_what_the_layer_takes() -> None:
+    """By position as by name, and an argument that the subclass names itself is its own."""
+    layer = Renamed(8, 0.1, 0.2, dtype=torch.float64, channel_dim=-1)
+    assert (layer.eps, layer.momentum, layer.channel_dim, layer.weight.dtype) == (0.1, 0.2, -1, torch.float64)
+    own = OwnDevice(8, "a name", dtype=torch.float64)
+    assert (own.device, own.weight.dtype) == ("a name", torch.float64)
+    with pytest.raises(TypeError, match=r"OwnDevice\(\): got an unexpected keyword argument 'epsilon'"):
+        OwnDevice(8, epsilon=1)
+
+
+def test_a_parametrized_layer_is_reset() -> None:
+    """What it has of its own is; the parameters of the parametrization are not the layer's."""
+    layer = norms.BatchNorm(8)
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    layer(torch.randn(4, 8))
+    layer.bias.data.fill_(3)
+    layer.reset_parameters()
+    assert not layer.bias.any()
+    assert not layer.running_mean.any()
+
+
+def test_mask_with_channels_last() -> None:
+    """A mask has no axis of channels, wherever the input has it."""
+    x, mask = torch.randn(4, 8, 5), torch.rand(4, 5) > 0.3
+    layer, last = norms.BatchNorm(8), norms.BatchNorm(8, channel_dim=-1)
+    assert_close(last(channels_last(x), mask), layer(x, mask).movedim(1, -1))
+    assert_same_buffers(last, layer)

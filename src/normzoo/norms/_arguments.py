@@ -23,9 +23,11 @@ class NormType(type):
     def common(cls) -> list[Parameter]:
         """The arguments that `__init__` does not take itself."""
         own = inspect.signature(cls.__init__).parameters  # type: ignore[misc] # of this class, not of an instance
-        factory = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in ("device", "dtype")]
-        name, default = ("channel_dim", 1) if cls.facts.acts_on == "activation" else ("dim", 0)
-        every = [*factory, Parameter(name, Parameter.KEYWORD_ONLY, default=default)]
+        by_name = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values())
+        kind = Parameter.KEYWORD_ONLY if by_name else Parameter.POSITIONAL_OR_KEYWORD
+        axis = ("channel_dim", 1) if cls.facts.acts_on == "activation" else ("dim", 0)
+        every = [Parameter(name, kind, default=None) for name in ("device", "dtype")]
+        every.append(Parameter(axis[0], Parameter.KEYWORD_ONLY, default=axis[1]))
         return [parameter for parameter in every if parameter.name not in own]
 
     @property
@@ -42,7 +44,7 @@ class NormType(type):
         device, dtype = given.pop("device", None), given.pop("dtype", None)
         with nullcontext() if device is None else torch.device(device):
             layer = super().__call__(*bound.args, **bound.kwargs)
-        layer.built_with = bound.args, bound.kwargs
+        layer.built_with = cls, bound.args, bound.kwargs
         for name, axis in given.items():  # channel_dim or dim
             setattr(layer, name, checked_axis(layer, name, axis))
         return layer if dtype is None else layer.to(dtype)
@@ -73,4 +75,4 @@ def is_count(value: object, least: int = 1) -> bool:
 def keyword_defaults(layer: type) -> dict[str, Any]:
     """Returns a layer's own arguments, without `num_features` and those of every layer, and their defaults."""
     parameters = list(inspect.signature(layer.__init__).parameters.values())[2:]  # type: ignore[misc] # of this class
-    return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

@@ -120,7 +120,7 @@ class Norm(nn.Module, metaclass=NormType):
     facts: ClassVar[Facts] = Facts()
     channel_dim: int = 1
     num_features: int
-    built_with: tuple[tuple[Any, ...], dict[str, Any]]
+    built_with: "tuple[type[Norm], tuple[Any, ...], dict[str, Any]]"
 
     def __init__(self, num_features: int) -> None:
         nn.Module.__init__(self)  # not that of the torch layer that a subclass may also derive from
@@ -177,9 +177,8 @@ class Norm(nn.Module, metaclass=NormType):
 
     def add_affine(self, *, weight: bool = True, bias: bool = True) -> None:
         """Registers `weight` (ones) and `bias` (zeros), one value per channel; None for those that are off."""
-        shape = getattr(self, "normalized_shape", (self.num_features,))
-        self.weight = nn.Parameter(torch.ones(shape)) if weight else None
-        self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
+        self.weight = nn.Parameter(torch.ones(self.num_features)) if weight else None
+        self.bias = nn.Parameter(torch.zeros(self.num_features)) if bias else None
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """As in `nn.Module`, in float32 at least: with fewer bits, small updates of an average are lost."""
@@ -197,12 +196,13 @@ class Norm(nn.Module, metaclass=NormType):
 
     @torch.no_grad()
     def reset(self, tensors: list[tuple[str, Tensor]]) -> None:
-        """Copies the named parameters and buffers of a new layer with the same arguments."""
-        args, kwargs = self.built_with
-        new = type(self)(*args, **kwargs)
+        """Copies the named parameters and buffers of a new layer with the same arguments, where it has them."""
+        cls, args, kwargs = self.built_with  # the class may have changed since, by FSDP or a parametrization
+        new = cls(*args, **kwargs)
         values = {**dict(new.named_parameters()), **dict(new.named_buffers())}
         for name, tensor in tensors:
-            tensor.copy_(like(values[name], tensor))
+            if name in values:
+                tensor.copy_(like(values[name], tensor))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Norm":
         # nn.Module has no public method for `.to()`. Running statistics stay float32 under .half() and .bfloat16():
@@ -218,8 +218,8 @@ class Norm(nn.Module, metaclass=NormType):
     def extra_repr(self) -> str:
         settings = {name: getattr(self, name) for name in keyword_defaults(type(self)) if hasattr(self, name)}
         settings = {name: value for name, value in settings.items() if not isinstance(value, Tensor)}
-        if self.channel_dim != 1:
-            settings["channel_dim"] = self.channel_dim
+        common = {p.name: (getattr(self, p.name, p.default), p.default) for p in type(self).common}
+        settings |= {name: value for name, (value, default) in common.items() if value != default}
         return ", ".join([str(self.num_features), *(f"{name}={value}" for name, value in settings.items())])
 
 

@@ -72,6 +72,11 @@ class BatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  # bia
         if mask is None:
             return super().forward(x)
         self.check(x)
+        y = self.normalize_masked(x.movedim(self.channel_dim, 1), mask)
+        return y.movedim(1, self.channel_dim)
+
+    def normalize_masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`normalize` of the values that are not padding."""
         check_mask(self, x, mask)
         padded = mask.unsqueeze(1).logical_not()
         if not self.uses_batch:

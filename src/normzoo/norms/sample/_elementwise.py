@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._arguments import is_count
@@ -33,7 +34,8 @@ class ElementwiseNorm(Norm):
         self.over_axes, self.normalized_shape = over_axes, sizes
         self.affine = affine if elementwise_affine is None else elementwise_affine
         self.elementwise_affine = self.affine
-        self.add_affine(weight=self.affine, bias=self.affine and bias)
+        self.weight = nn.Parameter(torch.ones(sizes)) if self.affine else None
+        self.bias = nn.Parameter(torch.zeros(sizes)) if self.affine and bias else None
 
     def extra_repr(self) -> str:
         own = super().extra_repr()
