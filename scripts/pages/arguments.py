@@ -42,8 +42,8 @@ def section() -> str:
             "`freeze_batch_norm_2d` and fvcore's precise BN find them, and `convert_sync_batchnorm` replaces them by "
             "`SyncBatchNorm`, which computes the same. A layer with another formula does not derive from it, because "
             "that conversion would replace it without a word. For such a layer use `sync=True` or `SyncNorms`, "
-            "`freeze()`, and for averaged weights `reset_running_stats()`, `momentum = None` and a pass over the data "
-            "in training.",
+            "`freeze()`, and after averaging weights `normzoo.norms.update_running_stats(batches, net)`, which is "
+            "`update_bn` for every layer.",
         ]
     )
 

@@ -1079,3 +1079,9 @@ class CopiesUnsharded(BatchNorm):
         new = type(self)(self.num_features).state_dict()
         for name, tensor in tensors:
             tensor.detach().copy_(new[name])
+
+
+@caught_by("update-running-stats")
+class KeepsItsStatistics(GhostBatchNorm):
+    def reset_running_stats(self) -> None:
+        """Does nothing."""

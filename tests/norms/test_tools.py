@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from laws import assert_close, law, on_activations
+from laws import assert_close, assert_same_buffers, law, on_activations, on_images
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
 from subjects import Subject
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from normzoo import norms
 from normzoo.norms import Norm
+from normzoo.norms._arguments import keyword_defaults
 
 BATCH_NORMS = (norms.BatchNorm, norms.TorchBatchNorm)
 BATCHES = [torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(i)) + i for i in range(4)]
@@ -67,6 +68,29 @@ def test_update_bn(norm: type[Norm]) -> None:
         update_bn(BATCHES, one)
     assert_same_state(net, theirs)
     assert net[1].momentum == 0.1
+
+
+@pytest.mark.parametrize("norm", [norms.BatchNorm, nn.BatchNorm2d])
+def test_update_running_stats_equals_torchs(norm: type[nn.Module]) -> None:
+    """On torch's layer, and ours that derives from it, `update_running_stats` is `update_bn`."""
+    net, theirs = network(norm).eval(), network(nn.BatchNorm2d)
+    norms.update_running_stats(((x, None) for x in BATCHES), net, device="cpu")
+    update_bn(BATCHES, theirs)
+    assert_same_state(net, theirs)
+    assert (net[1].momentum, net.training) == (0.1, False)
+
+
+@law(when=lambda subject: on_images(subject) and "momentum" in keyword_defaults(subject.layer))
+def test_update_running_stats(subject: Subject) -> None:
+    """After `update_running_stats`, a layer is as one that has averaged over these batches from its start."""
+    averaging = {} if subject.layer(8).num_batches_tracked is not None else {"track_running_stats": True}
+    layer, expected = subject.experienced(averaging), subject.build({**averaging, "momentum": None})
+    batches = [subject.input(seed=seed) for seed in range(3)]
+    norms.update_running_stats(batches, layer)
+    for x in batches:
+        expected(x)
+    assert_same_buffers(layer, expected)
+    assert layer.momentum == subject.layer(8).momentum
 
 
 @pytest.mark.parametrize("norm", BATCH_NORMS)

@@ -1,12 +1,14 @@
 """Statistics over the batch: merging samples and ranks, running statistics, freezing."""
 
 import math
-from typing import Self
+from collections.abc import Iterable
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normzoo.errors import InputError
+from normzoo.norms._arguments import keyword_defaults
 from normzoo.norms._base import Norm
 from normzoo.norms._checks import is_number, require_eps
 from normzoo.norms._ops.buffers import snapshots
@@ -264,6 +266,40 @@ class RunningStatistics(Norm):
                 running.add_(step / seen.clamp_min(1))
             else:
                 running.add_(step, alpha=self.momentum)
+
+
+@torch.no_grad()
+def update_running_stats(batches: Iterable[Any], net: nn.Module, device: torch.device | str | None = None) -> None:
+    """Computes the running statistics of a network again, as averages over batches: for averaged weights, for example.
+
+    As `torch.optim.swa_utils.update_bn`, which knows torch's layers only; here those of the zoo are updated, too.
+
+    Args:
+        batches: inputs of the network, or tuples or lists that begin with one.
+        net: the network.
+        device: where the inputs are moved; None leaves them where they are.
+
+    >>> from normzoo.norms import GhostBatchNorm
+    >>> net = nn.Sequential(nn.Linear(4, 8), GhostBatchNorm(8))
+    >>> update_running_stats([torch.randn(16, 4) for _ in range(3)], net)
+    >>> net[1].num_batches_tracked
+    tensor(3)
+    """
+    kinds = RunningStatistics | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    layers = [m for m in net.modules() if isinstance(m, kinds) and m.track_running_stats]
+    momenta = {layer: layer.momentum for layer in layers if "momentum" in keyword_defaults(type(layer))}
+    training = net.training
+    for layer in layers:
+        layer.reset_running_stats()
+    for layer in momenta:
+        layer.momentum = None
+    net.train()
+    for batch in batches:
+        x = batch[0] if isinstance(batch, tuple | list) else batch
+        net(x if device is None else x.to(device))
+    for layer, momentum in momenta.items():
+        layer.momentum = momentum
+    net.train(training)
 
 
 def in_recomputation() -> bool:
