@@ -34,16 +34,16 @@ def section() -> str:
             "`reset_parameters()` sets parameters and buffers to their initial values, `reset_running_stats()` the "
             "running statistics alone; so `torch.nn.utils.skip_init(layer, C)`, and a layer that is built on the meta "
             "device, moved by `to_empty` and reset, start as a layer that is built at once.",
-            "Layers of other libraries with the same name, and what of their arguments ours take. Arguments are in the "
-            "order of ours, after the number of channels.",
+            "Layers of other libraries with the same name, and which of their arguments ours accept, in the order of "
+            "ours, after the number of channels.",
             "\n".join(rows),
             "`BatchNorm` and `TorchBatchNorm` derive from `torch.nn.BatchNorm2d`, for inputs of any number of axes: "
             "`torch.optim.swa_utils.update_bn`, Lightning's `StochasticWeightAveraging` and `BaseFinetuning`, timm's "
             "`freeze_batch_norm_2d` and fvcore's precise BN find them, and `convert_sync_batchnorm` replaces them by "
-            "`SyncBatchNorm`, which computes the same. A layer with another formula does not derive from it, because "
-            "that conversion would replace it without a word. For such a layer use `sync=True` or `SyncNorms`, "
-            "`freeze()`, and after averaging weights `normzoo.norms.update_running_stats(batches, net)`, which is "
-            "`update_bn` for every layer.",
+            "`SyncBatchNorm`, which computes the same. None of these tools knows `channel_dim` and `freeze()`. A layer "
+            "with another formula does not derive from it, because that conversion would silently replace it. For such "
+            "a layer use `sync=True` or `SyncNorms`, `freeze()`, and after averaging weights "
+            "`normzoo.norms.update_running_stats(batches, net)`, which is `update_bn` for every layer.",
         ]
     )
 

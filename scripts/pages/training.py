@@ -18,8 +18,8 @@ HEAD = """\
 # How well each layer trains
 
 Written by `scripts/docs training` from docs/training.json, which `scripts/bench sweep` makes: every layer of the zoo
-with its default arguments, in three small networks on the 8 x 8 digits of scikit-learn, in about {minutes} minutes on
-one core. Too little for a ranking: it shows which layers train at all, and at which rates.
+with its default arguments, in three small networks on the 8 x 8 digits of scikit-learn. Too little for a ranking: it
+shows which layers train at all, and at which rates.
 
 {budget}
 
@@ -64,7 +64,7 @@ def the_page(report: Report) -> str:
         f"- {given['epochs']} epochs in batches of {given['batch_size']}, SGD with momentum {given['momentum']} and "
         f"constant rates {listed(given['rates'])}, seeds {listed(given['seeds'])}, ReLU, the norm before the activation"
     )
-    head = HEAD.format(budget="\n".join(budget), minutes=15, baseline=BASELINE, mark=MARK)
+    head = HEAD.format(budget="\n".join(budget), baseline=BASELINE, mark=MARK)
     found = results(report)
     return "\n".join([head, f"```\n{report['machine']}\n```", *(section(name, found) for name in given["networks"])])
 

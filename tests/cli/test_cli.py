@@ -762,6 +762,8 @@ REFUSED: dict[str, str] = {
     "fit --model=normzoo.models.MLP": "normzoo.models.MLP is no LightningModule",
     "fit --allow=pk.tasks": "pk.tasks.*--allow=pk ",
     # arguments
+    "fit --model.net.norm.channel_dim=-1": "BatchNorm has no argument 'channel_dim'.*bias, sync, process_group",
+    "fit --model.net.norm.process_group=3": "process_group=3.*new_group",
     "fit --model.net.norm.epsilon=1": "BatchNorm has no argument 'epsilon'.*Did you mean eps.*momentum",
     "fit --model.net.norm=LayerNorm --model.net.norm.num_groups=2": "LayerNorm has no argument "
     "'num_groups'.*GroupNorm.*have it.*arguments are eps, affine",

@@ -813,6 +813,7 @@ AXES: list[tuple[nn.Module, tuple[int, ...], int]] = [
     *((layer(6), (2, 6, *[6] * n), 1) for layer in norms.layers().values() if layer.facts.dense for n in range(3)),
     *((norms.LayerNorm(6), (2, 6, *[3] * n), 1) for n in range(3)),
     *((norms.RMSNorm(6, channel_dim=-1), (2, 6, *[6] * n), n + 1) for n in range(3)),
+    (norms.LayerNorm([6]), (2, 6, 6), 2),
     *((layer, (2, 6, 5), 1) for layer in (nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6), nn.ReLU(), nn.GroupNorm(2, 6))),
     *((layer, (2, 6, 5, 6), 1) for layer in (nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.InstanceNorm2d(6))),
     (nn.LayerNorm((4, 6)), (2, 4, 6), 2),

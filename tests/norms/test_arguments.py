@@ -4,6 +4,7 @@ import copy
 import inspect
 import subprocess
 import sys
+from abc import ABC
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from subjects import LAYOUTS, C, Subject, outputs_and_gradients
 from torch import Tensor, nn
 
 from normzoo import norms
+from normzoo.errors import InputError
 from normzoo.norms import Norm
 
 HELPERS = Path(__file__).parents[1] / "helpers"
@@ -220,6 +222,76 @@ def test_subclasses_take_what_the_layer_takes() -> None:
     assert (own.device, own.weight.dtype) == ("a name", torch.float64)
     with pytest.raises(TypeError, match=r"OwnDevice\(\): got an unexpected keyword argument 'epsilon'"):
         OwnDevice(8, epsilon=1)
+    assert issubclass(type("Abstract", (norms.BatchNorm, ABC), {}), norms.BatchNorm)
+
+
+def test_what_has_no_position_is_not_taken_by_position() -> None:
+    """Above all not as a device."""
+    for layer in norms.layers().values():
+        kinds = [p.kind for p in inspect.signature(layer).parameters.values()]
+        if kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == 1:
+            with pytest.raises(TypeError, match=rf"{layer.__name__}\(\): too many positional arguments"):
+                layer(8, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rms_norm_without_eps(dtype: torch.dtype) -> None:
+    """`eps=None` is torch's, few values and many."""
+    for shape in ((2, 3, 8), (40, 60, 8)):
+        x = torch.full(shape, 1e-3, dtype=dtype)
+        layer = norms.RMSNorm(8, eps=None, channel_dim=-1, dtype=dtype)
+        assert_close(layer(x), nn.RMSNorm(8, eps=None, dtype=dtype)(x), tolerance=torch.finfo(dtype).eps)
+
+
+def test_a_shape_has_no_channel_dim() -> None:
+    with pytest.raises(InputError, match=r"LayerNorm\(\(4, 4\), channel_dim=-1\): .*last axes"):
+        norms.LayerNorm([4, 4], channel_dim=-1)(torch.randn(2, 4, 4))
+
+
+@pytest.mark.parametrize("norm", [norms.BatchNorm, norms.TorchBatchNorm])
+def test_statistics_that_are_taken_away(norm: type[Norm]) -> None:
+    """As test-time adaptation does it: then evaluation normalizes by the batch, as torch's layer does."""
+    outputs = []
+    for kind in (norm, nn.BatchNorm2d):
+        layer = kind(8).eval()
+        layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+        outputs.append(layer(torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(0))))
+    assert_close(*outputs, tolerance=1e-5)
+
+
+def test_instance_norm_stops_tracking_as_torchs_does() -> None:
+    ours, theirs = norms.InstanceNorm(8, track_running_stats=True), nn.InstanceNorm1d(8, track_running_stats=True)
+    x = torch.randn(4, 8, 5)
+    for layer in (ours, theirs):
+        layer(x)
+        layer.eval().track_running_stats = False
+    assert_close(ours(x), theirs(x), tolerance=1e-5)
+
+
+def test_torch_batch_norm_without_eps() -> None:
+    """torch's kernel refuses an eps of 0."""
+    x = torch.randn(16, 8)
+    layer, ours = norms.TorchBatchNorm(8, eps=0), norms.BatchNorm(8, eps=0)
+    assert_close(layer(x), ours(x))
+    assert_same_buffers(layer, ours)
+
+
+def test_reset_under_another_default_device() -> None:
+    layer = norms.BatchNorm(8)
+    with torch.device("meta"):
+        layer.reset_parameters()
+    assert (layer.weight == 1).all()
+
+
+def test_a_repr_says_what_a_layer_was_built_with() -> None:
+    said = {
+        norms.BatchNorm(8, bias=False): "8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, bias=False",
+        norms.LayerNorm([8, 3]): "(8, 3), eps=1e-05, affine=True",
+        norms.DynamicTanh(8, channel_dim=-1): "8, channel_dim=-1",
+        norms.WeightStandardization(8, dim=1): "8, eps=1e-05, dim=1",
+    }
+    for layer, text in said.items():
+        assert layer.extra_repr().startswith(text)
 
 
 def test_a_parametrized_layer_is_reset() -> None:

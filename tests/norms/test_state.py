@@ -74,6 +74,8 @@ def test_freeze(subject: Subject) -> None:
         layer.eval().train()
         assert_same_results(of_layer(layer, x), expected)
         assert same_tensors(buffers_of(layer), before), "a frozen buffer moved"
+        layer.reset_running_stats()
+        assert same_tensors(buffers_of(layer), before), "a frozen buffer was reset"
         layer.freeze(False)
         layer(x)
         assert not same_tensors(buffers_of(layer), before), "a thawed layer stands still"

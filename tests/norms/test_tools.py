@@ -80,6 +80,20 @@ def test_update_running_stats_equals_torchs(norm: type[nn.Module]) -> None:
     assert (net[1].momentum, net.training) == (0.1, False)
 
 
+def test_update_running_stats_leaves_no_trace_of_an_error() -> None:
+    """Momentum and mode of every module are what they were; frozen layers keep their statistics."""
+    net = nn.Sequential(network(norms.GhostBatchNorm), nn.Dropout())
+    net[1].eval()
+    with pytest.raises(RuntimeError):
+        norms.update_running_stats([BATCHES[0], BATCHES[0].flatten(1)], net)
+    assert [module.training for module in (net, net[0][1], net[1])] == [True, True, False]
+    assert net[0][1].momentum == 0.1
+    net[0][1].freeze()
+    before = copy.deepcopy(net[0][1])
+    norms.update_running_stats(BATCHES, net)
+    assert_same_buffers(net[0][1], before)
+
+
 @law(when=lambda subject: on_images(subject) and "momentum" in keyword_defaults(subject.layer))
 def test_update_running_stats(subject: Subject) -> None:
     """After `update_running_stats`, a layer is as one that has averaged over these batches from its start."""
@@ -147,16 +161,12 @@ def test_timm_freezes(norm: type[Norm]) -> None:
     assert_close(frozen.train()(BATCHES[1]), expected, tolerance=1e-5)
 
 
-SWIN = {"depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
+SWIN = {"img_size": 56, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "resnet": ("resnet18", {}, 1),
     "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "conv_mlp": True}, 1),
     "vit": ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2}, -1),
-    "swin": (
-        "swin_tiny_patch4_window7_224",
-        {"img_size": 56, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16},
-        -1,
-    ),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN, -1),
 }
 FAST = (norms.BatchNorm, norms.ChannelLayerNorm, norms.RMSNorm)
 

@@ -71,7 +71,7 @@ def unknown_argument(said: str, message: str) -> str | None:
         return None
     name, (owner, arguments) = (found[1] or found[2]).split(".")[0], taken
     close = nearest(name, arguments) or nearest(name, ["class_path", "init_args"], cutoff=0.8)
-    others = [layer for layer, kind in norms.layers().items() if name in signature(kind).parameters]
+    others = [layer for layer, kind in norms.layers().items() if name in signature(kind.__init__).parameters]
     elsewhere = (
         f" {', '.join(sorted(others, key=len)[:3])} {'has' if len(others) == 1 else 'have'} it."
         if owner in norms.layers() and others
@@ -173,7 +173,7 @@ def arguments_of(message: str) -> tuple[str, list[str]] | None:
     if not isinstance(named, type):
         return None
     try:
-        parameters = signature(named).parameters
+        parameters = signature(named.__init__ if issubclass(named, norms.Norm) else named).parameters
     except ValueError:  # a class that is not written in Python
         return None
     variadic = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)

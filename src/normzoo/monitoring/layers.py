@@ -191,7 +191,7 @@ def feature_axis(module: nn.Module, x: Tensor) -> int:
     a norm of another library, the size of the axes decides.
     """
     if isinstance(module, Norm):
-        return module.channel_dim % x.dim()
+        return x.dim() - 1 if getattr(module, "over_axes", False) else module.channel_dim % x.dim()
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         size = module.normalized_shape[-1]
         return 1 if x.dim() > 2 and x.shape[-1] != size and x.shape[1] == size else x.dim() - 1

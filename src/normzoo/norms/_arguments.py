@@ -1,7 +1,9 @@
 """The arguments of layers: those that all layers take, and a layer's own."""
 
 import inspect
+from abc import ABCMeta
 from contextlib import nullcontext
+from functools import cache
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -10,37 +12,25 @@ import torch
 from normzoo.errors import InputError
 
 
-class NormType(type):
+class NormType(ABCMeta):
     """Gives every layer the arguments that all layers take: `device`, `dtype`, and `channel_dim` (on a weight `dim`).
 
-    A layer's `__init__` does not name them, so neither does the command line. `device` and `dtype` are positional where
-    torch has them, after the layer's last positional argument.
+    A layer's `__init__` does not name them, so neither does the command line. Where a layer has positional arguments
+    after `num_features`, `device` and `dtype` are the next, as in torch.
     """
 
     facts: Any
 
     @property
-    def common(cls) -> list[Parameter]:
-        """The arguments that `__init__` does not take itself."""
-        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc] # of this class, not of an instance
-        by_name = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values())
-        kind = Parameter.KEYWORD_ONLY if by_name else Parameter.POSITIONAL_OR_KEYWORD
-        axis = ("channel_dim", 1) if cls.facts.acts_on == "activation" else ("dim", 0)
-        every = [Parameter(name, kind, default=None) for name in ("device", "dtype")]
-        every.append(Parameter(axis[0], Parameter.KEYWORD_ONLY, default=axis[1]))
-        return [parameter for parameter in every if parameter.name not in own]
-
-    @property
     def __signature__(cls) -> Signature:
-        own = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
-        return Signature(sorted([*own, *cls.common], key=lambda parameter: parameter.kind))
+        return signature_of(cls)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         try:
-            bound = cls.__signature__.bind(*args, **kwargs)
+            bound = signature_of(cls).bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}(): {error}") from None
-        given = {p.name: bound.arguments.pop(p.name) for p in cls.common if p.name in bound.arguments}
+        given = {p.name: bound.arguments.pop(p.name) for p in common_of(cls) if p.name in bound.arguments}
         device, dtype = given.pop("device", None), given.pop("dtype", None)
         with nullcontext() if device is None else torch.device(device):
             layer = super().__call__(*bound.args, **bound.kwargs)
@@ -48,6 +38,30 @@ class NormType(type):
         for name, axis in given.items():  # channel_dim or dim
             setattr(layer, name, checked_axis(layer, name, axis))
         return layer if dtype is None else layer.to(dtype)
+
+
+@cache
+def common_of(layer: NormType) -> list[Parameter]:
+    """The arguments that all layers take, but those that this layer's `__init__` takes itself."""
+    own = own_of(layer)
+    positional = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in own)
+    kind = Parameter.POSITIONAL_OR_KEYWORD if len(positional) > 1 and not variadic else Parameter.KEYWORD_ONLY
+    axis, default = ("channel_dim", 1) if layer.facts.acts_on == "activation" else ("dim", 0)
+    every = [Parameter(name, kind, default=None) for name in ("device", "dtype")]
+    every.append(Parameter(axis, Parameter.KEYWORD_ONLY, default=default))
+    return [p for p in every if p.name not in {p.name for p in own}]
+
+
+@cache
+def signature_of(layer: NormType) -> Signature:
+    """The signature of a layer, with the arguments that all layers take."""
+    return Signature(sorted([*own_of(layer), *common_of(layer)], key=lambda parameter: parameter.kind))
+
+
+def own_of(layer: type) -> list[Parameter]:
+    """The parameters of a layer's `__init__`."""
+    return list(inspect.signature(layer.__init__).parameters.values())[1:]  # type: ignore[misc] # of this class
 
 
 def checked_axis(layer: object, name: str, axis: object) -> int:
@@ -74,5 +88,4 @@ def is_count(value: object, least: int = 1) -> bool:
 
 def keyword_defaults(layer: type) -> dict[str, Any]:
     """Returns a layer's own arguments, without `num_features` and those of every layer, and their defaults."""
-    parameters = list(inspect.signature(layer.__init__).parameters.values())[2:]  # type: ignore[misc] # of this class
-    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return {p.name: p.default for p in own_of(layer)[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

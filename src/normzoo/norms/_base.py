@@ -5,6 +5,7 @@ Shapes: `N` samples, `C` channels (features), `*` any number of positions, often
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._arguments import NormType, is_count, keyword_defaults
+from normzoo.norms._arguments import NormType, common_of, is_count, keyword_defaults
 from normzoo.norms._ops.tensors import is_traced
 
 Axis = Literal["N", "C", "C/G", "C/w", "s", "s/w"]
@@ -103,7 +104,8 @@ class Norm(nn.Module, metaclass=NormType):
     """A normalization layer: `(N, C, *)` in; same shape, dtype and memory format out.
 
     A subclass defines `normalize`, and an `__init__` whose first argument is `num_features`. Everything else,
-    including `facts`, has a default.
+    including `facts`, has a default. The `__init__` neither takes nor passes on `device`, `dtype` and `channel_dim`:
+    the metaclass handles them.
 
     Args:
         num_features: number of channels C.
@@ -165,12 +167,16 @@ class Norm(nn.Module, metaclass=NormType):
         """What to do about an input whose channels are not where the layer expects them."""
         name, c, dim = type(self).__name__, self.num_features, self.channel_dim
         takes = f"it takes (N, {c}, *), channels second" if dim == 1 else f"it takes {c} channels at axis {dim}"
+        if len(shape) < 2:
+            return f"{takes}: give it an axis of samples, by x.unsqueeze(0)"
         if dim != -1 and len(shape) > 2 and shape[-1] == c:
             return f"{takes}: for channels last, build it as {name}({c}, channel_dim=-1)"
-        if dim != 1 and len(shape) > 1 and shape[1] == c:
+        if dim != 1 and shape[1] == c:
             return f"{takes}: for channels second, build it without channel_dim"
-        found = shape[dim] if -len(shape) < dim < len(shape) else "C"
-        return f"{takes}: build it as {name}({found}) or name the axis of the channels, for example channel_dim=-1"
+        if not -len(shape) < dim < len(shape):
+            return f"{takes}: build it with another channel_dim"
+        layout = "" if dim == 1 else f", channel_dim={dim}"
+        return f"{takes}: build it as {name}({shape[dim]}{layout}), or name the axis of the channels by channel_dim"
 
     def drop_activation(self) -> None:
         """Removes the activation that the layer includes, for a place without one, such as before a residual sum."""
@@ -198,7 +204,8 @@ class Norm(nn.Module, metaclass=NormType):
     def reset(self, tensors: list[tuple[str, Tensor]]) -> None:
         """Copies the named parameters and buffers of a new layer with the same arguments, where it has them."""
         cls, args, kwargs = self.built_with  # the class may have changed since, by FSDP or a parametrization
-        new = cls(*args, **kwargs)
+        with nullcontext() if not tensors else torch.device(tensors[0][1].device):
+            new = cls(*args, **kwargs)
         values = {**dict(new.named_parameters()), **dict(new.named_buffers())}
         for name, tensor in tensors:
             if name in values:
@@ -216,9 +223,12 @@ class Norm(nn.Module, metaclass=NormType):
         return self
 
     def extra_repr(self) -> str:
-        settings = {name: getattr(self, name) for name in keyword_defaults(type(self)) if hasattr(self, name)}
-        settings = {name: value for name, value in settings.items() if not isinstance(value, Tensor)}
-        common = {p.name: (getattr(self, p.name, p.default), p.default) for p in type(self).common}
+        settings = {}
+        for name, default in keyword_defaults(type(self)).items():
+            value = getattr(self, name, default)
+            if not isinstance(value, Tensor) and (value is not None or default is not None):
+                settings[name] = False if default is True and value is None else value  # bias=False is no bias
+        common = {p.name: (getattr(self, p.name, p.default), p.default) for p in common_of(type(self))}
         settings |= {name: value for name, (value, default) in common.items() if value != default}
         return ", ".join([str(self.num_features), *(f"{name}={value}" for name, value in settings.items())])
 

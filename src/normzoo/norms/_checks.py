@@ -2,6 +2,7 @@
 
 import math
 
+import torch.distributed as dist
 from torch import Tensor
 
 from normzoo.errors import InputError
@@ -70,6 +71,15 @@ def require_divisor(layer: Norm, **values: int) -> None:
                 f"{type(layer).__name__}({channels}, {name}={value!r}): {name} must divide the number of channels; of "
                 f"{channels} the divisors are {', '.join(map(str, found))}."
             )
+
+
+def require_group(layer: Norm, process_group: object) -> None:
+    """Raises `InputError` unless process_group is None or a group of ranks."""
+    if process_group is not None and not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+        raise InputError(
+            f"{type(layer).__name__}(process_group={process_group!r}): process_group must be a group of ranks, from "
+            f"torch.distributed.new_group; the default is None, all ranks."
+        )
 
 
 def require_variance(layer: Norm, x: Tensor, values: int, *, per: str, remedy: str) -> None:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.norms._arguments import keyword_defaults
 from normzoo.norms._base import Norm
-from normzoo.norms._checks import is_number, require_eps
+from normzoo.norms._checks import is_number, require_eps, require_group
 from normzoo.norms._ops.buffers import snapshots
 from normzoo.norms._ops.ranks import Group, all_reduce, ranks, totals
 from normzoo.norms._ops.scale import scale_per_channel
@@ -100,10 +99,12 @@ class RunningStatistics(Norm):
         track_running_stats: keep running statistics. Without them evaluation uses those of the batch.
         bias: learn `bias`, too, if `affine`.
         sync: compute the statistics over the batches of all ranks, weighted by their numbers of values.
-        process_group: the ranks that `sync` is about; None for all.
+        process_group: the ranks to synchronize over; None for all.
     """
 
     before_last: dict[str, Tensor] | None = None
+    # Whether running statistics are averages over batches, so that momentum=None makes them plain averages.
+    averages_batches = True
     # Whether running_var averages the unbiased variance, as torch does; keras and the ONNX standard store the biased.
     stores_unbiased = True
     frozen = False
@@ -132,6 +133,7 @@ class RunningStatistics(Norm):
         self.affine = affine
         self.track_running_stats = track_running_stats
         self.sync = sync
+        require_group(self, process_group)
         self.process_group = process_group
         self.add_affine(weight=affine, bias=affine and bias)
         self.add_running(track_running_stats)
@@ -169,7 +171,15 @@ class RunningStatistics(Norm):
     @property
     def uses_batch(self) -> bool:
         """Whether this forward pass normalizes by the statistics of the batch."""
-        return (self.training and not self.frozen) or self.num_batches_tracked is None
+        tracked = self.num_batches_tracked is not None
+        # Test-time adaptation sets the running statistics of trained layers to None.
+        tracked = tracked and getattr(self, "running_mean", self.num_batches_tracked) is not None
+        return (self.training and not self.frozen) or not tracked
+
+    def reset_running_stats(self) -> None:
+        """Sets running statistics to their initial values; those of a frozen layer stay."""
+        if not self.frozen:
+            super().reset_running_stats()
 
     @property
     def group(self) -> Group:
@@ -270,9 +280,10 @@ class RunningStatistics(Norm):
 
 @torch.no_grad()
 def update_running_stats(batches: Iterable[Any], net: nn.Module, device: torch.device | str | None = None) -> None:
-    """Computes the running statistics of a network again, as averages over batches: for averaged weights, for example.
+    """Computes the running statistics of a network again, as averages over batches, for example after weight averaging.
 
-    As `torch.optim.swa_utils.update_bn`, which knows torch's layers only; here those of the zoo are updated, too.
+    As `torch.optim.swa_utils.update_bn`, which knows torch's layers only. Frozen layers keep their statistics, and so
+    does OnlineNorm, whose statistics are no averages over batches, but for its usual updates.
 
     Args:
         batches: inputs of the network, or tuples or lists that begin with one.
@@ -286,20 +297,21 @@ def update_running_stats(batches: Iterable[Any], net: nn.Module, device: torch.d
     tensor(3)
     """
     kinds = RunningStatistics | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    layers = [m for m in net.modules() if isinstance(m, kinds) and m.track_running_stats]
-    momenta = {layer: layer.momentum for layer in layers if "momentum" in keyword_defaults(type(layer))}
-    training = net.training
-    for layer in layers:
-        layer.reset_running_stats()
-    for layer in momenta:
-        layer.momentum = None
-    net.train()
-    for batch in batches:
-        x = batch[0] if isinstance(batch, tuple | list) else batch
-        net(x if device is None else x.to(device))
-    for layer, momentum in momenta.items():
-        layer.momentum = momentum
-    net.train(training)
+    layers = [m for m in net.modules() if isinstance(m, kinds) and getattr(m, "averages_batches", True)]
+    momenta, modes = {layer: layer.momentum for layer in layers}, {m: m.training for m in net.modules()}
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+        net.train()
+        for batch in batches:
+            x = batch[0] if isinstance(batch, tuple | list) else batch
+            net(x if device is None else x.to(device))
+    finally:
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
 
 
 def in_recomputation() -> bool:

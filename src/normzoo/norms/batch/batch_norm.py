@@ -32,7 +32,7 @@ class BatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  # bia
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
         bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
-        process_group: the ranks that `sync` is about; None for all.
+        process_group: the ranks to synchronize over; None for all.
 
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).

@@ -31,7 +31,7 @@ class L1BatchNorm(RunningScale):
         track_running_stats: keep `running_mean` and `running_scale`, (C,) each, for evaluation.
         bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
-        process_group: the ranks that `sync` is about; None for all.
+        process_group: the ranks to synchronize over; None for all.
 
     The gradient, where no value is the mean: with n values per channel, z = (x - mean) / (scale + eps) and d the
     gradient of z::

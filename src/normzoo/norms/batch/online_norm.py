@@ -77,6 +77,8 @@ class OnlineNorm(RunningStatistics):
     v: Tensor
     u: Tensor
 
+    averages_batches = False
+
     def __init__(
         self,
         num_features: int,

@@ -43,8 +43,8 @@ class PowerNorm(RunningSquare):
 
     Args:
         num_features: number of channels C of the input (N, C, *).
-        scale_groups: groups of neighbouring channels that share a mean square at each position; must divide C. 0 for
-            u = x. The authors' is 1.
+        scale_groups: groups of neighbouring channels that share a mean square at each position; must divide C. 0, or C,
+            for u = x. The authors' is 1.
         warmup_steps: training steps with the statistics of the batch, at least 0. The authors' is 10,000.
         eps: added to each mean square, in its units.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; None for the average of all batches.
@@ -95,7 +95,7 @@ class PowerNorm(RunningSquare):
         self.register_buffer("nu", torch.zeros(num_features))
 
     def normalize(self, x: Tensor) -> Tensor:
-        if not self.scale_groups:
+        if self.scale_groups in (0, self.num_features):  # a channel alone would keep its sign only
             return super().normalize(x)
         formula = partial(scaled, groups=self.scale_groups, eps=self.eps)
         gradient = partial(gradient_of_scaled, groups=self.scale_groups, eps=self.eps)

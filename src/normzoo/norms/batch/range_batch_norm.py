@@ -32,7 +32,7 @@ class RangeBatchNorm(RunningScale):
         track_running_stats: keep `running_mean` and `running_scale`, (C,) each, for evaluation.
         bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
-        process_group: the ranks that `sync` is about; None for all.
+        process_group: the ranks to synchronize over; None for all.
 
     The gradient of the maximum goes to the largest value, in equal shares if there are several; so that of the minimum.
     With z = (x - mean) / (scale + eps), d the gradient of z, and k(v) how many values of the channel are v::

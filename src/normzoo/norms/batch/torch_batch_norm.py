@@ -25,7 +25,7 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, for evaluation.
         bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts; this uses `BatchNorm`.
-        process_group: the ranks that `sync` is about; None for all.
+        process_group: the ranks to synchronize over; None for all.
 
     Raises:
         InputError: one value per channel in training; an argument out of range; an input that is not (N, C, *).
@@ -54,7 +54,7 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         # The kernel does not support ranks, and torch's SyncBatchNorm does not support gloo.
-        if group is not None or self.too_narrow_for(x):
+        if group is not None or self.needs_ours(x):
             y, batch_mean, batch_var, count = batch_norm(x, self.weight, self.bias, self.eps, group)
             self.require_several(count, x)
             self.update(batch_mean, batch_var, count)
@@ -72,7 +72,7 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
         return y
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
-        if self.too_narrow_for(x):
+        if self.needs_ours(x):
             return super().normalize_by_running(x)
         return self.kernel(x, self.running_mean, self.running_var, False, 0.0)
 
@@ -82,9 +82,10 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
         y = F.batch_norm(wide_on_cpu(image), mean, var, *self.wide_affine(), by_batch, momentum, self.eps)
         return y.to(x.dtype).view_as(x)
 
-    def too_narrow_for(self, x: Tensor) -> bool:
-        """Whether x is float64 and the layer is not, which the kernel does not support."""
-        return x.dtype == torch.float64 and any(t.dtype == torch.float32 for t in (*self.parameters(), *self.buffers()))
+    def needs_ours(self, x: Tensor) -> bool:
+        """Whether eps is 0, or x is float64 and the layer is not, which the kernel does not support."""
+        narrow = any(t.dtype == torch.float32 for t in (*self.parameters(), *self.buffers()))
+        return self.eps == 0 or (narrow and x.dtype == torch.float64)
 
     def wide_affine(self) -> tuple[Tensor | None, Tensor | None]:
         """`weight` and `bias` in float32 at least: the kernel requires the dtype of the running statistics."""

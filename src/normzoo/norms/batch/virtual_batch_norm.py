@@ -123,7 +123,7 @@ class VirtualBatchNorm(Norm):
 
     @torch.no_grad()
     def take(self, mean: Tensor, var: Tensor, samples: int) -> None:
-        """Stores the statistics (C,) of a reference batch; one of 0 samples, or of values not all finite, is none."""
+        """Stores the statistics (C,) of a reference batch; one that is empty or not finite is ignored."""
         finite = (mean + var).isfinite().all()
         self.reference_mean.copy_(torch.where(finite, mean, self.reference_mean))
         self.reference_var.copy_(torch.where(finite, var, self.reference_var))

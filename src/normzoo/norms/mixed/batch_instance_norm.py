@@ -31,7 +31,7 @@ class BatchInstanceNorm(MixedStatistics):
         track_running_stats: keep `running_mean` and `running_var` (unbiased), (C,) each, of x_B for evaluation.
         bias: learn `bias`, too, if `affine`.
         sync: take the batch's statistics over the batches of all ranks, weighted by their counts.
-        process_group: the ranks that `sync` is about; None for all.
+        process_group: the ranks to synchronize over; None for all.
 
     Parameter `gate`: (C,), which starts at 1, as `BatchNorm`. The authors train it at ten times the learning rate of
     the other parameters and without weight decay.

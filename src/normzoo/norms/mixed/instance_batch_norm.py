@@ -34,7 +34,7 @@ class InstanceBatchNorm(MixedStatistics):
         track_running_stats: keep running statistics for evaluation.
         bias: learn `bias`, too, if `affine`.
         sync: take the statistics over the batches of all ranks, weighted by their counts.
-        process_group: the ranks that `sync` is about; None for all.
+        process_group: the ranks to synchronize over; None for all.
 
     Buffers `running_mean` and `running_var` (unbiased): (C - C // 2,), of the channels of batch norm. A state_dict of
     `IBN` of IBN-Net or pytorchcv, which have two layers, loads too.

@@ -69,6 +69,3 @@ class DynamicISRU(Norm):
         # x / sqrt(beta + x^2) = isru(x / sqrt(beta))
         alpha = at_least_float32(self.beta).abs().clamp_min(1e-5).rsqrt()
         return squash(x, ISRU, alpha, None, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        return str(self.num_features)

@@ -54,6 +54,3 @@ class DynamicTanh(Norm):
         assert self.weight is not None
         assert self.bias is not None
         return squash(x, TANH, self.alpha, None, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        return str(self.num_features)

@@ -33,7 +33,6 @@ class ElementwiseNorm(Norm):
         super().__init__(sizes[0])
         self.over_axes, self.normalized_shape = over_axes, sizes
         self.affine = affine if elementwise_affine is None else elementwise_affine
-        self.elementwise_affine = self.affine
         self.weight = nn.Parameter(torch.ones(sizes)) if self.affine else None
         self.bias = nn.Parameter(torch.zeros(sizes)) if self.affine and bias else None
 
@@ -45,6 +44,11 @@ class ElementwiseNorm(Norm):
         shape = self.normalized_shape
         if not self.over_axes:
             super().check(x)
+        elif self.channel_dim != 1:
+            raise InputError(
+                f"{type(self).__name__}({shape}, channel_dim={self.channel_dim}): a shape is that of the last axes; "
+                f"give the number of channels, or build it without channel_dim."
+            )
         elif tuple(x.shape[-len(shape) :]) != shape or not x.is_floating_point():
             raise InputError(
                 f"{type(self).__name__}({shape}) got an input of {x.dtype} and shape {tuple(x.shape)}; it takes "

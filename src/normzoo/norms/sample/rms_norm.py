@@ -20,12 +20,12 @@ class RMSNorm(ElementwiseNorm):
     `y = weight x / sqrt(mean(x^2) + eps)`, the mean over channels
 
     `RMSNorm(C, channel_dim=-1)` is `torch.nn.RMSNorm(C)`, on (N, L, C), and timm's `RmsNorm`; `RMSNorm(C)` is timm's
-    `RmsNorm2d`. The default eps is that of the other layers here; with torch's None, each dtype has its own.
+    `RmsNorm2d`. The default eps is that of the other layers here; torch's is None.
 
     Args:
         num_features: number of channels C of the input (N, C, *); or, as in torch, a list or tuple of the
             sizes of the last axes, which are normalized together and have a `weight` of that shape.
-        eps: added to the mean square, in its units; None for `torch.finfo(x.dtype).eps`.
+        eps: added to the mean square, in its units; None for that of float32, or of float64 if x has it, as in torch.
         affine: learn `weight`, (C,); there is no bias.
         elementwise_affine: torch's name for `affine`, which it overrides.
 
@@ -58,7 +58,7 @@ class RMSNorm(ElementwiseNorm):
         self.eps = eps
 
     def normalize(self, x: Tensor) -> Tensor:
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if self.eps is None else self.eps
         if self.over_axes or x.dim() == 2 or kernels.stays_plain(x):
             # The kernel warns unless x and the weight have one dtype.
             dtype = x.dtype if self.weight is None else torch.promote_types(x.dtype, self.weight.dtype)

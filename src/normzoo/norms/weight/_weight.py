@@ -52,7 +52,7 @@ class WeightTransform(Norm):
             raise InputError(f"{name} got a weight of shape {shape}, which has no entries; give the layer an input.")
         dim = self.dim or 0
         channels = shape[dim] if -len(shape) <= dim < len(shape) else None
-        if len(shape) < 2 or channels != self.num_features:
+        if len(shape) < 2 or (self.dim is not None and channels != self.num_features):
             takes = f"({self.num_features}, I, *), output channels first"
             takes = takes if dim == 0 else f"{self.num_features} output channels at axis {dim}"
             raise InputError(

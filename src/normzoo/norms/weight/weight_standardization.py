@@ -59,6 +59,3 @@ class WeightStandardization(WeightTransform):
             self, x, x.shape[1:].numel(), per="output channel", remedy="use a layer of more inputs, or take WeightNorm"
         )
         return by_output(x, partial(standardize, eps=self.eps))
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}"
