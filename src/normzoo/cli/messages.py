@@ -29,7 +29,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "callbacks": lambda: [*subclasses(callbacks, Callback), *subclasses(lightning_callbacks, Callback)],
 }
 # Arguments of a class that the network, the task or the data module passes.
-PASSED = {"num_features", "input_shape", "num_classes", "params", "optimizer"}
+PASSED = {"self", "num_features", "input_shape", "num_classes", "params", "optimizer"}
 
 # Lines of the parser's nested message that say nothing to a user.
 NOISE = re.compile(
