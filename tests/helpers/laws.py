@@ -157,6 +157,11 @@ def on_images(subject: Subject) -> bool:
     return subject.layout == "NCHW"
 
 
+def on_vectors_or_images(subject: Subject) -> bool:
+    """Not (N, C, L), for laws that take seconds: it has positions, as images have."""
+    return subject.layout != "NCL"
+
+
 def on_activations(subject: Subject) -> bool:
     return not subject.on_weights
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from laws import assert_same_buffers, assert_same_results, law, of_layer, on_images
+from laws import assert_same_buffers, assert_same_results, law, of_layer, on_images, on_vectors_or_images
 from subjects import Subject, outputs_and_gradients
 from torch._dynamo.utils import counters  # torch counts graphs nowhere public
 
@@ -55,7 +55,7 @@ def test_compile_settings(subject: Subject) -> None:
 
 
 @pytest.mark.slow
-@law()
+@law(when=on_vectors_or_images)
 def test_compile_with_inductor(subject: Subject) -> None:
     """The same with code that inductor generates."""
     compiled_equals_eager(subject, "inductor")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from exported import TOLERANCE, in_onnxruntime
-from laws import LARGE, assert_close, law, same_tensors
+from laws import LARGE, assert_close, law, on_vectors_or_images, same_tensors
 from subjects import LAYOUTS, Subject
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ def dynamic(x: Tensor) -> dict[int, Any]:
 
 
 @pytest.mark.slow
-@law()
+@law(when=on_vectors_or_images)
 def test_export(subject: Subject) -> None:
     """`torch.export` gives a program for any number of samples and positions, and changes no buffer."""
     for module, x in cases(subject):
@@ -82,7 +82,7 @@ def test_export(subject: Subject) -> None:
 
 
 @pytest.mark.slow
-@law()
+@law(when=on_vectors_or_images)
 def test_onnx(subject: Subject) -> None:
     """onnxruntime computes what torch does, for any number of samples and positions."""
     sizes = LAYOUTS[subject.layout]
