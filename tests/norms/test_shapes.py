@@ -73,6 +73,8 @@ class KernelsOfOneDtype(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# Without a driver, torch 2.8 aborts the process where a fake tensor of a GPU is expanded.
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="fake tensors of a GPU need a newer torch, or a driver")
 @law()
 def test_kernels_of_a_gpu(subject: Subject) -> None:
     """On a fake GPU, narrow inputs pass float32 layers: no kernel gets dtypes that it cannot combine."""

@@ -171,10 +171,13 @@ class RunningStatistics(Norm):
     @property
     def uses_batch(self) -> bool:
         """Whether this forward pass normalizes by the statistics of the batch."""
-        tracked = self.num_batches_tracked is not None
+        return (self.training and not self.frozen) or self.lacks_statistics()
+
+    def lacks_statistics(self) -> bool:
+        """Whether evaluation uses the statistics of the batch, too."""
+        seen = self.num_batches_tracked
         # Test-time adaptation sets the running statistics of trained layers to None.
-        tracked = tracked and getattr(self, "running_mean", self.num_batches_tracked) is not None
-        return (self.training and not self.frozen) or not tracked
+        return seen is None or getattr(self, "running_mean", seen) is None
 
     def reset_running_stats(self) -> None:
         """Sets running statistics to their initial values; those of a frozen layer stay."""

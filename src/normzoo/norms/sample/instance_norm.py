@@ -61,9 +61,8 @@ class InstanceNorm(RunningStatistics):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias=bias)
 
-    @property
-    def uses_batch(self) -> bool:
-        return super().uses_batch or not self.track_running_stats
+    def lacks_statistics(self) -> bool:
+        return super().lacks_statistics() or not self.track_running_stats
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         require_variance(
