@@ -278,6 +278,7 @@ def test_torch_batch_norm_without_eps() -> None:
 
 def test_reset_under_another_default_device() -> None:
     layer = norms.BatchNorm(8)
+    layer.weight.data.fill_(3)
     with torch.device("meta"):
         layer.reset_parameters()
     assert (layer.weight == 1).all()
@@ -311,3 +312,11 @@ def test_mask_with_channels_last() -> None:
     layer, last = norms.BatchNorm(8), norms.BatchNorm(8, channel_dim=-1)
     assert_close(last(channels_last(x), mask), layer(x, mask).movedim(1, -1))
     assert_same_buffers(last, layer)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_window_of_one_value_is_refused(axis: int) -> None:
+    """Wherever the channels are: they are no positions of the window."""
+    layer = norms.LocalContextNorm(8, num_groups=8, channel_dim=axis)
+    with pytest.raises(InputError, match="one value per window"):
+        layer(torch.ones(2, 8, 1, 1).movedim(1, axis))

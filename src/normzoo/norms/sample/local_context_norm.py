@@ -11,7 +11,7 @@ from normzoo.norms._checks import require_eps, require_variance
 from normzoo.norms._ops.groups import resolve_groups
 from normzoo.norms._ops.scale import scale_per_channel
 from normzoo.norms._ops.scale_shift import by_position
-from normzoo.norms._ops.tensors import at_least_float32, inverse_root
+from normzoo.norms._ops.tensors import at_least_float32, inverse_root, is_traced
 
 
 class LocalContextNorm(Norm):
@@ -78,14 +78,12 @@ class LocalContextNorm(Norm):
         self.affine = affine
         self.add_affine(weight=affine, bias=affine)
 
-    def check(self, x: Tensor) -> None:
-        super().check(x)
-        values = self.num_features // self.num_groups
-        for size in x.shape[2:]:
-            values *= min(self.window_size // 2 + 1, size)  # in a corner
-        require_variance(self, x, values, per="window", remedy="use larger images, or take fewer groups")
-
     def normalize(self, x: Tensor) -> Tensor:
+        if not is_traced():
+            values = self.num_features // self.num_groups
+            for size in x.shape[2:]:
+                values *= min(self.window_size // 2 + 1, size)  # in a corner
+            require_variance(self, x, values, per="window", remedy="use larger images, or take fewer groups")
         wide = at_least_float32(x)
         # Each group of a sample as a sample: the tables are (N G, L).
         groups = wide.reshape(x.shape[0] * self.num_groups, self.num_features // self.num_groups, *x.shape[2:])
