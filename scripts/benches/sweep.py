@@ -148,7 +148,7 @@ def accuracy_of(run: Run, epochs: int) -> float | None:
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=MOMENTUM)
     batches = data.train_dataloader()
     for epoch in range(epochs):
-        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined] # the sampler is ours
         for images, labels in batches:
             optimizer.zero_grad()
             loss = F.cross_entropy(net(data.normalize(images)), labels)

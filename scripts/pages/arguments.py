@@ -1,26 +1,19 @@
 """The section on arguments in docs/zoo.md: those of every layer, and those of layers of the same name elsewhere."""
 
-import inspect
+from collections.abc import Mapping
 
 from counterparts import COUNTERPARTS, FACTORY, Counterpart
-
-from normzoo.norms import Norm
 
 SHORT = {"torch.nn.utils.parametrizations.": "", "torch.nn.": "nn.", "torchvision.ops.": "torchvision "}
 SHORT |= {"timm.layers.grn.": "timm ", "timm.layers.": "timm "}
 
 
-def section() -> str:
-    """The whole section."""
-    documented = inspect.getdoc(Norm) or ""
-    lines = inspect.cleandoc(documented.partition("Args:\n")[2].partition("\n\nRaises")[0]).splitlines()
-    common: list[str] = []
-    for line in lines:
-        if line.startswith(" "):
-            common[-1] += f" {line.strip()}"
-        else:
-            name, _, meaning = line.partition(": ")
-            common.append(f"- `{name}`: {meaning}")
+def section(common: Mapping[str, str]) -> str:
+    """The whole section.
+
+    Args:
+        common: the arguments that every layer takes, and what they mean.
+    """
     rows = ["| theirs | ours | same name, position and default | otherwise |", "|---|---|---|---|"]
     named: dict[tuple[str, ...], list[str]] = {}
     for pair in COUNTERPARTS:
@@ -30,10 +23,10 @@ def section() -> str:
         [
             "## Arguments",
             "Every layer takes, beside its own arguments, which its card lists:",
-            "\n".join(common),
+            "\n".join(f"- `{name}`: {meaning}" for name, meaning in common.items()),
             "`reset_parameters()` sets parameters and buffers to their initial values, `reset_running_stats()` the "
-            "running statistics alone; so `torch.nn.utils.skip_init(layer, C)`, and a layer that is built on the meta "
-            "device, moved by `to_empty` and reset, start as a layer that is built at once.",
+            "running statistics alone. Call the first after `torch.nn.utils.skip_init(layer, C)`, or after `to_empty` "
+            "on a layer that was built on the meta device.",
             "Layers of other libraries with the same name, and which of their arguments ours accept, in the order of "
             "ours, after the number of channels.",
             "\n".join(rows),

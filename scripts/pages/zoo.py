@@ -83,7 +83,7 @@ def the_page(costs: Costs | None) -> str:
             "`TorchBatchNorm`. Compiled layers are compared with the compiled `TorchBatchNorm`.",
             f"```\n{costs['machine']}\nsettings  {costs['settings']}\n```",
         ]
-    parts += [index(), arguments.section()]
+    parts += [index(), arguments.section(documentation(Norm)[1])]
     for family, members in by_family().items():
         parts += [f"## {family}: {FAMILIES[family]}", *(card(layer, costs) for layer in members)]
     return "\n\n".join(parts) + "\n"

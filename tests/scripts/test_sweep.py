@@ -69,7 +69,7 @@ def test_runs_of_another_budget_are_kept_apart(
 def ends_within(seconds: float, *, group: int) -> None:
     """Waits until no process of a group is left: those that train end with the one that was killed."""
     end = time.monotonic() + seconds
-    with pytest.raises(ProcessLookupError):  # noqa: PT012
+    with pytest.raises(ProcessLookupError):  # noqa: PT012 # any of the calls may raise it
         while time.monotonic() < end:
             os.killpg(group, 0)
             time.sleep(0.05)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from normzoo import callbacks, data, models, norms, tasks
 from normzoo.errors import InputError
+from normzoo.norms._arguments import keyword_defaults, own_of
 from normzoo.runs.allowed import CODE, resolve
 
 # Last part of a key -> the names of this package's classes that it accepts.
@@ -29,7 +30,7 @@ CHOICES: dict[str, Callable[[], Iterable[str]]] = {
     "callbacks": lambda: [*subclasses(callbacks, Callback), *subclasses(lightning_callbacks, Callback)],
 }
 # Arguments of a class that the network, the task or the data module passes.
-PASSED = {"self", "num_features", "input_shape", "num_classes", "params", "optimizer"}
+PASSED = {"num_features", "input_shape", "num_classes", "params", "optimizer"}
 
 # Lines of the parser's nested message that say nothing to a user.
 NOISE = re.compile(
@@ -71,7 +72,7 @@ def unknown_argument(said: str, message: str) -> str | None:
         return None
     name, (owner, arguments) = (found[1] or found[2]).split(".")[0], taken
     close = nearest(name, arguments) or nearest(name, ["class_path", "init_args"], cutoff=0.8)
-    others = [layer for layer, kind in norms.layers().items() if name in signature(kind.__init__).parameters]
+    others = [layer for layer, kind in norms.layers().items() if name in keyword_defaults(kind)]
     elsewhere = (
         f" {', '.join(sorted(others, key=len)[:3])} {'has' if len(others) == 1 else 'have'} it."
         if owner in norms.layers() and others
@@ -173,14 +174,12 @@ def arguments_of(message: str) -> tuple[str, list[str]] | None:
     if not isinstance(named, type):
         return None
     try:
-        parameters = signature(named.__init__ if issubclass(named, norms.Norm) else named).parameters
+        parameters = own_of(named) if issubclass(named, norms.Norm) else list(signature(named).parameters.values())
     except ValueError:  # a class that is not written in Python
         return None
     variadic = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     names = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.kind not in variadic and not (name in PASSED and parameter.default is Parameter.empty)
+        p.name for p in parameters if p.kind not in variadic and not (p.name in PASSED and p.default is Parameter.empty)
     ]
     return named.__name__, names
 

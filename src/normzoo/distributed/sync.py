@@ -12,7 +12,7 @@ from normzoo.norms._base import Norm
 from normzoo.norms._ops.ranks import ranks
 
 
-def is_torchs(layer: nn.Module) -> bool:
+def is_torch_batch_norm(layer: nn.Module) -> bool:
     """Whether a layer is a BatchNorm of torch's; `BatchNorm` of the zoo derives from one."""
     return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and not isinstance(layer, Norm)
 
@@ -54,7 +54,7 @@ class SyncNorms(LayerSync):
         """Replaces each BatchNorm of torch's by a SyncBatchNorm with the same tensors."""
         synced: dict[nn.Module, nn.Module] = {}  # a layer that the model uses twice is replaced by one
         for name, layer in list(model.named_modules(remove_duplicate=False)):
-            if is_torchs(layer):
+            if is_torch_batch_norm(layer):
                 if layer not in synced:
                     synced[layer] = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
                 model.set_submodule(name, synced[layer])
@@ -96,7 +96,7 @@ def warn_of_others(model: nn.Module) -> None:
     """Names the layers that normalize over the batch and are not synchronized, and what to do."""
     layers = [(f"{name} ({type(layer).__name__})", layer) for name, layer in model.named_modules()]
     warn_of(
-        [name for name, layer in layers if is_torchs(layer)],
+        [name for name, layer in layers if is_torch_batch_norm(layer)],
         "torch synchronizes its BatchNorm on GPUs only; use normzoo.norms.BatchNorm, which reads and writes the same "
         "state_dict",
     )

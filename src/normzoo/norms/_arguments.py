@@ -61,7 +61,7 @@ def signature_of(layer: NormType) -> Signature:
 
 def own_of(layer: type) -> list[Parameter]:
     """The parameters of a layer's `__init__`."""
-    return list(inspect.signature(layer.__init__).parameters.values())[1:]  # type: ignore[misc] # of this class
+    return list(inspect.signature(layer.__init__).parameters.values())[1:]  # type: ignore[misc] # the class is given
 
 
 def checked_axis(layer: object, name: str, axis: object) -> int:

@@ -137,9 +137,14 @@ class Norm(nn.Module, metaclass=NormType):
     def forward(self, x: Tensor) -> Tensor:
         if not is_traced():
             self.check(x)
-        if self.channel_dim == 1:
+        given, wanted = self.axes_of_channels()
+        if given == wanted:
             return self.normalize(x)
-        return self.normalize(x.movedim(self.channel_dim, 1)).movedim(1, self.channel_dim)
+        return self.normalize(x.movedim(given, wanted)).movedim(wanted, given)
+
+    def axes_of_channels(self) -> tuple[int, int]:
+        """The axis of the channels in an input, and the one where `normalize` takes them."""
+        return self.channel_dim, 1
 
     def normalize(self, x: Tensor) -> Tensor:
         """Computes the output for an input (N, C, *) that has passed `check`."""

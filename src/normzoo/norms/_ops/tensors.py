@@ -87,7 +87,7 @@ def is_traced() -> bool:
 
     It warns of every size or value that Python branches on, as its graph keeps the branch: there, nothing is checked.
     """
-    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call] # public, but not typed
     return traced
 
 

@@ -10,7 +10,7 @@ from normzoo.norms._ops.running import RunningStatistics
 from normzoo.norms.batch._normalize import batch_norm, masked_batch_norm
 
 
-class BatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  # bias may be None
+class BatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc] # torch declares no None for bias
     """Normalizes each channel by its mean and variance over the batch, and learns a scale and a shift.
 
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.

@@ -12,7 +12,7 @@ from normzoo.norms.batch._normalize import batch_norm
 from normzoo.norms.batch.batch_norm import BatchNorm
 
 
-class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  # bias may be None
+class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc] # torch declares no None for bias
     """`BatchNorm` by torch's own kernel: the same arguments, equation and state, for comparison and for speed.
 
     `y = weight (x - mean) / sqrt(var + eps) + bias`, mean and biased variance over samples and positions.
@@ -54,7 +54,7 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         # The kernel does not support ranks, and torch's SyncBatchNorm does not support gloo.
-        if group is not None or self.needs_ours(x):
+        if group is not None or self.is_refused(x):
             y, batch_mean, batch_var, count = batch_norm(x, self.weight, self.bias, self.eps, group)
             self.require_several(count, x)
             self.update(batch_mean, batch_var, count)
@@ -72,7 +72,7 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
         return y
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
-        if self.needs_ours(x):
+        if self.is_refused(x):
             return super().normalize_by_running(x)
         return self.kernel(x, self.running_mean, self.running_var, False, 0.0)
 
@@ -82,10 +82,11 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc]  
         y = F.batch_norm(wide_on_cpu(image), mean, var, *self.wide_affine(), by_batch, momentum, self.eps)
         return y.to(x.dtype).view_as(x)
 
-    def needs_ours(self, x: Tensor) -> bool:
-        """Whether eps is 0, or x is float64 and the layer is not, which the kernel does not support."""
-        narrow = any(t.dtype == torch.float32 for t in (*self.parameters(), *self.buffers()))
-        return self.eps == 0 or (narrow and x.dtype == torch.float64)
+    def is_refused(self, x: Tensor) -> bool:
+        """Whether the kernel refuses the call: an eps of 0, or x in float64 and the layer not."""
+        if x.dtype != torch.float64:
+            return self.eps == 0
+        return self.eps == 0 or any(t.dtype == torch.float32 for t in (*self.parameters(), *self.buffers()))
 
     def wide_affine(self) -> tuple[Tensor | None, Tensor | None]:
         """`weight` and `bias` in float32 at least: the kernel requires the dtype of the running statistics."""

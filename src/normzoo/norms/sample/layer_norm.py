@@ -68,5 +68,6 @@ class LayerNorm(ElementwiseNorm):
         require_variance(self, x, values, per="sample", remedy="use more channels, or take NoNorm here")
         if self.over_axes or x.dim() == 2:
             wide, weight, bias = in_one_precision(x, self.weight, self.bias)
-            return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)  # type: ignore[arg-type]
+            y = F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps)  # type: ignore[arg-type] # x is no None
+            return y.to(x.dtype)
         return group_norm(x, 1, self.weight, self.bias, self.eps)

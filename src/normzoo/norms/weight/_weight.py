@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
 from normzoo.norms._ops.scale_shift import Rule, by_plane
-from normzoo.norms._ops.tensors import at_least_float32, is_traced
+from normzoo.norms._ops.tensors import at_least_float32
 
 
 class WeightTransform(Norm):
@@ -28,12 +28,8 @@ class WeightTransform(Norm):
     then: Callable[[int], Norm] | None = None
     dim: int | None = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not is_traced():
-            self.check(x)
-        if not self.dim:
-            return self.normalize(x)
-        return self.normalize(x.movedim(self.dim, 0)).movedim(0, self.dim)
+    def axes_of_channels(self) -> tuple[int, int]:
+        return self.dim or 0, 0
 
     def rows(self, weight: Tensor) -> Tensor:
         """The weight as a matrix (C, fan_in), in float32 at least; (1, entries) if all outputs share a length."""
