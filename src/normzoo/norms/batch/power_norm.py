@@ -8,8 +8,8 @@ from torch import Tensor
 
 from normzoo.norms._base import Facts, Paper
 from normzoo.norms._checks import require_count, require_divisor
-from normzoo.norms._ops.blocks import in_blocks
 from normzoo.norms._ops.ranks import Group, all_reduce, total
+from normzoo.norms._ops.scale_shift import by_position
 from normzoo.norms._ops.tensors import at_least_float32, inverse_root
 from normzoo.norms.batch._feedback import Pass, RunningSquare, averaged_over, by_plane_apart, with_feedback
 
@@ -97,10 +97,14 @@ class PowerNorm(RunningSquare):
     def normalize(self, x: Tensor) -> Tensor:
         if self.scale_groups in (0, self.num_features):  # a channel alone would keep its sign only
             return super().normalize(x)
-        formula = partial(scaled, groups=self.scale_groups, eps=self.eps)
-        gradient = partial(gradient_of_scaled, groups=self.scale_groups, eps=self.eps)
-        u = in_blocks(formula, at_least_float32(x), gradient=gradient)
+        # The groups as further positions, (N, C / G, *, G).
+        groups = at_least_float32(x).unflatten(1, (self.scale_groups, -1)).movedim(1, -1)
+        u = by_position(groups, self.scale)[0].movedim(-1, 1).flatten(1, 2)
         return super().normalize(u).to(x.dtype)
+
+    def scale(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """The tables of `x / sqrt(mean(x^2) + eps)`, the mean over the channels of a group at a position."""
+        return inverse_root(mean.square() + var + self.eps), torch.zeros_like(mean)
 
     def normalize_by_batch(self, x: Tensor, group: Group) -> Tensor:
         count = total(x.numel() // x.shape[1], group, x.device)
@@ -162,17 +166,3 @@ class PowerNorm(RunningSquare):
         given = buffer, nu, batch_square, momentum
         tables = with_feedback(mean, var, scale, shift, positions, averaged_over(group, gradient), once, *given)
         return *tables, batch_square
-
-
-def scaled(x: Tensor, *, groups: int, eps: float) -> Tensor:
-    """Each group of channels divided by the root of its mean square, at each position."""
-    parts = x.unflatten(1, (groups, -1))
-    return (parts * inverse_root(parts.square().mean(2, keepdim=True) + eps)).flatten(1, 2)
-
-
-def gradient_of_scaled(dy: Tensor, x: Tensor, *, groups: int, eps: float) -> tuple[Tensor, ...]:
-    """`dx = (dy - x mean(dy x) r^2) r` with r = 1 / rms, over the channels of each group."""
-    parts, given = (t.unflatten(1, (groups, -1)) for t in (x, dy))
-    inv_rms = inverse_root(parts.square().mean(2, keepdim=True) + eps)
-    along = (given * parts).mean(2, keepdim=True) * inv_rms.square()
-    return (torch.addcmul(given, parts, along, value=-1).mul_(inv_rms).flatten(1, 2),)

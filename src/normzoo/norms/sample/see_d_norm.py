@@ -62,18 +62,17 @@ class SeeDNorm(Norm):
         return in_blocks(formula, x, self.weight, self.alpha, self.beta, gradient=gradient)
 
 
-def over_heads(product: Tensor, heads: int) -> Tensor:
-    """The sum over the channels of each head, at each of its channels; with one head, a single sum."""
-    if heads == 1:
-        return product.sum(1, keepdim=True)
-    return product.unflatten(1, (heads, -1)).sum(2).repeat_interleave(product.shape[1] // heads, 1)
+def by_head(x: Tensor, *vectors: Tensor, heads: int) -> list[Tensor]:
+    """(N, C, *) and vectors (C,) with the channels of a head along an axis of their own: (N, heads, C / heads, *)."""
+    return [t.unflatten(1, (heads, -1)) for t in (x, *(per_channel(v, x) for v in vectors))]
 
 
 def rescaled(x: Tensor, weight: Tensor, alpha: Tensor, beta: Tensor, *, heads: int, eps: float) -> Tensor:
     """The layer."""
     inv_rms = inverse_root(x.square().mean(1, keepdim=True) + eps)
-    gate = over_heads(x * per_channel(beta, x), heads).tanh()
-    return x * inv_rms * (gate * per_channel(alpha, x) + per_channel(weight, x))
+    parts, weight, alpha, beta = by_head(x, weight, alpha, beta, heads=heads)
+    gate = (parts * beta).sum(2, keepdim=True).tanh()
+    return (parts * (gate * alpha + weight)).flatten(1, 2) * inv_rms
 
 
 def gradient_of_rescaled(
@@ -81,20 +80,21 @@ def gradient_of_rescaled(
 ) -> tuple[Tensor, ...]:
     """The gradients of x, weight, alpha and beta.
 
-    With r = 1 / rms, t the gate, g = alpha t + weight the gain and p = dy x r::
+    With r = 1 / rms, t the gate of a head, g = alpha t + weight the gain and p = dy x r::
 
         dweight = sum p,   dalpha = sum p t,   dbeta = sum dgate x,   dgate = (1 - t^2) sum_head p alpha
         dx = dy g r + beta dgate - x r^2 mean(p g)
     """
-    positions = (0, *range(2, x.dim()))
-    inv_rms = inverse_root(x.square().mean(1, keepdim=True) + eps)
-    gate = over_heads(x * per_channel(beta, x), heads).tanh()
-    p = (dy * x).mul_(inv_rms)
-    d_weight = p.sum(positions)
-    d_alpha = (p * gate).sum(positions)
-    d_gate = over_heads(p * per_channel(alpha, x), heads) * (1 - gate.square())
-    gain = (gate * per_channel(alpha, x)).add_(per_channel(weight, x))
-    along = p.mul_(gain).mean(1, keepdim=True) * inv_rms.square()
-    dx = gain.mul_(inv_rms).mul_(dy).addcmul_(d_gate, per_channel(beta, x)).addcmul_(x, along, value=-1)
-    d_beta = torch.mul(x, d_gate, out=p).sum(positions)
-    return dx, d_weight, d_alpha, d_beta
+    over = (0, *range(3, x.dim() + 1))
+    inv_rms = inverse_root(x.square().mean(1, keepdim=True) + eps).unsqueeze(1)
+    parts, weight, alpha, beta = by_head(x, weight, alpha, beta, heads=heads)
+    dy = dy.unflatten(1, (heads, -1))
+    gate = (parts * beta).sum(2, keepdim=True).tanh()
+    p = (dy * parts).mul_(inv_rms)
+    d_weight, d_alpha = p.sum(over), (p * gate).sum(over)
+    d_gate = (p * alpha).sum(2, keepdim=True) * (1 - gate.square())
+    gain = torch.mul(gate, alpha, out=torch.empty_like(p)).add_(weight)
+    along = p.mul_(gain).mean((1, 2), keepdim=True) * inv_rms.square()
+    dx = gain.mul_(inv_rms).mul_(dy).addcmul_(d_gate, beta).addcmul_(parts, along, value=-1)
+    d_beta = torch.mul(parts, d_gate, out=p).sum(over)
+    return dx.flatten(1, 2), d_weight.flatten(), d_alpha.flatten(), d_beta.flatten()
