@@ -78,9 +78,10 @@ class TorchBatchNorm(RunningStatistics, nn.BatchNorm2d):  # type: ignore[misc] #
 
     def kernel(self, x: Tensor, mean: Tensor | None, var: Tensor | None, by_batch: bool, momentum: float) -> Tensor:
         """torch's kernel, which keeps channels last in memory only in images: (N, C, L) passes as (N, C, 1, L)."""
-        image = x.unsqueeze(2) if x.dim() == 3 and not x.is_contiguous() else x
-        y = F.batch_norm(wide_on_cpu(image), mean, var, *self.wide_affine(), by_batch, momentum, self.eps)
-        return y.to(x.dtype).view_as(x)
+        if x.dim() == 3 and not x.is_contiguous():
+            return self.kernel(x.unsqueeze(2), mean, var, by_batch, momentum).squeeze(2)
+        y = F.batch_norm(wide_on_cpu(x), mean, var, *self.wide_affine(), by_batch, momentum, self.eps)
+        return y.to(x.dtype)
 
     def is_refused(self, x: Tensor) -> bool:
         """Whether the kernel refuses the call: an eps of 0, or x in float64 and the layer not."""
