@@ -195,7 +195,8 @@ def test_covariate_shift_is_from_the_reference_and_the_last_sample(reference: in
         out = gaussian(flowing[3][i + 1])
         assert events.scalars(f"in_out_w2/net.{i}")[3] == pytest.approx(w2_over(out, of_steps[3]), rel=1e-4)
     by_layer = [events.scalars(f"drift_w2/net.{i}")[3] for i in (1, 4)]
-    assert events.scalars("2_shift/over_time_by_depth")[3] == pytest.approx(by_layer[1] - by_layer[0], rel=1e-4)
+    growth = math.log10(by_layer[1] / by_layer[0])
+    assert events.scalars("2_shift/log10_over_time_growth_per_layer")[3] == pytest.approx(growth, rel=1e-4)
 
 
 def test_new_data_is_compared_with_the_last_samples_of_training(tmp_path: Path) -> None:
@@ -555,14 +556,10 @@ def test_scalars_are_few_and_tell_the_story(whole: Written) -> None:
     by_layer = {f"{group}/{layer}" for group, _, _ in BY_LAYER.values() for layer in layers_of(whole)}
     assert seen <= overall | by_layer
     assert overall - seen == {"2_shift/test", "2_shift/noise_floor_test"}  # it was not tested
-    assert whole.scalars("2_shift/over_time")[5] == pytest.approx(
-        np.mean(
-            [
-                whole.scalars(f"drift_w2/{layer}")[5]
-                for layer in whole.described("normalization/CovariateShift")["layers"]
-            ]
-        )
-    )
+    rows = whole.described("normalization/CovariateShift")["layers"]
+    drift = [whole.scalars(f"drift_w2/{layer}")[5] for layer in rows]
+    assert whole.scalars("2_shift/log10_over_time")[5] == pytest.approx(np.log10(np.mean(drift)))
+    assert list(whole.scalars("2_shift/log10_over_time")) == [5, 10, 15, 20]  # 0 is the reference
 
 
 def layers_of(events: Written) -> set[str]:

@@ -168,6 +168,12 @@ def is_weighted(module: nn.Module) -> bool:
     return any("weight" in name for name in wide) or not any(is_weighted(part) for part in list(module.modules())[1:])
 
 
+def norm_name(model: nn.Module) -> str:
+    """The class of a network's norms, "NoNorm" if there are none, "A+B" if there are several."""
+    norms = of_kind(model, lambda module: is_norm(module) or isinstance(module, Norm)).values()
+    return "+".join(dict.fromkeys(type(one).__name__ for one in norms)) or "NoNorm"
+
+
 ACTIVATIONS = tuple(
     getattr(activation, name)
     for name in activation.__all__
