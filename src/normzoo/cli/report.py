@@ -12,12 +12,15 @@ def main(arguments: Sequence[str]) -> None:
     """Runs `normzoo report`."""
     parser = ArgumentParser(
         prog="normzoo report",
-        description="Write what the monitors measured as one page: verdicts, depth profiles, heatmaps, every layer. The "
-        "page is one file, which opens in any browser without a server.",
-        epilog="While a run trains, 'tensorboard --logdir=lightning_logs' shows the same page in its tab Normalization.",
+        description="Write what the monitors measured as one page: verdicts, depth profiles, heatmaps, every layer. "
+        "The page is one file, which opens in any browser without a server.",
+        epilog="While a run trains, 'tensorboard --logdir=lightning_logs' shows the same page, in the tab "
+        "Normalization.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="the folder of a run, an experiment, or any folder above")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="the folder of a run, an experiment, or any folder above"
+    )
     parser.add_argument(
         "-o",
         "--output",
