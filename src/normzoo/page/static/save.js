@@ -49,9 +49,11 @@ function compose(view, names, theme) {
   const whole = svg("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}`, "font-family": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif" },
     svg("rect", { width, height, fill: theme.back }));
   let x = 4;
-  for (const { text, color } of names) {
-    whole.append(svg("rect", { x, y: 8, width: 12, height: 12, rx: 2, fill: color }), svg("text", { x: x + 17, y: 18, "font-size": 12, fill: theme.ink }, text));
-    x += text.length * 7 + 34;
+  for (const { text, swatch } of names) {
+    swatch.setAttribute("x", x);
+    swatch.setAttribute("y", 9);
+    whole.append(swatch, svg("text", { x: x + 30, y: 18, "font-size": 12, fill: theme.ink }, text));
+    x += text.length * 7 + 48;
   }
   for (const chart of view.querySelectorAll("svg.nz-figure")) {
     const box = chart.getBoundingClientRect();
