@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from normzoo.page.event_file import EventFile, event_files
-from normzoo.page.event_log import MARK
+from normzoo.page.event_log import holds_table
 from normzoo.runs.folders import is_step
 
 DEPTH = 6
@@ -63,6 +63,6 @@ def natural(name: str) -> list[str | int]:
 def has_tables(folder: Path) -> bool:
     """Whether a run has tables of monitors; reads up to the first."""
     try:
-        return any(MARK in record for path in event_files(folder) for record in EventFile(path).read())
+        return any(holds_table(record) for path in event_files(folder) for record in EventFile(path).read())
     except OSError:
         return False
