@@ -18,7 +18,8 @@ from normzoo.models import MLP
 from normzoo.norms import NoNorm
 from normzoo.page.event_file import EventFile
 from normzoo.page.event_log import EventLog
-from normzoo.page.find import find_runs, has_tables
+from normzoo.page.find import find_runs
+from normzoo.page.live_runs import LiveRuns
 from normzoo.page.run_data import run_data
 
 
@@ -257,9 +258,12 @@ def test_steps_that_were_saved_are_no_runs(tmp_path: Path) -> None:
 
 def test_a_run_of_scalars_has_no_tables(tmp_path: Path) -> None:
     Events(tmp_path).scalar(0, "normalization", 1.0)
-    assert not has_tables(tmp_path)
+    runs = LiveRuns(tmp_path)
+    assert not runs.any()
+    assert runs.versions() == {}
     Events(tmp_path, number=1).table(0, "normalization/X", [[0]], ["a"], ["m"])
-    assert has_tables(tmp_path)
+    assert runs.any()
+    assert [*runs.versions()] == [tmp_path.name]
 
 
 # What a run is called.

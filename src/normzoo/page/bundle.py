@@ -31,14 +31,15 @@ HEAD = """<!doctype html>
 """
 
 
-def html_page(title: str, runs: Iterable[tuple[str, str]], static: Path = STATIC) -> Iterator[str]:
+def html_page(title: str, runs: Iterable[tuple[str, str]], static: Path | None = None) -> Iterator[str]:
     """The parts of the file.
 
     Args:
         title: of the document.
         runs: name and JSON of each.
-        static: the folder with the page's modules.
+        static: the folder of the modules; None for that of this package.
     """
+    static = static or STATIC
     styles = (f"<style>{file.read_text(encoding='utf-8')}</style>" for file in sorted(static.glob("*.css")))
     yield HEAD.format(title=html.escape(title), styles="\n".join(styles))
     for file in sorted(static.glob("*LICEN[CS]E*")):
