@@ -23,7 +23,7 @@ HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src \
 'unsafe-inline'; img-src data: blob:">
 <title>{title}</title>
-{styles}
+<style>{style}</style>
 </head>
 <body>
 <noscript>This page draws its charts with JavaScript, which is switched off in this browser.</noscript>
@@ -40,12 +40,7 @@ def html_page(title: str, runs: Iterable[tuple[str, str]], static: Path | None =
         static: the folder of the modules; None for that of this package.
     """
     static = static or STATIC
-    styles = (f"<style>{file.read_text(encoding='utf-8')}</style>" for file in sorted(static.glob("*.css")))
-    yield HEAD.format(title=html.escape(title), styles="\n".join(styles))
-    for file in sorted(static.glob("*LICEN[CS]E*")):
-        yield f"<!--\n{file.read_text(encoding='utf-8')}\n-->\n"
-    for file in sorted(static.glob("*.iife*.js")):  # classic scripts, which define globals
-        yield f"<script>{inline(file.read_text(encoding='utf-8'))}</script>\n"
+    yield HEAD.format(title=html.escape(title), style=(static / "page.css").read_text(encoding="utf-8"))
     for name, text in runs:
         yield f'<script type="text/plain" data-run="{html.escape(name)}">{packed(text)}</script>\n'
     yield f'<script type="module">\n{inline(joined_modules(static))}</script>\n</body>\n</html>\n'
