@@ -1,24 +1,25 @@
 """What monitors show: every value beside one computed by hand, in a run of its own."""
 
 import copy
-import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from monitored import MONITORS, Written, classifier, fit, hooks, suite, written
-from PIL import Image
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from normzoo import norms
 from normzoo.callbacks import (
     ActivationPercentiles,
     CovariateShift,
@@ -32,9 +33,9 @@ from normzoo.callbacks import (
 from normzoo.callbacks.activation_percentiles import FLAT, flat_bounds
 from normzoo.data import Digits
 from normzoo.errors import InputError
-from normzoo.models import MLP, Normal
-from normzoo.monitoring.history import History
+from normzoo.models import MLP, Normal, ResNet
 from normzoo.monitoring.monitor import Monitor
+from normzoo.monitoring.overview import BY_LAYER, LAYOUT, OVERVIEWS
 from normzoo.monitoring.replica import copied_batch
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.norms import BatchNorm, LayerNorm, NoNorm
@@ -154,8 +155,6 @@ def test_running_statistics_are_those_before_the_step(tmp_path: Path) -> None:
 def test_channels_are_written_rarely(tmp_path: Path) -> None:
     fit(Plain(), [RunningStatistics(1, detail_every=5)], tmp_path, PlainData(), max_steps=12)
     events = written(tmp_path)
-    assert [e.step for e in events.events.Histograms("gamma/net.1")] == [0, 5, 10]
-    assert len(events.events.Histograms("running_mean/net.1")[0].histogram_value.bucket) == 64
     tables = events.tables("channels/net.1")
     assert list(tables) == [0, 5, 10]
     told = events.described("channels/net.1")
@@ -196,7 +195,7 @@ def test_covariate_shift_is_from_the_reference_and_the_last_sample(reference: in
         out = gaussian(flowing[3][i + 1])
         assert events.scalars(f"in_out_w2/net.{i}")[3] == pytest.approx(w2_over(out, of_steps[3]), rel=1e-4)
     by_layer = [events.scalars(f"drift_w2/net.{i}")[3] for i in (1, 4)]
-    assert events.scalars("depth_slope/drift_w2")[3] == pytest.approx(by_layer[1] - by_layer[0], rel=1e-4)
+    assert events.scalars("2_shift/over_time_by_depth")[3] == pytest.approx(by_layer[1] - by_layer[0], rel=1e-4)
 
 
 def test_new_data_is_compared_with_the_last_samples_of_training(tmp_path: Path) -> None:
@@ -247,8 +246,10 @@ def test_gradient_flow_is_that_of_the_step(clip: float | None, tmp_path: Path) -
             for metric, value in expected.items():
                 assert events.scalars(f"{metric}/net.{i}")[step] == pytest.approx(value, rel=1e-4), metric
         flow = [outputs[i].grad.norm().log().item() for i in (0, 3, 6)]  # type: ignore[union-attr]
-        assert events.scalars("flow/growth")[step] == pytest.approx(math.exp((flow[0] - flow[2]) / 2), rel=1e-4)
-    assert ("grad_norm_clipped/net.0" in events.tags["scalars"]) is bool(clip)
+        assert events.scalars("1_gradient/log10_growth_per_layer")[step] == pytest.approx(
+            (flow[0] - flow[2]) / 2 / math.log(10), rel=1e-4
+        )
+    assert bool(events.scalars("grad_norm_clipped/net.0")) is bool(clip)
 
 
 def test_percentiles_are_those_of_a_batch_that_stays(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_percentiles_are_those_of_a_batch_that_stays(tmp_path: Path) -> None:
             flat = (flowing[i].abs() >= 4).double()
             assert events.scalars(f"saturated/net.{i}")[step] == pytest.approx(flat.mean().item())
             assert events.scalars(f"dead/net.{i}")[step] == pytest.approx((flat.mean(0) == 1).double().mean().item())
-    assert "effective_rank/net.2" in events.tags["scalars"]
+    assert events.scalars("effective_rank/net.2")
 
 
 @every_monitor
@@ -512,7 +513,7 @@ def test_gradients_grow_as_theory_says(norm: Any, low: float, high: float, tmp_p
     net = MLP((1, 8, 8), 10, hidden=[256] * 20, norm=norm)
     monitor = GradientFlow(1, layers="net.hidden.*.layer")
     fit(classifier(net), [monitor], tmp_path, Digits(batch_size=256), max_steps=1)
-    assert low <= written(tmp_path).scalars("flow/growth")[0] <= high
+    assert low <= 10 ** written(tmp_path).scalars("1_gradient/log10_growth_per_layer")[0] <= high
 
 
 @pytest.mark.slow
@@ -548,69 +549,62 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return written(folder)
 
 
-def test_every_tag_is_declared(whole: Written) -> None:
-    declared: set[str] = set()
-    for one in suite():
-        declared |= {tag.split("/")[0] for tag in [*one.totals, *(one.tag(metric, "L") for metric in one.metrics)]}
-    own = {"train", "val", "lr", "epoch", "hp_metric"}
-    assert whole.groups() - own <= declared
-    assert declared - whole.groups() == {"grad_norm_clipped", "test_w2"}
+def test_scalars_are_few_and_tell_the_story(whole: Written) -> None:
+    seen = {tag for tag in whole.tags["scalars"] if tag[0].isdigit()}
+    overall = {one.tag for one in OVERVIEWS}
+    by_layer = {f"{group}/{layer}" for group, _, _ in BY_LAYER.values() for layer in layers_of(whole)}
+    assert seen <= overall | by_layer
+    assert overall - seen == {"2_shift/test", "2_shift/noise_floor_test"}  # it was not tested
+    assert whole.scalars("2_shift/over_time")[5] == pytest.approx(
+        np.mean(
+            [
+                whole.scalars(f"drift_w2/{layer}")[5]
+                for layer in whole.described("normalization/CovariateShift")["layers"]
+            ]
+        )
+    )
 
 
-def test_tables_hold_the_same_as_scalars(whole: Written) -> None:
+def layers_of(events: Written) -> set[str]:
+    tables = [tag for tag in events.tags["tensors"] if tag.startswith("normalization/")]
+    return {layer for tag in tables for layer in events.described(tag).get("layers", ())}
+
+
+@pytest.mark.parametrize("norm", ["BatchNorm", "NoNorm"])
+def test_a_deep_network_has_few_scalars(norm: str, tmp_path: Path) -> None:
+    net = ResNet((1, 8, 8), 10, depth=20, width=4, norm=getattr(norms, norm))
+    fit(classifier(net), suite(1), tmp_path, max_steps=1, limit_train_batches=1)
+    assert len(written(tmp_path).tags["scalars"]) <= 65  # of the 80 that are documented, 15 are left for the task's own
+
+
+def test_tables_name_their_rows_and_columns(whole: Written) -> None:
     for monitor in suite():
         tag = f"normalization/{type(monitor).__name__}"
         told = whole.described(tag)
         assert told["metrics"] == list(monitor.metrics)
         assert told["units"] == list(monitor.metrics.values())
-        tables = whole.tables(tag)
-        assert len({table.shape for table in tables.values()}) == 1
-        for j, metric in enumerate(told["metrics"]):
-            for i, layer in enumerate(told["layers"]):
-                name = monitor.tag(metric, layer)
-                seen = whole.scalars(name) if name in whole.tags["scalars"] else {}
-                column = {step: t[i, j].item() for step, t in tables.items() if not t[i, j].isnan()}
-                assert seen == pytest.approx(column)
+        for table in whole.tables(tag).values():
+            assert table.shape == (len(told["layers"]), len(told["metrics"]))
 
 
-def test_the_custom_scalars_are_laid_out(whole: Written) -> None:
+def test_the_custom_scalars_are_the_same_for_every_run(whole: Written) -> None:
     [event] = whole.events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    charts = {category.title: list(category.chart) for category in layout.category}
-    assert list(charts) == [one.question for one in suite()]
-    bands = [chart for chart in charts["Percentiles of activations"] if chart.HasField("margin")]
-    assert len(bands) == 2 * 2  # layers, all units and one
-    for chart in bands:
-        [series] = chart.margin.series
-        assert {series.value, series.lower, series.upper} <= set(whole.tags["scalars"])
-        assert "p15" in series.lower
-        assert "p85" in series.upper
-    assert any("depth profile" in chart.title for chart in charts["Covariate shift"])
+    assert [category.title for category in layout.category] == list(LAYOUT)
+    for chart in (chart for category in layout.category for chart in category.chart):
+        series = list(chart.margin.series)
+        patterns = [*chart.multiline.tag, *(name for s in series for name in (s.value, s.lower, s.upper))]
+        assert any(re.search(pattern, tag) for pattern in patterns for tag in whole.tags["scalars"]), chart.title
 
 
-def test_layers_over_steps_are_drawn(whole: Written) -> None:
-    expected = {f"heatmaps/{metric}" for one in suite() for metric in one.heatmaps}
-    assert set(whole.tags["images"]) == expected
-    for tag in expected:
-        [event] = whole.events.Images(tag)
-        picture = Image.open(io.BytesIO(event.encoded_image_string))
-        assert picture.size == (event.width, event.height)
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
-
-
-def test_histories_are_bounded_and_even() -> None:
-    history = History(columns=8)
-    for step in range(1000):
-        if history.is_kept():
-            history.add(step, torch.full((2,), float(step)))
-    assert 4 <= len(history.steps) <= 8
-    assert len({b - a for a, b in zip(history.steps[:-1], history.steps[1:], strict=True)}) == 1
-    again = History(columns=8)
-    again.load_state_dict(history.state_dict())
-    assert again.steps == history.steps
-    assert torch.equal(again.values, history.values)
-    assert history.values[:, 0].tolist() == history.steps
-    assert again.is_kept() == history.is_kept()
+@pytest.mark.parametrize("steps,every", [(600, 30), (10, 1), (5000, 50), (10**9, 50), (math.inf, 50)])
+def test_short_runs_have_twenty_samples(steps: float, every: int) -> None:
+    monitor = CovariateShift()
+    monitor.set_rates(steps)
+    assert repr(monitor.every) == f"Every({every})"
+    given = CovariateShift(7)
+    given.set_rates(steps)
+    assert repr(given.every) == "Every(7)"
 
 
 # When
@@ -756,7 +750,7 @@ def test_what_is_not_finite_is_shown_and_named_and_training_goes_on(tmp_path: Pa
     assert all(message.startswith("step 6: ") and "values of net." in message for message in told)
     assert "CovariateShift reads values of net.1 and of 1 more" in told[0]
     drift = written(tmp_path).scalars("drift_w2/net.1")
-    assert [math.isnan(v) for v in drift.values()] == [False, False, False, True, True]
+    assert [math.isinf(v) for v in drift.values()] == [False, False, False, True, True]
     assert list(drift) == [0, 2, 4, 6, 8]
 
 
@@ -794,7 +788,9 @@ def test_a_logger_that_takes_numbers_gets_those(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="CSVLogger receives only the scalars of monitors"):
         fit(Plain(), suite(2), None, PlainData(), max_steps=5, logger=logger)
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert {"drift_w2/net.1", "landscape/loss", "ics_l2/net.0", "flow/growth"} <= set(header.split(","))
+    assert {"drift_w2/net.1", "landscape/loss", "ics_l2/net.0", "1_gradient/log10_first_by_last"} <= set(
+        header.split(",")
+    )
     assert len(rows) >= 3
 
 
@@ -825,5 +821,3 @@ def test_a_resumed_run_goes_on_with_the_same_references(tmp_path: Path) -> None:
     for tag in ("drift_w2/net.1", "step_kl/net.4", "input_p50/net.5", "running_gap/net.1", "update_ratio/net.0"):
         assert one.scalars(tag) == {**two.scalars(tag), **other.scalars(tag)}, tag
         assert len(other.scalars(tag)) == 2
-    pictures = [events.events.Images("heatmaps/drift_w2")[0].encoded_image_string for events in (one, other)]
-    assert pictures[0] == pictures[1]

@@ -397,9 +397,10 @@ def test_two_landscapes_have_tags_of_their_own(tmp_path: Path) -> None:
     landscapes = LossLandscape(2, (0.1,)), LossLandscape(2, (0.4,))
     run(Task(mlp()), *landscapes, steps=3, logger=TensorBoardLogger(tmp_path, name="", version="run"))
     written = Written(tmp_path / "run")
-    assert {"landscape", "landscape-2"} <= written.groups()
-    assert written.scalars("landscape/loss") == written.scalars("landscape-2/loss")
-    assert written.scalars("landscape/loss_min") != written.scalars("landscape-2/loss_min")
+    one, other = (written.tables(f"normalization/LossLandscape{further}") for further in ("", "-2"))
+    assert one[0][0, 0] == other[0][0, 0]  # the loss at the weights
+    assert one[0][0, 1] != other[0][0, 1]  # the least
+    assert {"6_landscape/loss_range", "6_landscape/loss_range-2"} <= set(written.tags["scalars"])
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")

@@ -92,7 +92,18 @@ class Written:
         self.tags: dict[str, list[str]] = self.events.Tags()  # type: ignore[assignment]
 
     def scalars(self, tag: str) -> dict[int, float]:
-        return {event.step: event.value for event in self.events.Scalars(tag)}
+        """Step -> value, of a scalar, or of a metric and a layer in a table."""
+        if tag in self.tags["scalars"]:
+            return {event.step: event.value for event in self.events.Scalars(tag)}
+        names = tag.split("/", 1)
+        for table in (one for one in self.tags["tensors"] if one.startswith("normalization/")):
+            known = self.described(table)
+            for metric, layer in (names, names[::-1]):
+                if metric in known["metrics"] and layer in known["layers"]:
+                    place = known["layers"].index(layer), known["metrics"].index(metric)
+                    found = {step: values[place].item() for step, values in self.tables(table).items()}
+                    return {step: value for step, value in found.items() if value == value}
+        raise KeyError(tag)
 
     def groups(self) -> set[str]:
         return {tag.split("/")[0] for tag in self.tags["scalars"]}

@@ -29,7 +29,6 @@ from normzoo.monitoring.random_state import random_state
 from normzoo.monitoring.replica import copied_batch
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Chart, EventWriter
 from normzoo.norms._base import Norm
 
 SAVED_BYTES = 1 << 22
@@ -79,7 +78,7 @@ class ActivationPercentiles(Monitor):
     - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: its width;
     - `saturated/LAYER`: the share of the inputs where the nonlinearity is flat (sigmoid beyond 4, ReLU at 0 and below);
     - `dead/LAYER`: the share of the units all of whose inputs are saturated;
-    - every 500 steps `effective_rank/LAYER`, in directions, and a histogram `input/LAYER`.
+    - every 500 steps `effective_rank/LAYER`, in directions.
 
     The probe batch runs through the module's own `training_step` on a copy of the module, in training mode and with the
     same random numbers each time. It does not affect the training. Percentiles are in the units of the input. They are
@@ -87,14 +86,16 @@ class ActivationPercentiles(Monitor):
     the rank of a percentile is then off by at most 1.6 points with probability 0.999.
 
     Args:
-        every: optimizer steps between samples, or a function of the step.
+        every: optimizer steps between samples, or a function of the step; None for 100, or less in a run so short
+            that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all activation modules of torch. In a network without any, the
             outputs of its norms are read, or else those of its layers with weights.
         units: the channels of each layer with lines of their own.
         q: the lower, the middle and the upper percentage.
         batch: the probe batch, as `training_step` takes it; None for the first batch that is sampled.
         samples: the largest number of values of a layer or unit.
-        detail_every: at least so many optimizer steps between samples with effective rank and histogram; 0 for never.
+        detail_every: at least so many optimizer steps between samples with effective rank; 0 for never; None for
+            500, or less in a short run.
 
     Raises:
         InputError: `layers` matches nothing; a layer has no such unit; `training_step` cannot take the batch; a number
@@ -105,17 +106,17 @@ class ActivationPercentiles(Monitor):
     """
 
     question = "Percentiles of activations"
-    heatmaps = ("input_width", "saturated")
+    usual_every = 100
 
     def __init__(
         self,
-        every: int | Schedule = 100,
+        every: int | Schedule | None = None,
         layers: Layers | None = None,
         units: Sequence[int] = (0,),
         q: tuple[float, float, float] = (15, 50, 85),
         batch: Any = None,
         samples: int = 1 << 14,
-        detail_every: int = 500,
+        detail_every: int | None = None,
     ) -> None:
         self.given = batch
         super().__init__(every, layers, detail_every)
@@ -244,23 +245,6 @@ class ActivationPercentiles(Monitor):
         rank = effective_rank(torch.cat(rows)).item() if rows else math.nan
         if not math.isnan(rank):  # some inputs vary
             yield name, "effective_rank", rank
-
-    def detail(self, writer: EventWriter, number: int, sample: dict[str, list[Inputs]]) -> None:
-        for name, parts in sample.items():
-            writer.histogram(number, f"input/{name}", torch.cat([part.values for part in parts]))
-
-    def charts(self) -> list[Chart]:
-        low, middle, high = self.input_names
-        unit_low, unit_middle, unit_high = self.unit_names
-        charts = []
-        for name in self.rows[: len(self.modules)] or self.modules:
-            charts.append(
-                Chart(f"{name}: all units", (f"{middle}/{name}", f"{low}/{name}", f"{high}/{name}"), band=True)
-            )
-            for u in self.units:
-                tags = (f"{unit_middle}/{name}/{u}", f"{unit_low}/{name}/{u}", f"{unit_high}/{name}/{u}")
-                charts.append(Chart(f"{name}: unit {u}", tags, band=True))
-        return charts
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "probes": self.probes}

@@ -28,7 +28,7 @@ from normzoo.monitoring.probe import Probe
 from normzoo.monitoring.replica import Replica
 from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Chart, EventWriter
+from normzoo.monitoring.writer import EventWriter
 
 RECENT = 8
 """Samples of training that evaluation is compared with."""
@@ -52,7 +52,8 @@ class CovariateShift(Monitor):
     for each layer and the heatmap at the end of the run show the profile over depth.
 
     Args:
-        every: optimizer steps between samples, or a function of the step.
+        every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
+            that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all norms, or, in a network without any, all layers with weights.
         reference_step: the first sample at this step or later is the reference.
         evaluation_batches: the number of batches of each validation and test to read; 0 for none.
@@ -76,11 +77,10 @@ class CovariateShift(Monitor):
         "test_w2/": "Wasserstein-2 distance of testing from training, in training's standard deviations",
         "depth_slope/": "growth of a distance from layer to layer, in its units per layer",
     }
-    heatmaps = ("drift_w2", "step_w2", "in_out_w2")
 
     def __init__(
         self,
-        every: int | Schedule = 50,
+        every: int | Schedule | None = None,
         layers: Layers | None = None,
         reference_step: int = 0,
         evaluation_batches: int = 8,
@@ -130,18 +130,7 @@ class CovariateShift(Monitor):
         }
         self.recent.append(inputs)
         values = {metric: by_layer for metric, by_layer in distances(pairs).items() if metric in self.metrics}
-        return Table(list(inputs), values, slopes(values, list(inputs)))
-
-    def charts(self) -> list[Chart]:
-        profiles = {
-            "drift_w2": "drift from the reference",
-            "step_w2": "drift from the previous sample",
-            "in_out_w2": "output against input",
-            "val_w2": "validation against training",
-            "test_w2": "test against training",
-        }
-        charts = [Chart(f"depth profile: {title} ({name})", (f"^{name}/",)) for name, title in profiles.items()]
-        return [*charts, Chart("the deeper, the larger? (depth_slope)", ("^depth_slope/",))]
+        return Table(list(inputs), values)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -14,7 +14,6 @@ from normzoo.monitoring.layers import Layers, is_weighted, of_kind, own_paramete
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Chart
 
 
 class Sample(NamedTuple):
@@ -43,7 +42,8 @@ class GradientFlow(Monitor):
     Norms are in units of the loss per unit of what they belong to; ratios and growth have no unit.
 
     Args:
-        every: optimizer steps between samples, or a function of the step.
+        every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
+            that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all layers with weights but norms.
         vanishing: the share of the last layer's flow below which a layer's has vanished, in (0, 1).
         exploding: the share above which it has exploded, above 1.
@@ -68,11 +68,10 @@ class GradientFlow(Monitor):
         "flow/vanishing": "number of layers whose gradient has vanished",
         "flow/exploding": "number of layers whose gradient has exploded",
     }
-    heatmaps = ("flow_norm", "grad_norm", "update_ratio")
 
     def __init__(
         self,
-        every: int | Schedule = 50,
+        every: int | Schedule | None = None,
         layers: Layers | None = None,
         vanishing: float = 1e-3,
         exploding: float = 1e3,
@@ -170,7 +169,8 @@ class GradientFlow(Monitor):
             metric: {name: by_layer[name] for name in self.order if name in by_layer}
             for metric, by_layer in sample.parameters.items()
         }
-        return Table(self.order, {"flow_norm": flow, **parameters}, self.whole(number, flow)) if self.order else None
+        self.whole(number, flow)
+        return Table(self.order, {"flow_norm": flow, **parameters}) if self.order else None
 
     def whole(self, number: int, flow: Mapping[str, float]) -> dict[str, float]:
         """Growth of the gradient over the layers; the number of layers where it vanishes or explodes, with warnings."""
@@ -198,16 +198,6 @@ class GradientFlow(Monitor):
             f"{at_last:.3g} at the last layer, {last}; so it is in {len(where)} of {len(flow)} layers. Norms, another "
             f"init or learning rate, or gradient clipping may help.",
         )
-
-    def charts(self) -> list[Chart]:
-        titles = {
-            "flow_norm": "gradient of each layer's output",
-            "grad_norm": "gradient of each layer's weights",
-            "grad_ratio": "gradient / weight",
-            "update_ratio": "update / weight",
-        }
-        charts = [Chart(f"{title} ({metric})", (f"^{metric}/",)) for metric, title in titles.items()]
-        return [Chart("growth per layer, layers that vanish or explode", ("^flow/",)), *charts]
 
 
 def norm_of(module: nn.Module, gradient: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ class InternalCovariateShift(Monitor):
     Tags: `ics_l2/LAYER` in units of the gradient, `ics_relative/LAYER`, `ics_cosine/LAYER`.
 
     Args:
-        every: optimizer steps between samples, or a function of the step.
+        every: optimizer steps between samples, or a function of the step; None for 500, or less in a run so short
+            that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for four layers with weights, evenly spread from the first to the last.
 
     Raises:
@@ -43,14 +44,14 @@ class InternalCovariateShift(Monitor):
     """
 
     question = "Internal covariate shift"
+    usual_every = 500
     metrics: Mapping[str, str] = {
         "ics_l2": "distance of the gradients before and after the update of the layers below",
         "ics_relative": "the same as a share of the gradient",
         "ics_cosine": "cosine of the angle between the two gradients",
     }
-    heatmaps = ("ics_relative", "ics_cosine")
 
-    def __init__(self, every: int | Schedule = 500, layers: Layers | None = None) -> None:
+    def __init__(self, every: int | Schedule | None = None, layers: Layers | None = None) -> None:
         super().__init__(every, layers, detail_every=0)
         self.order: list[str] = []
         self.chosen: list[str] = []

@@ -11,7 +11,6 @@ from normzoo.metrics.landscape import change_per_distance
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Chart
 
 STEPS = tuple(round(0.05 * i, 2) for i in range(1, 9))
 
@@ -32,7 +31,8 @@ class LossLandscape(Monitor):
     and some copies of the weights. Not for manual optimization.
 
     Args:
-        every: optimizer steps between samples, or a function of the step.
+        every: optimizer steps between samples, or a function of the step; None for 1000, or less in a run so short
+            that there were fewer than 10 samples.
         steps: the values of eta, above 0. The paper uses half to four times its learning rate of 0.1.
 
     Raises:
@@ -43,6 +43,8 @@ class LossLandscape(Monitor):
     """
 
     question = "Loss landscape"
+    usual_every = 1000
+    usual_samples = 10
     metrics: Mapping[str, str] = {
         "loss": "loss at the weights",
         "loss_min": "least loss along the gradient",
@@ -53,7 +55,7 @@ class LossLandscape(Monitor):
         "smoothness": "effective beta, largest change of the gradient per distance",
     }
 
-    def __init__(self, every: int | Schedule = 1000, steps: Sequence[float] = STEPS) -> None:
+    def __init__(self, every: int | Schedule | None = None, steps: Sequence[float] = STEPS) -> None:
         super().__init__(every, None, detail_every=0)
         steps = tuple(steps)
         if not steps or any(isinstance(eta, bool) or not 0 < eta < float("inf") for eta in steps):
@@ -116,12 +118,3 @@ class LossLandscape(Monitor):
     def group(self) -> str:
         """The group of its tags, with the number of this monitor if there are several."""
         return self.label.replace(type(self).__name__, "landscape")
-
-    def charts(self) -> list[Chart]:
-        loss, low, high = (self.tag(name, "") for name in ("loss", "loss_min", "loss_max"))
-        return [
-            Chart("loss along the gradient", (loss, low, high), band=True),
-            Chart("range of the loss", (f"^{self.group}/loss_range$",)),
-            Chart("change of the gradient", (f"^{self.group}/gradient_change",)),
-            Chart("effective smoothness", (f"^{self.group}/smoothness$",)),
-        ]

@@ -46,13 +46,14 @@ class RunningStatistics(Monitor):
 
     Tags, each with the name of the layer: `running_gap/`, `running_w2/` in running standard deviations, `running_kl/`
     in nats per channel; `gamma_mean/`, `gamma_std/`, `beta_mean/`, `beta_std/` over the channels of weight and bias.
-    Every 500 steps also the histograms of the channels: `running_mean/`, `running_var/`, `running_gap_channels/`,
-    `gamma/`, `beta/`, and a table `[channels, metrics]` per layer.
+    Every 500 steps also a table `[channels, metrics]` per layer.
 
     Args:
-        every: optimizer steps between samples, or a function of the step.
+        every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
+            that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all norms.
-        detail_every: at least so many optimizer steps between samples with channels; 0 for never.
+        detail_every: at least so many optimizer steps between samples with channels; 0 for never; None for 500, or less
+            in a short run.
 
     Raises:
         InputError: `layers` matches nothing; a number out of range.
@@ -68,9 +69,10 @@ class RunningStatistics(Monitor):
         "beta_mean": "mean of the bias over channels",
         "beta_std": "standard deviation of the bias over channels",
     }
-    heatmaps = ("running_gap", "running_w2")
 
-    def __init__(self, every: int | Schedule = 50, layers: Layers | None = None, detail_every: int = 500) -> None:
+    def __init__(
+        self, every: int | Schedule | None = None, layers: Layers | None = None, detail_every: int | None = None
+    ) -> None:
         super().__init__(every, layers, detail_every)
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -106,9 +108,6 @@ class RunningStatistics(Monitor):
     def detail(self, writer: EventWriter, number: int, sample: Sample) -> None:
         for name in self.modules:
             columns = dict(channels_of(name, sample))
-            for what, (_, values) in columns.items():
-                if not what.startswith("batch"):
-                    writer.histogram(number, f"{what}/{name}", values)
             if columns and len({values.numel() for _, values in columns.values()}) == 1:
                 table = torch.stack([values for _, values in columns.values()], 1)
                 units = {what: unit for what, (unit, _) in columns.items()}

@@ -1,5 +1,6 @@
 """The base class of all monitors: `read -> merge over ranks -> compute -> write`, one sample at a time."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,65 +12,84 @@ from torch import nn
 from torch.optim import Optimizer
 
 from normzoo.errors import InputError
-from normzoo.monitoring.heatmap import heatmap
-from normzoo.monitoring.history import History
 from normzoo.monitoring.layers import Layers, find
+from normzoo.monitoring.overview import SUMMED_UP, overview
 from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.sampler import Sampler
-from normzoo.monitoring.schedule import Schedule, as_schedule
-from normzoo.monitoring.writer import Chart, EventWriter
+from normzoo.monitoring.schedule import Every, Schedule, as_schedule
+from normzoo.monitoring.writer import EventWriter
+
+DETAIL_EVERY = 500
 
 
 class Monitor(Callback):
     """A callback that samples a network while it trains, and writes metrics of each layer.
 
-    All monitors of a Trainer see the same forward and backward pass of a sampled step, on all ranks. Scalars have the
-    tags `METRIC/LAYER`; each sample is also written as one tensor `[layers, metrics]`.
+    All monitors of a Trainer see the same forward and backward pass of a sampled step, on all ranks. Each sample is
+    written as one tensor `[layers, metrics]`. TensorBoard also receives the scalars of `normzoo.monitoring.overview`;
+    from a monitor that has none there, and other loggers from all, the scalars of all layers, `METRIC/LAYER`.
 
     A monitor of your own defines `question`, `metrics`, `usual_layers`, `readings`, `read` and `compute`; with several
     ranks also `merge`.
 
     Args:
-        every: optimizer steps between samples, or a function of the step.
+        every: optimizer steps between samples, or a function of the step; None for `usual_every`, or less in a run too
+            short for `usual_samples`.
         layers: which modules, by patterns of their names (`net.blocks.*.norm`) or classes (`Conv2d`), or by class; None
             for those that the question is about.
-        detail_every: at least so many optimizer steps between samples that also write histograms; 0 for never.
+        detail_every: at least so many optimizer steps between samples that also write values of channels; 0 for never;
+            None for 500, or less in a short run.
 
     Attributes:
-        latest: the newest sample: metric -> layer -> value, where there is one.
+        latest: metric -> layer -> the newest value, where there is one.
+        required: whether a network that it cannot read is an error; if not, a warning says that it shows nothing.
     """
 
     question: ClassVar[str]
-    """The heading of its charts."""
+    """What it shows, in a few words."""
     metrics: Mapping[str, str] = {}
-    """Metric -> its meaning and unit. The metric is the group of its tags."""
-    totals: Mapping[str, str] = {}
-    """Tag of a value that belongs to no layer, or the group of such tags -> its meaning and unit."""
-    heatmaps: ClassVar[tuple[str, ...]] = ()
-    """The metrics that are drawn over layers and steps at the end of a run."""
+    """Metric -> its meaning and unit."""
+    usual_every: ClassVar[int] = 50
+    usual_samples: ClassVar[int] = 20
 
-    def __init__(self, every: int | Schedule, layers: Layers | None, detail_every: int) -> None:
+    def __init__(self, every: int | Schedule | None, layers: Layers | None, detail_every: int | None) -> None:
         name = type(self).__name__
-        if isinstance(detail_every, bool) or not isinstance(detail_every, int) or detail_every < 0:
+        if detail_every is not None and (
+            isinstance(detail_every, bool) or not isinstance(detail_every, int) or detail_every < 0
+        ):
             raise InputError(f"{name}(detail_every={detail_every!r}): a number of steps; 500 is common, 0 is never.")
         if layers is not None and not isinstance(layers, str | type) and not layers:
             raise InputError(f"{name}(layers={layers!r}): no layer at all; leave layers out for the usual ones.")
-        self.every = as_schedule(every)
+        self.asked = every, detail_every
+        self.every: Schedule = Every(self.usual_every) if every is None else as_schedule(every)
+        self.detail_every = DETAIL_EVERY if detail_every is None else detail_every
         self.layers = layers
-        self.detail_every = detail_every
         self.modules: dict[str, nn.Module] = {}
         self.label = name  # of its tables: its class, and a number if there are several of it
         self.in_detail = False
+        self.required = True
         self.reset()
 
     def reset(self) -> None:
         """Forgets the samples of an earlier run."""
         self.rows: list[str] = []
         self.detailed_at = -1
-        self.history = History()
         self.latest: dict[str, dict[str, float]] = {}
         self.warned: set[str] = set()
         self.skipped = 0  # samples in a row in which no layer ran
+
+    def set_rates(self, steps: float) -> None:
+        """Chooses the rates that the user did not: a short run has `usual_samples`, too.
+
+        Args:
+            steps: of the run; infinite if it has no end.
+        """
+        share = max(1, int(min(steps, 1e9) / self.usual_samples))
+        every, detail_every = self.asked
+        if every is None:
+            self.every = Every(min(self.usual_every, share))
+        if detail_every is None:
+            self.detail_every = min(DETAIL_EVERY, share)
 
     @property
     def state_key(self) -> str:
@@ -111,14 +131,10 @@ class Monitor(Callback):
         raise NotImplementedError
 
     def detail(self, writer: EventWriter, number: int, sample: Any) -> None:
-        """Writes histograms and other large values of a sample."""
-
-    def charts(self) -> list[Chart]:
-        """Its charts in the Custom Scalars tab: by default one per metric, with a line per layer."""
-        return [Chart(metric, (f"^{metric}/",)) for metric in self.metrics]
+        """Writes values of channels and other large ones of a sample."""
 
     def tag(self, metric: str, row: str) -> str:
-        """The tag of a scalar: the part before the first "/" is its group."""
+        """The tag of a value as a scalar: the part before the first "/" is its group."""
         return f"{metric}/{row}"
 
     # What all monitors share.
@@ -165,22 +181,20 @@ class Monitor(Callback):
             self.detail(writer, number, sample)
 
     def write(self, writer: EventWriter, number: int, table: Table) -> None:
-        """Writes a table as scalars and as a tensor, and keeps it as `latest` and for the heatmaps."""
-        if not set(table.rows) <= set(self.rows):  # the first sample, or a resumed run with other layers
-            self.history = History() if self.rows else self.history
-            self.rows = [*table.rows, *(name for name in self.modules if name not in table.rows)]
-        self.latest = {metric: dict(table.values.get(metric, {})) for metric in self.metrics}
-        writer.scalars(
-            number, {self.tag(m, row): value for m, by_row in self.latest.items() for row, value in by_row.items()}
-        )
-        writer.scalars(number, table.totals)
-        columns = [[by_row.get(row, torch.nan) for row in self.rows] for by_row in self.latest.values()]
-        writer.table(number, f"normalization/{self.label}", self.rows, self.metrics, torch.tensor(columns).T)
-        if self.heatmaps and self.history.is_kept():
-            drawn = [self.latest[metric] for metric in self.heatmaps]
-            values = [[by_row.get(row, torch.nan) for by_row in drawn] for row in self.rows]
-            known = [[float(row in by_row) for by_row in drawn] for row in self.rows]
-            self.history.add(number, torch.tensor([values, known]))
+        """Writes a table, and its scalars, and keeps it as `latest`."""
+        if [row for row in self.rows if row in table.rows] != list(table.rows):  # the first sample, or further layers
+            self.rows = list(dict.fromkeys([*table.rows, *self.rows, *self.modules]))
+        found = {metric: {row: v[row] for row in self.rows if row in v} for metric, v in table.values.items()}
+        self.latest = {metric: found.get(metric, self.latest.get(metric, {})) for metric in self.metrics}
+        by_row = {self.tag(m, row): value for m, of_metric in found.items() for row, value in of_metric.items()}
+        if SUMMED_UP.isdisjoint(self.metrics):
+            writer.scalars(number, by_row)
+        else:
+            further = self.label.removeprefix(type(self).__name__)
+            writer.scalars(number, {tag + further: value for tag, value in overview(found).items()})
+            writer.numbers(number, by_row)
+        values = [[in_table(found.get(metric, {}).get(row)) for metric in self.metrics] for row in self.rows]
+        writer.table(number, f"normalization/{self.label}", self.rows, self.metrics, torch.tensor(values))
         self.warn_of_nan(number)
 
     def warn_of_nan(self, number: int) -> None:
@@ -201,7 +215,7 @@ class Monitor(Callback):
         """Warns, once, of layers that the training step did not run; a step that runs none may skip its batch."""
         missing = [name for name in self.modules if name not in reached]
         self.skipped = self.skipped + 1 if len(missing) == len(self.modules) else 0
-        if missing and self.skipped != 1:
+        if missing and self.skipped != 1 and self.required:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             self.warn_once(
                 "unreached",
@@ -214,25 +228,16 @@ class Monitor(Callback):
             self.warned.add(about)
             rank_zero_warn(message)
 
-    def draw(self, writer: EventWriter, step: int) -> None:
-        """Draws the heatmaps, over layers and steps."""
-        if not self.history.steps:
-            return
-        values, known = self.history.values.permute(1, 2, 0, 3)  # (L, S, H) each
-        known = known.bool()
-        for i, metric in enumerate(self.heatmaps):
-            rows = [r for r in range(len(self.rows)) if known[r, :, i].any()]
-            if rows:
-                title, names = f"{metric}: {self.metrics[metric]}", [self.rows[r] for r in rows]
-                picture = heatmap(title, names, self.history.steps, values[rows, :, i], known[rows, :, i])
-                writer.image(step, f"heatmaps/{metric}", picture)
-
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain data."""
-        return {"detailed_at": self.detailed_at, "history": self.history.state_dict(), "rows": list(self.rows)}
+        return {"detailed_at": self.detailed_at, "rows": list(self.rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.detailed_at = state_dict["detailed_at"]
-        self.history.load_state_dict(state_dict["history"])
         self.rows = list(state_dict["rows"])
+
+
+def in_table(value: float | None) -> float:
+    """A value as tables hold it: NaN for none, infinity for one that is NaN."""
+    return math.nan if value is None else math.inf if math.isnan(value) else value

@@ -1,7 +1,7 @@
 """A sample: a step of training, what monitors read of it, and the table that one computes from that."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,7 +12,7 @@ from normzoo.distributed.gather import Ranks
 from normzoo.monitoring.probe import Reader, first_tensor
 from normzoo.monitoring.replica import Replica
 from normzoo.monitoring.schedule import Schedule
-from normzoo.monitoring.writer import Chart, EventWriter
+from normzoo.monitoring.writer import EventWriter
 
 Site = Literal["input", "output", "gradient"]
 Readings = Mapping[tuple[Site, Reader], Collection[str]]
@@ -59,12 +59,10 @@ class Table:
     Args:
         rows: names of the layers, in the order of execution.
         values: metric -> row -> value, where there is one.
-        totals: tag -> a value that belongs to no layer.
     """
 
     rows: Sequence[str]
     values: Mapping[str, Mapping[str, float]]
-    totals: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -74,12 +72,12 @@ class Sampled(Protocol):
     question: str
     label: str
     every: Schedule
+    required: bool
 
+    def set_rates(self, steps: float) -> None: ...
     def find_layers(self, model: nn.Module) -> None: ...
     def readings(self) -> Readings: ...
     def start(self, step: Step) -> None: ...
     def before_update(self, step: Step, optimizer: Optimizer) -> None: ...
     def read(self, step: Step, seen: Seen) -> Any: ...
     def finish(self, writer: EventWriter, number: int, parts: Sequence[Any]) -> None: ...
-    def charts(self) -> list[Chart]: ...
-    def draw(self, writer: EventWriter, step: int) -> None: ...

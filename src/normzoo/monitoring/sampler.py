@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from normzoo.distributed.gather import Ranks
+from normzoo.errors import InputError
 from normzoo.monitoring.event_files import continues_curves
 from normzoo.monitoring.layers import is_compiled, named_layers
 from normzoo.monitoring.lean import drop_empty
+from normzoo.monitoring.overview import LAYOUT
 from normzoo.monitoring.probe import Probe, Reader
 from normzoo.monitoring.replica import Replica
 from normzoo.monitoring.sample import Sampled, Seen, Site, Step
-from normzoo.monitoring.writer import Chart, EventWriter
+from normzoo.monitoring.writer import EventWriter
 
 
 class Sampler(Callback):
@@ -48,7 +51,13 @@ class Sampler(Callback):
         for i, monitor in enumerate(self.monitors):
             number = 1 + sum(type(one) is type(monitor) for one in self.monitors[:i])
             monitor.label = type(monitor).__name__ + (f"-{number}" if number > 1 else "")
-            monitor.find_layers(pl_module)
+        for monitor in list(self.monitors):
+            try:
+                monitor.find_layers(pl_module)
+            except InputError:  # it has nothing to show
+                if monitor.required:
+                    raise
+                self.monitors.remove(monitor)
         for callback in (self, *self.monitors):
             drop_empty(callback, Callback)
         self.ranks = Ranks()
@@ -56,24 +65,18 @@ class Sampler(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last = trainer.global_step - 1
+        for monitor in self.monitors:
+            monitor.set_rates(trainer.estimated_stepping_batches)
         resumed, self.resumed = self.resumed, {}
         if resumed and self.writer is not None and continues_curves(trainer):
             self.has_layout = resumed["laid_out"]
-            self.writer.described = set(resumed["described"])
+            self.writer.described = dict(resumed["described"])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.end(trainer)
+        self.drop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.end(trainer)
-
-    def end(self, trainer: Trainer) -> None:
-        """Removes all hooks, and draws the heatmaps."""
         self.drop()
-        if self.writer is not None:
-            for monitor in self.monitors:
-                monitor.draw(self.writer, trainer.global_step)
-            self.writer.flush()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.drop()
@@ -100,14 +103,25 @@ class Sampler(Callback):
     def open(self, step: Step, due: Sequence[Sampled]) -> None:
         """Attaches the hooks that read the forward and the backward pass."""
         self.drop()
-        self.step, self.due = step, due
-        for monitor in due:
-            monitor.start(step)
+        self.step, self.due = step, [monitor for monitor in due if self.started(monitor, step)]
+        due = self.due
         if self.compiled:
             self.group = read_on_copy(step, due)
         else:
             self.group = ProbeGroup(step.module, due)
             self.attached.enter_context(self.group.probe)
+
+    def started(self, monitor: Sampled, step: Step) -> bool:
+        """Starts a monitor's sample. One that nobody asked for, and cannot read the module, warns and is left out."""
+        try:
+            monitor.start(step)
+        except InputError as error:
+            if monitor.required:
+                raise
+            self.monitors.remove(monitor)
+            rank_zero_warn(f"{monitor.label} shows nothing: {error}")
+            return False
+        return True
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.step is not None:
@@ -142,10 +156,7 @@ class Sampler(Callback):
         if self.has_layout or self.writer is None:
             return
         self.has_layout = True
-        by_question: dict[str, list[Chart]] = {}
-        for monitor in self.monitors:
-            by_question.setdefault(monitor.question, []).extend(monitor.charts())
-        self.writer.layout(self.last, by_question)
+        self.writer.layout(self.last, LAYOUT)
 
     def on_train_epoch_end(self, *unused: object) -> None:
         self.drop()
@@ -157,7 +168,7 @@ class Sampler(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the event files already hold, once per run."""
-        described = sorted(self.writer.described) if self.writer is not None else []
+        described = dict(self.writer.described) if self.writer is not None else {}
         return {"laid_out": self.has_layout, "described": described}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,19 +1,16 @@
 """Writes what monitors compute: everything to TensorBoard, scalars to other loggers."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import (
     DATA_CLASS_TENSOR,
-    HistogramProto,
     Summary,
     SummaryMetadata,
 )
@@ -28,7 +25,6 @@ from normzoo.monitoring.lean import speed_up_checksums
 
 PLUGIN = "normalization"
 """The plugin name of tables in event files."""
-BINS = 64
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,8 @@ class EventWriter:
         if self.tensorboards:
             speed_up_checksums()
         self.values: dict[int, list[Summary.Value]] = {}
-        self.numbers: dict[int, dict[str, float]] = {}
-        self.described: set[str] = set()
+        self.by_tag: dict[int, dict[str, float]] = {}
+        self.described: dict[str, str] = {}
         if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared
             rank_zero_warn(
                 "The Trainer has no logger: monitors write nothing and only warn; the newest sample of each is in its "
@@ -72,8 +68,7 @@ class EventWriter:
         elif self.others and not self.tensorboards:
             names = ", ".join(type(one).__name__ for one in self.others)
             rank_zero_warn(
-                f"{names} receives only the scalars of monitors, no histograms, pictures and tables. Add a "
-                f"TensorBoardLogger for them."
+                f"{names} receives only the scalars of monitors, no tables. Add a TensorBoardLogger for them."
             )
 
     def add(self, step: int, *values: Summary.Value) -> None:
@@ -84,11 +79,23 @@ class EventWriter:
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds numbers by tag. The part of a tag before the first "/" is the group of its card."""
         self.add(step, *(Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()))
+        self.numbers(step, numbers)
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Adds numbers by tag for other loggers than TensorBoard's, which receive no tables."""
         if self.others:
-            self.numbers.setdefault(step, {}).update(numbers)
+            self.by_tag.setdefault(step, {}).update(numbers)
+
+    def metadata(self, tag: str, description: Mapping[str, Any]) -> SummaryMetadata:
+        """The metadata of a record of ours: with a description if the run does not hold the same one already."""
+        content = json.dumps({"version": 2, **description})
+        is_new = self.described.get(tag) != content
+        self.described[tag] = content
+        data = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content.encode() if is_new else b"")
+        return SummaryMetadata(data_class=DATA_CLASS_TENSOR, plugin_data=data)
 
     def table(self, step: int, tag: str, rows: Sequence[str], columns: Mapping[str, str], values: Tensor) -> None:
-        """Adds a table [rows, columns] as one float32 tensor, with the names in the first record of the run.
+        """Adds a table [rows, columns] as one float32 tensor, with the names in the first record and where they change.
 
         Args:
             step: the step.
@@ -97,59 +104,18 @@ class EventWriter:
             columns: name -> meaning and unit.
             values: (rows, columns); NaN where there is no value.
         """
-        content = b""
-        if tag not in self.described:
-            self.described.add(tag)
-            names = {"version": 1, "layers": list(rows), "metrics": list(columns), "units": list(columns.values())}
-            content = json.dumps(names).encode()
-        kind = SummaryMetadata(
-            data_class=DATA_CLASS_TENSOR,
-            plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN, content=content),
-        )
+        names = {"layers": list(rows), "metrics": list(columns), "units": list(columns.values())}
+        kind = self.metadata(tag, names)
         dims = [TensorShapeProto.Dim(size=size) for size in values.shape]
         data = values.float().contiguous().cpu().numpy().tobytes()
         tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=dims), tensor_content=data)
         self.add(step, Summary.Value(tag=tag, metadata=kind, tensor=tensor))
 
-    def histogram(self, step: int, tag: str, values: Tensor) -> None:
-        """Adds the distribution of the finite values, in 64 bins."""
-        values = values.detach().flatten().float().cpu()
-        values = values[values.isfinite()]
-        if values.numel() == 0:
-            return
-        low, high = values.min().item(), values.max().item()
-        counts, edges = torch.histogram(
-            values, BINS, range=(low, high if high > low else low + max(abs(low), 1) * 1e-3)
-        )
-        wide = values.double()
-        proto = HistogramProto(
-            min=low,
-            max=high,
-            num=values.numel(),
-            sum=wide.sum().item(),
-            sum_squares=wide.square().sum().item(),
-            bucket_limit=edges[1:].tolist(),
-            bucket=counts.tolist(),
-        )
-        self.add(step, Summary.Value(tag=tag, histo=proto))
-
-    def image(self, step: int, tag: str, picture: Image.Image) -> None:
-        """Adds a picture."""
-        file = io.BytesIO()
-        picture.save(file, "PNG", optimize=True)
-        width, height = picture.size
-        encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
-        self.add(step, Summary.Value(tag=tag, image=encoded))
-
     def layout(self, step: int, categories: Mapping[str, Sequence[Chart]]) -> None:
         """Adds the Custom Scalars tab: once per run, as TensorBoard reads only the first."""
-        # TensorBoard shows lines first, in their order, and then bands, in reverse.
-        protos = []
-        for i, (title, charts) in enumerate(categories.items()):
-            unique = list(dict.fromkeys(charts))
-            lines, bands = ([c for c in unique if c.band is band] for band in (False, True))
-            ordered = [chart_proto(chart) for chart in (*lines, *reversed(bands))]
-            protos.append(layout_pb2.Category(title=title, chart=ordered, closed=i > 0))
+        protos = [
+            layout_pb2.Category(title=title, chart=map(chart_proto, charts)) for title, charts in categories.items()
+        ]
         tensor = TensorProto(dtype=DT_STRING, string_val=[layout_pb2.Layout(category=protos).SerializeToString()])
         kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
         self.add(step, Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=kind, tensor=tensor))
@@ -160,10 +126,10 @@ class EventWriter:
             summary = Summary(value=values)
             for logger in self.tensorboards:
                 file_writer(logger).add_summary(summary, step)
-        for step, numbers in sorted(self.numbers.items()) if self.writes else ():
+        for step, numbers in sorted(self.by_tag.items()) if self.writes else ():
             for other in self.others:
                 other.log_metrics(numbers, step)
-        self.values, self.numbers = {}, {}
+        self.values, self.by_tag = {}, {}
 
 
 def chart_proto(chart: Chart) -> layout_pb2.Chart:

@@ -23,7 +23,7 @@ HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src \
 'unsafe-inline'; img-src data: blob:">
 <title>{title}</title>
-{styles}
+<style>{style}</style>
 </head>
 <body>
 <noscript>This page draws its charts with JavaScript, which is switched off in this browser.</noscript>
@@ -31,20 +31,16 @@ HEAD = """<!doctype html>
 """
 
 
-def html_page(title: str, runs: Iterable[tuple[str, str]], static: Path = STATIC) -> Iterator[str]:
+def html_page(title: str, runs: Iterable[tuple[str, str]], static: Path | None = None) -> Iterator[str]:
     """The parts of the file.
 
     Args:
         title: of the document.
         runs: name and JSON of each.
-        static: the folder with the page's modules.
+        static: the folder of the modules; None for that of this package.
     """
-    styles = (f"<style>{file.read_text(encoding='utf-8')}</style>" for file in sorted(static.glob("*.css")))
-    yield HEAD.format(title=html.escape(title), styles="\n".join(styles))
-    for file in sorted(static.glob("*LICEN[CS]E*")):
-        yield f"<!--\n{file.read_text(encoding='utf-8')}\n-->\n"
-    for file in sorted(static.glob("*.iife*.js")):  # classic scripts, which define globals
-        yield f"<script>{inline(file.read_text(encoding='utf-8'))}</script>\n"
+    static = static or STATIC
+    yield HEAD.format(title=html.escape(title), style=(static / "page.css").read_text(encoding="utf-8"))
     for name, text in runs:
         yield f'<script type="text/plain" data-run="{html.escape(name)}">{packed(text)}</script>\n'
     yield f'<script type="module">\n{inline(joined_modules(static))}</script>\n</body>\n</html>\n'

@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from normzoo.page.event_file import EventFile, event_files
-from normzoo.page.event_log import MARK
 from normzoo.runs.folders import is_step
 
 DEPTH = 6
@@ -58,11 +56,3 @@ def walk(top: Path, most: int | None = None) -> Iterator[Path]:
 def natural(name: str) -> list[str | int]:
     """A key that sorts 9 before 10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
-
-
-def has_tables(folder: Path) -> bool:
-    """Whether a run has tables of monitors; reads up to the first."""
-    try:
-        return any(MARK in record for path in event_files(folder) for record in EventFile(path).read())
-    except OSError:
-        return False

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from normzoo.page.event_file import EventFile, event_files
-from normzoo.page.event_log import MARK, EventLog
+from normzoo.page.event_log import EventLog, holds_table
 from normzoo.page.find import find_runs
 from normzoo.page.json_text import json_text
 from normzoo.page.run_data import VERDICTS_FILE, run_data
@@ -75,7 +75,7 @@ class LiveRuns:
         """Whether there is a table in what was written to a file since the last time."""
         file = self.searched.setdefault(path, EventFile(path))
         try:
-            return path.stat().st_size > file.offset and any(MARK in record for record in file.read())
+            return path.stat().st_size > file.offset and any(map(holds_table, file.read()))
         except OSError:
             return False
 

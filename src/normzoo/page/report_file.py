@@ -9,7 +9,7 @@ from pathlib import Path
 from normzoo.errors import InputError
 from normzoo.page.bundle import html_page
 from normzoo.page.event_log import EventLog
-from normzoo.page.find import find_runs, has_tables, walk
+from normzoo.page.find import find_runs, walk
 from normzoo.page.json_text import json_text
 from normzoo.page.run_data import run_data
 from normzoo.runs.atomic import written_whole
@@ -90,15 +90,18 @@ def write_report(folders: Sequence[Path], output: Path) -> Written:
 def texts(found: Mapping[str, Path], written: Written) -> Iterator[tuple[str, str]]:
     """Name and JSON of each run that has tables; adds to the runs and notes of a report."""
     for name, folder in found.items():
-        if not has_tables(folder):
-            written.notes.append(f"skipped {name}: it has no tables of monitors")
-            continue
         log = EventLog(folder)
-        log.update()
-        text = json_text(run_data(name, log))
+        try:
+            log.update()
+        except OSError as error:
+            log.note(f"{folder}: it cannot be read ({error.strerror})")
+        if log.series:
+            text = json_text(run_data(name, log))
+            written.runs.append(name)
+            yield name, text
+        else:
+            log.note(f"skipped {name}: it has no tables of monitors")
         written.notes += log.notes
-        written.runs.append(name)
-        yield name, text
 
 
 def json_file(found: Mapping[str, Path], written: Written) -> Iterator[str]:

@@ -10,13 +10,12 @@ async function get(route) {
   return found;
 }
 
-/** Adds an element to the head, and waits until it is loaded. */
-function load(name, attributes) {
+/** Adds a style sheet, and waits until it is loaded. */
+function style(href) {
   return new Promise((loaded, failed) => {
-    const element = Object.assign(document.createElement(name), attributes);
-    element.onload = loaded;
-    element.onerror = () => failed(new Error(`${attributes.href ?? attributes.src} could not be loaded`));
-    document.head.append(element);
+    const link = Object.assign(document.createElement("link"), { rel: "stylesheet", href, onload: loaded });
+    link.onerror = () => failed(new Error(`${href} could not be loaded`));
+    document.head.append(link);
   });
 }
 
@@ -25,13 +24,7 @@ export async function render() {
   const page = document.body.appendChild(document.createElement("div"));
   page.id = "page";
   try {
-    await Promise.all([
-      load("link", { rel: "stylesheet", href: at("static/uPlot.min.css") }),
-      load("link", { rel: "stylesheet", href: at("static/page.css") }),
-      load("script", { src: at("static/uPlot.iife.min.js") }),
-    ]);
-    await get("runs");
-    const { mount } = await import(at("static/page.js"));
+    const [{ mount }] = await Promise.all([import(at("static/page.js")), style(at("static/page.css")), get("runs")]);
     mount(page, {
       live: true,
       runs: () => get("runs"),
