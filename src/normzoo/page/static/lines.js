@@ -30,7 +30,9 @@ export function sayWhy(node, spec, theme) {
     if ((lines[lines.length - 1] + word).length * 6.3 > spec.width - 40) lines.push("");
     lines[lines.length - 1] += `${word} `;
   }
-  lines.forEach((line, i) => node.append(label(spec.width / 2, spec.height / 2 + 8 + 16 * (i - (lines.length - 1) / 2), line.trim(), theme, { "text-anchor": "middle", "font-size": 12 })));
+  const text = label(0, 0, "", theme, { "text-anchor": "middle", "font-size": 12 });
+  lines.forEach((line, i) => text.append(svg("tspan", { x: spec.width / 2, y: spec.height / 2 + 8 + 16 * (i - (lines.length - 1) / 2) }, line)));
+  node.append(text);
   return node;
 }
 

@@ -176,8 +176,10 @@ class Page {
     const now = sections.filter(inSight);
     this.waiting = new Set([...(this.waiting ?? []), ...sections].filter((section) => !now.includes(section)));
     now.forEach((section) => this.drawSection(section));
+    this.main.setAttribute("aria-busy", true);
     const next = () => {
       const [section] = this.waiting;
+      this.main.setAttribute("aria-busy", Boolean(section));
       if (!section) return;
       this.waiting.delete(section);
       this.drawSection(section);
