@@ -27,6 +27,7 @@ function textLines(node) {
   const range = document.createRange();
   while (walker.nextNode()) {
     const text = walker.currentNode;
+    if (text.parentElement.closest("button")) continue;
     for (const word of text.data.matchAll(/\S+\s*/g)) {
       range.setStart(text, word.index);
       range.setEnd(text, word.index + word[0].trimEnd().length);
@@ -41,8 +42,15 @@ function textLines(node) {
   return [...lines.values()];
 }
 
-/** A view as one SVG element: its charts and its text at their places, and who is who. */
+/** A view as one SVG element: its charts and its text at their places, and who is who. Lists that scroll are shown whole. */
 function compose(view, names, theme) {
+  view.classList.add("nz-whole");
+  const whole = drawnAgain(view, names, theme);
+  view.classList.remove("nz-whole");
+  return whole;
+}
+
+function drawnAgain(view, names, theme) {
   const frame = view.getBoundingClientRect();
   const head = 30;
   const [width, height] = [Math.ceil(frame.width), Math.ceil(frame.height + head)];
