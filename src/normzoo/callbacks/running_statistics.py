@@ -64,6 +64,7 @@ class RunningStatistics(Monitor):
         "running_gap": "mean distance of batch mean and running mean, in running standard deviations",
         "running_w2": "Wasserstein-2 distance of batch and running statistics, in running standard deviations",
         "running_kl": "Kullback-Leibler divergence of the batch from the running statistics, in nats per channel",
+        "running_lag": "median over channels of the symmetric divergence of batch and running statistics, in nats",
         "gamma_mean": "mean of the weight over channels",
         "gamma_std": "standard deviation of the weight over channels",
         "beta_mean": "mean of the bias over channels",
@@ -129,7 +130,16 @@ def gaps(sample: Sample) -> dict[str, dict[str, float]]:
         metric: {name: value for name, value in zip(names, row, strict=True) if value is not None}
         for metric, row in zip(("running_gap", "running_w2", "running_kl"), means, strict=True)
     }
-    return {**found, "running_w2": {name: square**0.5 for name, square in found["running_w2"].items()}}
+    spread = {name: square**0.5 for name, square in found["running_w2"].items()}
+    return {**found, "running_w2": spread, "running_lag": lags(sizes, names, batch, running)}
+
+
+def lags(sizes: Sequence[int], names: Sequence[str], batch: Moments, running: Moments) -> dict[str, float]:
+    """Layer -> the median of the symmetric divergence over its channels that vary in both."""
+    both = (kl(batch, running) + kl(running, batch)) / 2
+    known = (batch.n > 1) & (running.var > 0) & (batch.var > 0)
+    layers = zip(names, both.split(list(sizes)), known.split(list(sizes)), strict=True)
+    return {name: of_layer[counts].median().item() for name, of_layer, counts in layers if counts.any()}
 
 
 def spreads(learned: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
