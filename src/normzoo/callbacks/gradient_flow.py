@@ -61,6 +61,7 @@ class GradientFlow(Monitor):
         "update_ratio": "norm of the update as a share of the norm of the weights",
         "turn": "norm of the part of the update that is across the weights, as a share of their norm",
     }
+
     def __init__(self, every: int | Schedule | None = None, layers: Layers | None = None) -> None:
         super().__init__(every, layers, detail_every=0)
 

@@ -19,7 +19,7 @@ from normzoo.monitoring.lean import drop_empty
 from normzoo.monitoring.overview import LAYOUT
 from normzoo.monitoring.probe import Probe, Reader
 from normzoo.monitoring.replica import Replica
-from normzoo.monitoring.sample import Sampled, Seen, Site, Step
+from normzoo.monitoring.sample import Judge, Sampled, Seen, Site, Step
 from normzoo.monitoring.writer import EventWriter
 
 
@@ -32,6 +32,7 @@ class Sampler(Callback):
 
     def __init__(self) -> None:
         self.monitors: list[Sampled] = []
+        self.judges: list[Judge] = []
         self.due: Sequence[Sampled] = []
         self.step: Step | None = None
         self.last = -1
@@ -46,6 +47,7 @@ class Sampler(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
         self.monitors = [one for one in callbacks if isinstance(one, Sampled)]
+        self.judges = [one for one in callbacks if isinstance(one, Judge)]
         self.step, self.has_layout = None, False
         self.replica = cache(lambda: Replica(trainer, pl_module))
         for i, monitor in enumerate(self.monitors):
@@ -58,7 +60,7 @@ class Sampler(Callback):
                 if monitor.required:
                     raise
                 self.monitors.remove(monitor)
-        for callback in (self, *self.monitors):
+        for callback in (self, *self.monitors, *self.judges):
             drop_empty(callback, Callback)
         self.ranks = Ranks()
         self.writer = EventWriter(trainer)
@@ -149,6 +151,8 @@ class Sampler(Callback):
             monitor.finish(self.writer, step.number, [of_rank[i] for of_rank in of_ranks])
         self.write_layout()
         self.writer.flush()
+        for judge in self.judges:
+            judge.judge(trainer, step.module, step.number)
         self.drop()
 
     def write_layout(self) -> None:
