@@ -82,6 +82,21 @@ def averages(sizes: Sequence[int], values: Tensor, known: Tensor) -> list[list[f
     return [[mean if count else None for mean, count in zip(*row, strict=True)] for row in rows]
 
 
+def pooled(channels: Channels) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of all values of each layer together; each channel counts the same.
+
+    `mean = mean_c mu_c`,  `var = mean_c (var_c + (mu_c - mean)^2)`
+    """
+    if not channels:
+        return {}
+    flat, sizes = joined(list(channels.values())), tuple(len(one.mean) for one in channels.values())
+    index, lengths = layer_index(sizes), torch.tensor(sizes, dtype=torch.float64)
+    zeros = torch.zeros_like(lengths)
+    mean = zeros.index_add(0, index, flat.mean) / lengths
+    var = zeros.index_add(0, index, flat.var + (flat.mean - mean[index]).square()) / lengths
+    return dict(zip(channels, zip(mean.tolist(), var.sqrt().tolist(), strict=True), strict=True))
+
+
 def to_state(channels: Channels) -> dict[str, Any]:
     """As tensors and plain data, for a checkpoint."""
     return {name: list(one) for name, one in channels.items()}

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.compile import to_uncompiled
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -40,21 +41,10 @@ class Replica:
         module: the module.
 
     Raises:
-        InputError: the module cannot be copied, or uses manual optimization.
+        InputError: the module cannot be copied.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        name = type(module).__name__
-        if not module.automatic_optimization:
-            raise InputError(
-                f"{name}(automatic_optimization=False): its training_step updates the weights, so its loss cannot be "
-                f"computed without a trace; remove {NEEDED_BY}, and do not compile the network if you use others."
-            )
-        if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-            raise InputError(
-                f"{name}.training_step takes its batches from dataloader_iter, so its loss cannot be computed twice; "
-                f"remove {NEEDED_BY}."
-            )
         self.trainer = trainer
         self.original = module
         self.compiled = is_compiled(module)
@@ -127,7 +117,12 @@ class Replica:
             batch_idx: its number.
             weights: parameters by name, instead of the original's.
             random: the state of the random number generators, as of `random_state`, instead of the present one.
+
+        Raises:
+            InputError: a `training_step` of manual optimization, or one that takes `dataloader_iter`.
         """
+        if step == "training_step":
+            refuse_own_loop(self.original)
         for one, made in zip(self.originals, self.copies, strict=True):
             vars(made).update({name: value for name, value in vars(one).items() if type(value) in PLAIN})
         given = weights or {}
@@ -240,6 +235,27 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
 
 
+def has_own_loop(module: LightningModule) -> bool:
+    """Whether `training_step` is missing, or does more than to compute the loss of a batch."""
+    takes_loader = is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True)
+    return takes_loader or not (module.automatic_optimization and is_overridden("training_step", module))
+
+
+def refuse_own_loop(module: LightningModule) -> None:
+    """Raises `InputError` if `training_step` does more than to compute the loss of a batch."""
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        raise InputError(
+            f"{name}(automatic_optimization=False): its training_step updates the weights, so its loss cannot be "
+            f"computed without a trace; remove {NEEDED_BY}, and do not compile the network if you use others."
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise InputError(
+            f"{name}.training_step takes its batches from dataloader_iter, so its loss cannot be computed twice; "
+            f"remove {NEEDED_BY}."
+        )
+
+
 def state_names(module: nn.Module) -> list[str]:
     """The names of all parameters and buffers."""
     return [name for named in (module.named_parameters(), module.named_buffers()) for name, _ in named]
@@ -257,6 +273,28 @@ def copied_batch(batch: Any) -> Any:
 def is_plain(value: Any) -> bool:
     """Whether a clone of a tensor is a full copy."""
     return type(value) is Tensor and value.is_contiguous() and not value.requires_grad and not vars(value)
+
+
+def plain(batch: Any) -> Any:
+    """A batch of tensors, tuples, lists and mappings for a checkpoint; None of anything else."""
+    if isinstance(batch, Tensor):
+        return batch.detach().cpu()
+    if type(batch) in (tuple, list):
+        parts = [plain(one) for one in batch]
+        return None if any(p is None for p in parts) else type(batch)(parts)
+    if type(batch) is dict:
+        found = {key: plain(one) for key, one in batch.items()}
+        return None if any(v is None for v in found.values()) else found
+    return batch if type(batch) in (int, float, bool, str) else None
+
+
+def size_of(batch: Any) -> int:
+    """Bytes of the tensors in a batch."""
+    if isinstance(batch, Tensor):
+        return batch.numel() * batch.element_size()
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    return sum(size_of(one) for one in batch) if isinstance(batch, tuple | list) else 0
 
 
 class Quiet:

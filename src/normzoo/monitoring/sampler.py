@@ -13,13 +13,14 @@ from torch.optim import Optimizer
 
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
+from normzoo.monitoring.description import TAG, Description, seed_of_run, steps_of
 from normzoo.monitoring.event_files import continues_curves
 from normzoo.monitoring.layers import is_compiled, named_layers
 from normzoo.monitoring.lean import drop_empty
 from normzoo.monitoring.overview import LAYOUT
 from normzoo.monitoring.probe import Probe, Reader
 from normzoo.monitoring.replica import Replica
-from normzoo.monitoring.sample import Judge, Sampled, Seen, Site, Step
+from normzoo.monitoring.sample import Judge, Reads, Sampled, Seen, Site, Step
 from normzoo.monitoring.writer import EventWriter
 
 
@@ -37,6 +38,7 @@ class Sampler(Callback):
         self.step: Step | None = None
         self.last = -1
         self.attached = ExitStack()
+        self.description: Description | None = None
         self.writer: EventWriter | None = None
         self.ranks: Ranks | None = None
         self.has_layout = False
@@ -68,7 +70,7 @@ class Sampler(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last = trainer.global_step - 1
         for monitor in self.monitors:
-            monitor.set_rates(trainer.estimated_stepping_batches)
+            monitor.set_rates(steps_of(trainer))
         resumed, self.resumed = self.resumed, {}
         if resumed and self.writer is not None and continues_curves(trainer):
             self.has_layout = resumed["laid_out"]
@@ -106,11 +108,13 @@ class Sampler(Callback):
         """Attaches the hooks that read the forward and the backward pass."""
         self.drop()
         self.step, self.due = step, [monitor for monitor in due if self.started(monitor, step)]
-        due = self.due
+        is_described = self.writer is None or TAG in self.writer.described
+        self.description = None if is_described else Description(step.module)
+        readers: list[Reads] = [*self.due, *([] if self.description is None else [self.description])]
         if self.compiled:
-            self.group = read_on_copy(step, due)
+            self.group = read_on_copy(step, readers)
         else:
-            self.group = ProbeGroup(step.module, due)
+            self.group = ProbeGroup(step.module, readers)
             self.attached.enter_context(self.group.probe)
 
     def started(self, monitor: Sampled, step: Step) -> bool:
@@ -147,6 +151,9 @@ class Sampler(Callback):
                 failure = failure or error
                 parts.append(None)
         of_ranks = step.ranks.gather(parts, failure)
+        if self.description is not None:
+            of_run = self.description.of_run(self.group.seen(self.description), seed_of_run(), steps_of(trainer))
+            self.writer.describe(step.number, TAG, of_run)
         for i, monitor in enumerate(self.due):
             monitor.finish(self.writer, step.number, [of_rank[i] for of_rank in of_ranks])
         self.write_layout()
@@ -188,7 +195,7 @@ class ProbeGroup:
         monitors: those that read.
     """
 
-    def __init__(self, model: nn.Module, monitors: Iterable[Sampled]) -> None:
+    def __init__(self, model: nn.Module, monitors: Iterable[Reads]) -> None:
         named = dict(named_layers(model))
         self.readers: dict[Site, dict[str, list[Reader]]] = {"input": {}, "output": {}, "gradient": {}}
         for monitor in monitors:
@@ -203,7 +210,7 @@ class ProbeGroup:
         }
         self.probe = Probe(model, layers, **of_sites)
 
-    def seen(self, monitor: Sampled) -> Seen:
+    def seen(self, monitor: Reads) -> Seen:
         """The values that a monitor asked for."""
         return {
             (site, read): [
@@ -220,7 +227,7 @@ def read_all(readers: Sequence[Reader]) -> Reader:
     return lambda module, x: {read: read(module, x) for read in readers}
 
 
-def read_on_copy(step: Step, monitors: Iterable[Sampled]) -> ProbeGroup:
+def read_on_copy(step: Step, monitors: Iterable[Reads]) -> ProbeGroup:
     """Runs the step on a copy of the module, eagerly; with a backward pass if a monitor reads gradients."""
     replica = step.replica()
     group = ProbeGroup(replica.module, monitors)

@@ -111,6 +111,12 @@ class EventWriter:
         tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=dims), tensor_content=data)
         self.add(step, Summary.Value(tag=tag, metadata=kind, tensor=tensor))
 
+    def describe(self, step: int, tag: str, description: Mapping[str, Any]) -> None:
+        """Adds an empty tensor with a description, once per run."""
+        if tag not in self.described:
+            tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
+            self.add(step, Summary.Value(tag=tag, metadata=self.metadata(tag, description), tensor=tensor))
+
     def layout(self, step: int, categories: Mapping[str, Sequence[Chart]]) -> None:
         """Adds the Custom Scalars tab: once per run, as TensorBoard reads only the first."""
         protos = [
