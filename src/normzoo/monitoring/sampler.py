@@ -20,7 +20,7 @@ from normzoo.monitoring.lean import drop_empty
 from normzoo.monitoring.overview import LAYOUT
 from normzoo.monitoring.probe import Probe, Reader
 from normzoo.monitoring.replica import Replica
-from normzoo.monitoring.sample import Reads, Sampled, Seen, Site, Step
+from normzoo.monitoring.sample import Judge, Reads, Sampled, Seen, Site, Step
 from normzoo.monitoring.writer import EventWriter
 
 
@@ -33,6 +33,7 @@ class Sampler(Callback):
 
     def __init__(self) -> None:
         self.monitors: list[Sampled] = []
+        self.judges: list[Judge] = []
         self.due: Sequence[Sampled] = []
         self.step: Step | None = None
         self.last = -1
@@ -48,6 +49,7 @@ class Sampler(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
         self.monitors = [one for one in callbacks if isinstance(one, Sampled)]
+        self.judges = [one for one in callbacks if isinstance(one, Judge)]
         self.step, self.has_layout = None, False
         self.replica = cache(lambda: Replica(trainer, pl_module))
         for i, monitor in enumerate(self.monitors):
@@ -60,7 +62,7 @@ class Sampler(Callback):
                 if monitor.required:
                     raise
                 self.monitors.remove(monitor)
-        for callback in (self, *self.monitors):
+        for callback in (self, *self.monitors, *self.judges):
             drop_empty(callback, Callback)
         self.ranks = Ranks()
         self.writer = EventWriter(trainer)
@@ -158,6 +160,8 @@ class Sampler(Callback):
             monitor.finish(self.writer, step.number, [of_rank[i] for of_rank in of_ranks])
         self.write_layout()
         self.writer.flush()
+        for judge in self.judges:
+            judge.judge(trainer, step.module, step.number)
         self.drop()
 
     def write_layout(self) -> None:
