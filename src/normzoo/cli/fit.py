@@ -27,6 +27,7 @@ from normzoo.callbacks import (
     RunningStatistics,
     SharedRun,
     TrainingCurve,
+    Verdicts,
 )
 from normzoo.cli.command import Command, has, report_file
 from normzoo.errors import InputError
@@ -114,7 +115,7 @@ class CLI(Command):
             added.append(self.last())
         added.append(HParams(flat(self.settings)))
         if self.settings.monitors:
-            added += usual_monitors(callbacks)
+            added += [*usual_monitors(callbacks), *([] if has(callbacks, Verdicts) else [Verdicts(run, summary=False)])]
         if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
             added.append(FiniteLoss(self.settings.on_bad_loss, folder=run / FiniteLoss.FOLDER))
         added.append(Record({key: self.config_dump.get(key) for key in RECORDED}))
@@ -173,18 +174,19 @@ class CLI(Command):
     def closing_lines(self) -> str:
         """What to look at after training."""
         runs, experiment = self.settings.runs, self.settings.experiment
+        verdicts = [one for one in self.trainer.callbacks if isinstance(one, Verdicts)]  # type: ignore[attr-defined]
         lines = [
             f"run          {self.run}",
             f"page         {program('normzoo')} report {Path(runs) / experiment} --open",
             f"tensorboard  {program('tensorboard')} --logdir={runs}",
             f"             {time_series_url(f'^{experiment}/')}",
         ]
-        if not self.settings.monitors:
+        if not verdicts:
             lines = [lines[0], lines[2]]
         net = getattr(getattr(self.settings.model, "init_args", None), "net", None)
         if "norm" in (getattr(net, "init_args", None) or {}) and norm_name(self.model) != "NoNorm":
             lines.append("compare      the same command with --model.net.norm=NoNorm trains the network without a norm")
-        return "\n".join(lines)
+        return "\n".join([*(f"{one.summary()}\n" for one in verdicts), *lines])
 
 
 def usual_monitors(callbacks: Sequence[Callback]) -> list[Callback]:
