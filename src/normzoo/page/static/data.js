@@ -1,5 +1,6 @@
 // Runs, groups of seeds, and rows of tables.
 import { Extent } from "./scale.js";
+import { lineRound } from "./theme.js";
 
 /** The runs of one norm that differ in their seed only. */
 export class Group {
@@ -47,7 +48,7 @@ function named(groups) {
       if (new Set(parts).size > 1) alike.forEach((group, i) => (group.label += ` · ${parts[i]}`));
     }
   }
-  for (const group of groups) group.dash = groups.filter((other) => other.norm === group.norm).indexOf(group);
+  for (const group of groups) group.dash = lineRound(group.colour) + groups.filter((other) => other.norm === group.norm).indexOf(group);
   return groups;
 }
 

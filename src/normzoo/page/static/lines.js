@@ -30,7 +30,9 @@ export function sayWhy(node, spec, theme) {
     if ((lines[lines.length - 1] + word).length * 6.3 > spec.width - 40) lines.push("");
     lines[lines.length - 1] += `${word} `;
   }
-  lines.forEach((line, i) => node.append(label(spec.width / 2, spec.height / 2 + 8 + 16 * (i - (lines.length - 1) / 2), line.trim(), theme, { "text-anchor": "middle", "font-size": 12 })));
+  const text = label(0, 0, "", theme, { "text-anchor": "middle", "font-size": 12 });
+  lines.forEach((line, i) => text.append(svg("tspan", { x: spec.width / 2, y: spec.height / 2 + 8 + 16 * (i - (lines.length - 1) / 2) }, line)));
+  node.append(text);
   return node;
 }
 
@@ -73,7 +75,7 @@ function drawLine(node, one, x, y, theme) {
   const points = all.filter((point) => !off(point));
   if (points.some((point) => point.low !== point.high)) {
     const shape = path(points, x, y, "high") + path([...points].reverse(), x, y, "low").replace("M", "L");
-    node.append(svg("path", { d: `${shape}Z`, fill: one.color, opacity: 0.18 }));
+    node.append(svg("path", { d: `${shape}Z`, fill: one.color, "fill-opacity": one.thin ? 0.13 : 0.2, ...(one.thin && { stroke: one.color, "stroke-opacity": 0.45 }) }));
   }
   node.append(svg("path", { d: path(points, x, y, "y"), fill: "none", stroke: one.color, "stroke-width": one.thin ? 1.2 : 2, "stroke-dasharray": DASHES[one.dash % DASHES.length], "stroke-linejoin": "round" }));
   for (const point of all) {

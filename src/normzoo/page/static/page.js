@@ -1,5 +1,5 @@
 // The page: loads runs, keeps what is chosen, and draws the views.
-import { el } from "./dom.js";
+import { el, svg } from "./dom.js";
 import { before, groupsOf, stepsOf } from "./data.js";
 import { layerView } from "./layer.js";
 import { layersView } from "./layers.js";
@@ -9,7 +9,7 @@ import { RunPicker, guess } from "./picker.js";
 import { evaluationView, profilesView, shiftView } from "./profiles.js";
 import { saveCsv, savePng, saveSvg } from "./save.js";
 import { State } from "./state.js";
-import { colourNumbers, currentTheme, lineStyle, watchTheme } from "./theme.js";
+import { DASHES, colourNumbers, currentTheme, lineColour, watchTheme } from "./theme.js";
 import { tooltipBox } from "./tooltip.js";
 import { verdictsView } from "./verdicts.js";
 
@@ -36,12 +36,12 @@ class Page {
     this.slider = el("input", { type: "range", id: "nz-step", min: 0, value: 0, oninput: () => this.move(Number(this.slider.value)) });
     this.output = el("output", { for: "nz-step" });
     this.play = el("button", { type: "button", class: "nz-play", "aria-label": "Play the steps", title: "Play the steps", onclick: () => this.playOrStop() }, "▶");
-    this.layers = el("select", { id: "nz-layer", onchange: () => this.change({ layer: this.layers.value }) });
+    this.layers = el("select", { id: "nz-pin", onchange: () => this.change({ layer: this.layers.value }) });
     this.roles = el("select", { id: "nz-rows", onchange: () => this.change({ rows: this.roles.value }) }, ...Object.entries(ROLES).map(([role, text]) => el("option", { value: role }, text)));
     this.legend = el("div", { class: "nz-legend" });
     const bar = el("header", { class: "nz-bar" },
       el("div", { class: "nz-controls" }, el("label", { for: "nz-step" }, "Step"), this.play, this.slider, this.output,
-        el("label", { for: "nz-layer" }, "Pinned layer"), this.layers, el("label", { for: "nz-rows" }, "Depth charts of"), this.roles), this.legend);
+        el("label", { for: "nz-pin" }, "Pinned layer"), this.layers, el("label", { for: "nz-rows" }, "Depth charts of"), this.roles), this.legend);
     this.main = el("main", { class: "nz-main" }, bar, this.status, ...this.sections.map((section) => section.node));
     this.root = el("div", { class: "nz" }, el("aside", { class: "nz-side" }, el("h1", {}, "Normalization"), el("nav", { "aria-label": "Views" }, el("ol", {}, ...this.sections.map(jump))), this.picker.node), this.main, tooltipBox());
     element.replaceChildren(this.root);
@@ -50,7 +50,7 @@ class Page {
   section(view) {
     const body = el("div", { class: "nz-body" });
     const name = `normzoo-${view.id}`;
-    const names = () => this.groups.map((group) => ({ text: group.label, color: this.color(group) }));
+    const names = () => this.groups.map((group) => ({ text: group.label, swatch: this.swatch(group) }));
     const save = (kind, act) => el("button", { type: "button", "aria-label": `Save ${view.title} as ${kind}`, onclick: act }, kind);
     const node = el("section", { id: `nz-${view.id}`, "aria-label": view.title },
       el("div", { class: "nz-head" }, el("h2", {}, view.title), el("p", {}, view.about),
@@ -76,7 +76,10 @@ class Page {
     const names = this.known.map((run) => run.name);
     if (this.state.shown) return new Set(names.filter((name) => this.state.shown.includes(name)));
     if (this.state.hidden.length || names.length <= AT_FIRST) return new Set(names.filter((name) => !this.state.hidden.includes(name)));
-    return new Set(names.slice(0, AT_FIRST));
+    const norms = names.map((name) => guess(name).norm);
+    const turn = (i) => norms.slice(0, i).filter((norm) => norm === norms[i]).length;
+    const inTurn = [...names.keys()].sort((a, b) => turn(a) - turn(b)); // the first run of every norm comes first
+    return new Set(inTurn.slice(0, AT_FIRST).map((i) => names[i]));
   }
 
   choose(names) {
@@ -123,7 +126,13 @@ class Page {
   }
 
   color(group) {
-    return lineStyle(group.colour, this.theme).color;
+    return lineColour(group.colour, this.theme);
+  }
+
+  /** A piece of the group's line. */
+  swatch(group) {
+    const line = { x1: 0, x2: 24, y1: 5, y2: 5, stroke: this.color(group), "stroke-width": 4, "stroke-dasharray": DASHES[group.dash % DASHES.length] };
+    return svg("svg", { width: 24, height: 10, "aria-hidden": "true" }, svg("line", line));
   }
 
   /** The layer of the layer's page: the one pinned, the one of the first verdict, or the first. */
@@ -157,7 +166,7 @@ class Page {
     this.width = this.room();
     this.findLayer();
     this.showBar();
-    this.legend.replaceChildren(...this.groups.map((group) => el("span", {}, el("i", { class: "nz-dot", style: `background:${this.color(group)}` }), group.label, el("small", {}, group.runs.length > 1 ? `${group.runs.length} seeds` : ""))));
+    this.legend.replaceChildren(...this.groups.map((group) => el("span", {}, this.swatch(group), group.label, el("small", {}, group.runs.length > 1 ? `${group.runs.length} seeds` : ""))));
     this.drawSections(this.sections);
   }
 
@@ -167,8 +176,10 @@ class Page {
     const now = sections.filter(inSight);
     this.waiting = new Set([...(this.waiting ?? []), ...sections].filter((section) => !now.includes(section)));
     now.forEach((section) => this.drawSection(section));
+    this.main.setAttribute("aria-busy", true);
     const next = () => {
       const [section] = this.waiting;
+      this.main.setAttribute("aria-busy", Boolean(section));
       if (!section) return;
       this.waiting.delete(section);
       this.drawSection(section);

@@ -27,6 +27,7 @@ function textLines(node) {
   const range = document.createRange();
   while (walker.nextNode()) {
     const text = walker.currentNode;
+    if (text.parentElement.closest("button")) continue;
     for (const word of text.data.matchAll(/\S+\s*/g)) {
       range.setStart(text, word.index);
       range.setEnd(text, word.index + word[0].trimEnd().length);
@@ -41,17 +42,26 @@ function textLines(node) {
   return [...lines.values()];
 }
 
-/** A view as one SVG element: its charts and its text at their places, and who is who. */
+/** A view as one SVG element: its charts and its text at their places, and who is who. Lists that scroll are shown whole. */
 function compose(view, names, theme) {
+  view.classList.add("nz-whole");
+  const whole = drawnAgain(view, names, theme);
+  view.classList.remove("nz-whole");
+  return whole;
+}
+
+function drawnAgain(view, names, theme) {
   const frame = view.getBoundingClientRect();
   const head = 30;
   const [width, height] = [Math.ceil(frame.width), Math.ceil(frame.height + head)];
   const whole = svg("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}`, "font-family": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif" },
     svg("rect", { width, height, fill: theme.back }));
   let x = 4;
-  for (const { text, color } of names) {
-    whole.append(svg("rect", { x, y: 8, width: 12, height: 12, rx: 2, fill: color }), svg("text", { x: x + 17, y: 18, "font-size": 12, fill: theme.ink }, text));
-    x += text.length * 7 + 34;
+  for (const { text, swatch } of names) {
+    swatch.setAttribute("x", x);
+    swatch.setAttribute("y", 9);
+    whole.append(swatch, svg("text", { x: x + 30, y: 18, "font-size": 12, fill: theme.ink }, text));
+    x += text.length * 7 + 48;
   }
   for (const chart of view.querySelectorAll("svg.nz-figure")) {
     const box = chart.getBoundingClientRect();
@@ -82,5 +92,6 @@ export async function savePng(name, view, names, theme) {
   const factor = Math.min(2, 16000 / height); // browsers draw no larger canvas
   const canvas = el("canvas", { width: width * factor, height: height * factor });
   canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
-  canvas.toBlob((blob) => download(`${name}.png`, blob), "image/png");
+  const bytes = atob(canvas.toDataURL("image/png").split(",")[1]); // toBlob waits until the browser is idle, for seconds
+  download(`${name}.png`, new Blob([Uint8Array.from(bytes, (letter) => letter.charCodeAt(0))], { type: "image/png" }));
 }

@@ -7,7 +7,7 @@ const DARK_PALETTE = ["#3f9bdc", "#ee7733", "#22b98d", "#f0b62f", "#dd92ba", "#8
 const USUAL = ["BatchNorm", "NoNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm"];
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
 const DIVERGING = ["#053061", "#2166ac", "#67a9cf", "#d1e5f0", "#f5f5f5", "#e8d5ae", "#c99a4c", "#8c510a", "#543005"];
-export const DASHES = ["", "6 3", "2 3", "9 3 2 3"];
+export const DASHES = ["", "7 3", "2 2.5", "9 3 2 3"];
 
 function rgb(hex) {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -35,10 +35,15 @@ export function colourNumbers(norms) {
   return numbers;
 }
 
-/** Colour and dash of a norm. More than seven norms repeat the colours with dashes. */
-export function lineStyle(number, theme) {
+/** Colour of a norm. More than seven norms repeat the colours, with other dashes. */
+export function lineColour(number, theme) {
   const palette = theme.name === "dark" ? DARK_PALETTE : PALETTE;
-  return { color: palette[number % palette.length], dash: Math.floor(number / palette.length) };
+  return palette[number % palette.length];
+}
+
+/** How often the colours were used up before this number. */
+export function lineRound(number) {
+  return Math.floor(number / PALETTE.length);
 }
 
 /** The body of TensorBoard around this page, if any. */

@@ -45,8 +45,10 @@ export const verdictsView = {
   title: "Verdicts",
   about: "",
   draw(page) {
-    if (!page.runs.length) return [el("p", { class: "nz-empty" }, page.known ? "No run is chosen: choose one in the list of runs." : "No runs: nothing was found here. Train with the monitors on, and open the page again.")];
-    return [el("div", { class: "nz-verdicts" }, ...page.groups.flatMap((group) => group.runs.map((run) => card(page, group, run))))];
+    if (!page.runs.length) return [el("p", { class: "nz-empty" }, page.known.length ? "No run is chosen: choose one in the list of runs." : "No runs: nothing was found here. Train with the monitors on, and open the page again.")];
+    const runs = page.groups.flatMap((group) => group.runs.map((run) => ({ group, run })));
+    const ill = ({ run }) => Math.min(1, run.verdicts.length); // those with a finding come first
+    return [el("div", { class: "nz-verdicts" }, ...runs.sort((a, b) => ill(b) - ill(a)).map(({ group, run }) => card(page, group, run)))];
   },
   csv(page) {
     const fields = ["rule", "layer", "step", "value", "threshold", "text", "remedy"];
