@@ -1,5 +1,6 @@
 """Event files as monitors write them, made by hand: any table, any step, any bytes at the end."""
 
+import gzip
 import json
 import struct
 from collections.abc import Sequence
@@ -80,6 +81,25 @@ class Events:
 
     def verdict(self, step: int, **content: Any) -> None:
         self.values(step, own("normalization/verdicts", json.dumps([{"text": "a sentence", **content}])))
+
+
+def unpacked(content: bytes) -> Any:
+    """A packed run, as the script of a report reads it."""
+    content = gzip.decompress(content)
+    end = 4 + struct.unpack("<I", content[:4])[0]
+
+    def read(found: dict[str, Any]) -> Any:
+        if not isinstance(found.get("drop"), int):
+            return found
+        steps, *inner = found["shape"]
+        count = int(np.prod(found["shape"]))
+        planes = np.frombuffer(content[end + found["at"] :][: 3 * count], np.uint8).reshape(3, *inner, steps)
+        unsigned = (planes.astype(np.int32) << np.array([0, 8, 16]).reshape(3, *[1] * len(found["shape"]))).sum(0)
+        bits = np.cumsum((unsigned >> 1) ^ -(unsigned & 1), axis=-1, dtype=np.int32) << found["drop"]
+        values = np.moveaxis(np.ascontiguousarray(bits).view(np.float32), -1, 0)
+        return np.where(np.isnan(values), None, values).tolist()
+
+    return json.loads(content[4:end], object_hook=read)
 
 
 def small_run(

@@ -2,7 +2,6 @@
 
 import base64
 import errno
-import gzip
 import html
 import json
 import os
@@ -15,7 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from commands import normzoo
-from events import Events, small_run
+from events import Events, small_run, unpacked
 
 from normzoo.errors import InputError
 from normzoo.page import report
@@ -46,7 +45,7 @@ def data_of(file: Path) -> list[dict[str, Any]]:
         assert content["version"] == 1
         return content["runs"]  # type: ignore[no-any-return]
     found = re.findall(r'<script type="text/plain" data-run="(.*?)">(.*?)</script>', file.read_text())
-    runs = [json.loads(gzip.decompress(base64.b64decode(text))) for _, text in found]
+    runs = [unpacked(base64.b64decode(text)) for _, text in found]
     assert [html.unescape(name) for name, _ in found] == [run["name"] for run in runs]
     return runs
 
@@ -115,7 +114,7 @@ def test_names_and_values_of_any_kind_arrive(suffix: str, static: Path, tmp_path
 
 
 def test_the_page_is_one_script_without_requests(static: Path) -> None:
-    page = "".join(html_page("a <title>", [("run", "{}")], static))
+    page = "".join(html_page("a <title>", [("run", b"")], static))
     assert "<title>a &lt;title&gt;</title>" in page
     assert '<meta charset="utf-8">' in page
     assert "<noscript>" in page

@@ -1,7 +1,6 @@
 """The page as one HTML file: scripts, styles and runs inside, no request to anywhere."""
 
 import base64
-import gzip
 import html
 import json
 import re
@@ -31,18 +30,19 @@ HEAD = """<!doctype html>
 """
 
 
-def html_page(title: str, runs: Iterable[tuple[str, str]], static: Path | None = None) -> Iterator[str]:
+def html_page(title: str, runs: Iterable[tuple[str, bytes]], static: Path | None = None) -> Iterator[str]:
     """The parts of the file.
 
     Args:
         title: of the document.
-        runs: name and JSON of each.
+        runs: name and packed data of each.
         static: the folder of the modules; None for that of this package.
     """
     static = static or STATIC
     yield HEAD.format(title=html.escape(title), style=(static / "page.css").read_text(encoding="utf-8"))
-    for name, text in runs:
-        yield f'<script type="text/plain" data-run="{html.escape(name)}">{packed(text)}</script>\n'
+    for name, content in runs:
+        text = base64.b64encode(content).decode()
+        yield f'<script type="text/plain" data-run="{html.escape(name)}">{text}</script>\n'
     yield f'<script type="module">\n{inline(joined_modules(static))}</script>\n</body>\n</html>\n'
 
 
@@ -56,8 +56,3 @@ def joined_modules(static: Path) -> str:
 def inline(script: str) -> str:
     """A script within HTML, which must not seem to end in the middle."""
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def packed(text: str) -> str:
-    """A text, compressed, in base64."""
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode()

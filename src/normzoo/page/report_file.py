@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from normzoo.page.bundle import html_page
 from normzoo.page.event_log import EventLog
 from normzoo.page.find import find_runs, walk
 from normzoo.page.json_text import json_text
+from normzoo.page.packing import packed
 from normzoo.page.run_data import run_data
 from normzoo.runs.atomic import written_whole
 
 ROOT = Path("lightning_logs")
 VERSION = 1
+MOST_STEPS_OF_CHANNELS = 40  # in a page: its slider shows one step at a time
 MOST_LOOKED_INTO = 2000  # folders, in search of runs that a message proposes
 
 AnyPath = str | os.PathLike[str]
@@ -74,9 +76,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Written:
     title = f"normzoo: {', '.join(map(str, folders))}"
     try:
         with written_whole(output) as file:
-            for part in (
-                html_page(title, texts(found, written)) if output.suffix == ".html" else json_file(found, written)
-            ):
+            parts = html_file if output.suffix == ".html" else json_file
+            for part in parts(logs(found, written), title):
                 file.write(part.encode())
             if not written.runs:
                 raise no_tables(found)
@@ -87,8 +88,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Written:
     return written
 
 
-def texts(found: Mapping[str, Path], written: Written) -> Iterator[tuple[str, str]]:
-    """Name and JSON of each run that has tables; adds to the runs and notes of a report."""
+def logs(found: Mapping[str, Path], written: Written) -> Iterator[tuple[str, EventLog]]:
+    """Name and content of each run that has tables; adds to the runs and notes of a report."""
     for name, folder in found.items():
         log = EventLog(folder)
         try:
@@ -96,19 +97,23 @@ def texts(found: Mapping[str, Path], written: Written) -> Iterator[tuple[str, st
         except OSError as error:
             log.note(f"{folder}: it cannot be read ({error.strerror})")
         if log.series:
-            text = json_text(run_data(name, log))
             written.runs.append(name)
-            yield name, text
+            yield name, log
         else:
             log.note(f"skipped {name}: it has no tables of monitors")
         written.notes += log.notes
 
 
-def json_file(found: Mapping[str, Path], written: Written) -> Iterator[str]:
-    """The parts of a JSON file."""
+def html_file(runs: Iterable[tuple[str, EventLog]], title: str) -> Iterator[str]:
+    """The parts of a page."""
+    return html_page(title, ((name, packed(run_data(name, log, MOST_STEPS_OF_CHANNELS))) for name, log in runs))
+
+
+def json_file(runs: Iterable[tuple[str, EventLog]], title: str) -> Iterator[str]:
+    """The parts of a JSON file, which has no title."""
     yield f'{{"version":{VERSION},"runs":['
-    for i, (_, text) in enumerate(texts(found, written)):
-        yield f"{',' if i else ''}\n{text}"
+    for i, (name, log) in enumerate(runs):
+        yield f"{',' if i else ''}\n{json_text(run_data(name, log))}"
     yield "\n]}\n"
 
 

@@ -19,18 +19,21 @@ VERDICTS_FILE = "verdicts.json"
 Data = dict[str, Any]
 
 
-def run_data(name: str, log: EventLog, most_steps: int = MOST_STEPS) -> Data:
+def run_data(name: str, log: EventLog, most_steps_of_channels: int = MOST_STEPS) -> Data:
     """All that the page draws of a run.
 
     Args:
         name: of the run.
         log: what its event files say.
-        most_steps: the number of steps that are kept of each table.
+        most_steps_of_channels: steps that are kept of tables of channels; of others 200.
     """
     config = read_config(log.folder / CONFIG)
     about = {"norm": norm_of(config), "seed": config.get("seed_everything"), **log.about}
     steps = whole_number(about.get("steps"))
-    tables = {tag: table.thinned(most_steps) for tag, table in tables_of(log).items()}
+    tables = {
+        tag: table.thinned(most_steps_of_channels if tag.startswith(CHANNELS) else MOST_STEPS)
+        for tag, table in tables_of(log).items()
+    }
     monitors = {tag.removeprefix(f"{PLUGIN}/"): one for tag, one in tables.items() if tag.startswith(f"{PLUGIN}/")}
     is_over = steps is not None and 0 < steps <= log.last_step + 1
     return {
@@ -54,9 +57,7 @@ def run_data(name: str, log: EventLog, most_steps: int = MOST_STEPS) -> Data:
             if tag.startswith(CHANNELS)
         },
         "landscape": next((landscape(one) for key, one in monitors.items() if key.endswith(CURVE)), None),
-        "scalars": {
-            tag: curve(points, most_steps) for tag, points in log.scalars.items() if tag not in log.of_monitors
-        },
+        "scalars": {tag: curve(points) for tag, points in log.scalars.items() if tag not in log.of_monitors},
     }
 
 
@@ -93,10 +94,10 @@ def landscape(table: Table) -> Data:
     return {"steps": table.steps, "eta": [float(eta) for eta in table.names.layers], **wanted}
 
 
-def curve(points: Mapping[int, float], most_steps: int) -> Data:
+def curve(points: Mapping[int, float]) -> Data:
     """A scalar over the steps."""
     steps = sorted(points)
-    kept = [steps[i] for i in spread(len(steps), most_steps, [1] * len(steps))]
+    kept = [steps[i] for i in spread(len(steps), MOST_STEPS, [1] * len(steps))]
     return {"steps": kept, "values": np.array([points[step] for step in kept])}
 
 
