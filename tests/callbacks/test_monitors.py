@@ -457,6 +457,7 @@ def test_histograms_of_nothing_have_no_values() -> None:
 # The run
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_run_describes_itself_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     saver = ModelCheckpoint(tmp_path, filename="half")
