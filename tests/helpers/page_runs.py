@@ -9,7 +9,9 @@ Run = dict[str, Any]
 GROWTH = {"NoNorm": 3.0, "LayerNorm": 1.8}  # per layer; 1 with BatchNorm
 
 
-def page_run(norm: str = "BatchNorm", seed: int = 0, depth: int = 8, steps: int = 12, experiment: str = "digits") -> Run:
+def page_run(
+    norm: str = "BatchNorm", seed: int = 0, depth: int = 8, steps: int = 12, experiment: str = "digits"
+) -> Run:
     """A run of a network `depth` layers deep, with `steps` samples, one every 10 steps."""
     names = [f"net.hidden.{i}" for i in range(depth)]
     grown = [GROWTH.get(norm, 1.0) ** i for i in range(depth)]
@@ -111,7 +113,12 @@ def page_run(norm: str = "BatchNorm", seed: int = 0, depth: int = 8, steps: int 
         metrics = ["batch_mean", "batch_var", "running_mean", "running_var", "gamma", "beta"]
         channels = [[0.1 * c, 1.0, 0.1 * c + 0.02, 1.1, 1.0, 0.0] for c in range(6)]
         run["channels"] = {
-            f"{name}.norm": {"steps": at[::4], "metrics": metrics, "units": metrics, "values": [channels] * len(at[::4])}
+            f"{name}.norm": {
+                "steps": at[::4],
+                "metrics": metrics,
+                "units": metrics,
+                "values": [channels] * len(at[::4]),
+            }
             for name in names
         }
     return run

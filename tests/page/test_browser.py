@@ -204,7 +204,7 @@ def test_heatmap_by_keyboard_and_brush(open_page: Open, three: list[Run]) -> Non
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 90)
     page.mouse.up()
     steps = {int(row["step"]) for row in opened.csv("heatmap")}
-    assert 0 < min(steps)
+    assert min(steps) > 0
     assert max(steps) < 110
     page.get_by_role("button", name="show all").click()
     assert {int(row["step"]) for row in opened.csv("heatmap")} == set(range(0, 120, 10))
@@ -279,7 +279,7 @@ def test_empty_views_say_why(open_page: Open) -> None:
 
 
 def test_names_show_literally(open_page: Open) -> None:
-    evil = "tower/<script>alert(1)</script>/Größe/层 & \"x\""
+    evil = 'tower/<script>alert(1)</script>/Größe/层 & "x"'
     text = json.dumps(page_run()).replace("net.hidden.3", json.dumps(evil)[1:-1])
     run = json.loads(text)
     run["name"] = f"{evil}/BatchNorm-0/000"
@@ -347,7 +347,10 @@ def test_a_second_run_of_a_seed_is_no_band(open_page: Open) -> None:
     again = page_run("BatchNorm", 0)
     again["name"] = "digits/BatchNorm-0/001"
     page = open_page([page_run("BatchNorm", 0), again]).page
-    assert page.locator(".nz-legend > span").all_inner_texts() == ["BatchNorm · BatchNorm-0/000", "BatchNorm · BatchNorm-0/001"]
+    assert page.locator(".nz-legend > span").all_inner_texts() == [
+        "BatchNorm · BatchNorm-0/000",
+        "BatchNorm · BatchNorm-0/001",
+    ]
 
 
 @pytest.mark.slow
