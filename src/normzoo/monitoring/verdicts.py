@@ -40,7 +40,7 @@ class Thresholds:
 
     update: float = 1.0
     exploding: float = 1e3
-    growth: float = 100.0
+    growth: float = 20.0
     dead: float = 0.8
     saturated: float = 0.75
     vanishing: float = 1e-3
