@@ -253,11 +253,14 @@ def judged(
     """The verdicts on a run on Digits."""
     torch.manual_seed(seed)
     task = Classifier(
-        net(), optimizer=optimizer or partial(SGD, lr=0.05), lr_scheduler=settings.pop("lr_scheduler", None)
+        net(),
+        optimizer=optimizer or partial(SGD, lr=0.05),
+        lr_scheduler=settings.pop("lr_scheduler", None),
+        num_classes=10,
     )
     if plant is not None:
         plant(task)
-    verdicts = Verdicts(summary=False)
+    verdicts = Verdicts(summary=False, growth=settings.pop("growth", T.growth))
     monitors = [RunningStatistics(every), CovariateShift(every), GradientFlow(every), ActivationPercentiles(every)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The Trainer has no logger")
@@ -311,6 +314,31 @@ def test_a_planted_fault_is_named(fault: str) -> None:
     assert [one.rule for one in found] == [rule]
     assert layer in found[0].layer
     assert words in found[0].remedy
+
+
+@pytest.mark.parametrize("gain,rule", [(1e-3, "vanishing"), (1e4, "exploding")])
+def test_where_gradients_vanish_or_explode_is_named(gain: float, rule: str) -> None:
+    def net() -> nn.Module:
+        layers = [nn.Linear(64, 64) for _ in range(4)]
+        for i, layer in enumerate(layers):
+            nn.init.eye_(layer.weight).data.mul_(gain / 3 if i == 3 else 1.0)
+            nn.init.zeros_(layer.bias)
+        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(64, 10))
+
+    [found] = judged(net, partial(SGD, lr=0.0), growth=1e9, every=1, steps=3)
+    assert (found.rule, found.layer, found.step) == (rule, "net.3", 1 if rule == "vanishing" else 0)
+
+
+@pytest.mark.parametrize("step", [0, 6])
+def test_a_batch_that_is_not_finite_is_named(step: int) -> None:
+    class Breaks(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, *unused: Any) -> None:
+            if trainer.global_step == step:
+                batch[0][0] = torch.nan
+
+    found = judged(mlp, callbacks=[Breaks()], every=2, steps=10)
+    assert [(one.rule, one.step) for one in found] == [("non_finite", step)]
+    assert found[0].layer == "net.hidden.0.layer"
 
 
 groups = partial(GroupNorm, num_groups=4)
