@@ -752,7 +752,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "few samples": (lambda: ActivationPercentiles(samples=5), "samples=5.*at least 1000"),
     "reference -1": (lambda: CovariateShift(reference_step=-1), "reference_step=-1"),
     "evaluation -1": (lambda: CovariateShift(evaluation_batches=-1), "evaluation_batches=-1"),
-    "vanishing 2": (lambda: GradientFlow(vanishing=2), r"vanishing=2.*\(0, 1\)"),
     "no eta": (lambda: LossLandscape(steps=()), r"steps=\[\].*above 0"),
     "eta 0": (lambda: LossLandscape(steps=(0.0, 1.0)), r"steps=\[0.0, 1.0\].*above 0"),
 }
@@ -814,42 +813,18 @@ def test_layers_that_run_twice_and_never(tmp_path: Path) -> None:
     assert events.tables("normalization/CovariateShift")[1][row].isnan().all()
 
 
-def test_what_is_not_finite_is_shown_and_named_and_training_goes_on(tmp_path: Path) -> None:
+def test_what_is_not_finite_is_shown_and_training_goes_on(tmp_path: Path) -> None:
     class Breaks(Plain):
         def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
             if self.global_step == 6:
                 batch[0][0] = torch.nan
             return super().training_step(batch, batch_idx)
 
-    with pytest.warns(UserWarning, match="not finite") as caught:
-        trainer = fit(Breaks(), [CovariateShift(2), GradientFlow(2)], tmp_path, PlainData(), max_steps=10)
+    trainer = fit(Breaks(), [CovariateShift(2), GradientFlow(2)], tmp_path, PlainData(), max_steps=10)
     assert trainer.global_step == 10
-    told = [str(one.message) for one in caught if "not finite" in str(one.message)]
-    assert len(told) == 2
-    assert all(message.startswith("step 6: ") and "values of net." in message for message in told)
-    assert "CovariateShift reads values of net.0 and of 4 more" in told[0]
     drift = written(tmp_path).scalars("drift_w2/net.1")
     assert [math.isinf(v) for v in drift.values()] == [False, False, False, True, True]
     assert list(drift) == [0, 2, 4, 6, 8]
-
-
-@pytest.mark.parametrize("gain,word,first", [(1e-3, "vanishes", "net.2"), (1e4, "explodes", "net.2")])
-def test_where_gradients_vanish_or_explode_is_named_once(gain: float, word: str, first: str, tmp_path: Path) -> None:
-    layers = [nn.Linear(6, 6) for _ in range(4)]
-    for layer in layers:
-        nn.init.eye_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    with torch.no_grad():
-        layers[3].weight.mul_(gain / 2)
-    net = nn.Sequential(*layers, nn.Linear(6, 3))
-    with pytest.warns(UserWarning, match=word) as caught:
-        fit(Plain(net, lr=0.0), [GradientFlow(1)], tmp_path, PlainData(), max_steps=5)
-    [message] = [str(one.message) for one in caught if word in str(one.message)]
-    assert message.startswith(f"step 0: the gradient {word} at {first}: ")
-    assert "in 3 of 5 layers" in message
-    events = written(tmp_path)
-    of = {"vanishes": "vanishing", "explodes": "exploding"}[word]
-    assert set(events.scalars(f"flow/{of}").values()) == {3.0}
 
 
 @every_monitor

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from statistics import median
 from typing import NamedTuple
@@ -40,7 +40,7 @@ class Thresholds:
 
     update: float = 1.0
     exploding: float = 1e3
-    growth: float = 100.0
+    growth: float = 20.0
     dead: float = 0.8
     saturated: float = 0.75
     vanishing: float = 1e-3
@@ -91,6 +91,11 @@ class Evidence:
             if found and table.split("-")[0] == monitor:
                 yield found
 
+    def floors(self, metric: str) -> Iterator[tuple[int, Values]]:
+        """The noise floors of a distance: step and values, newest first."""
+        for samples in self.of("CovariateShift", metric):
+            yield from reversed(samples)
+
     def began(self, monitor: str, step: int) -> bool:
         """Whether a step is one of the first two samples: what is found there was so at the start."""
         return any(step in steps for table, steps in self.starts.items() if table.split("-")[0] == monitor)
@@ -99,8 +104,8 @@ class Evidence:
 # Words.
 
 
-def further(count: int) -> str:
-    """How many layers there are besides."""
+def more(count: int) -> str:
+    """How many layers there are besides the one that is named."""
     return f", and in {count} more layer{'s' if count > 1 else ''}" if count > 0 else ""
 
 
@@ -109,40 +114,38 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-# Rules, each a function of the evidence and the thresholds. The first on the way to blame comes first.
+CLIP = "clip gradients (Trainer(gradient_clip_val=1))"
+NORM = "normalize activations (normzoo fit: --model.net.norm=BatchNorm)"
 
-Result = Verdict | None
+# Rules: a verdict where one holds, named by the layer that is closest to the cause.
 
 
-def non_finite(evidence: Evidence, thresholds: Thresholds) -> Result:
+def non_finite(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
     """NaN or infinity in what is finite in health."""
+    found = evidence.bad_step or non_finite_value(evidence)
+    if found is None:
+        return None
+    step, layer, what = found
     remedy = (
-        "Lower the learning rate, or clip gradients (Trainer(gradient_clip_val=1)), and look for a division by zero"
+        f"Lower the learning rate or {CLIP}; look for a division by 0 or the logarithm of 0 in the loss. FiniteLoss "
+        f"stops before such a step reaches the weights."
     )
-    remedy += " or a logarithm of 0 in the loss; FiniteLoss stops before such a step reaches the weights."
-    if evidence.bad_step is not None:
-        step, layer, sentence = evidence.bad_step
-        return Verdict("non_finite", layer, step, math.inf, math.inf, f"Step {step} is not finite: {sentence}", remedy)
-    kinds = (
-        ("CovariateShift", "std", "The input"),
-        ("CovariateShift", "mean", "The input"),
-        ("GradientFlow", "flow_norm", "The gradient of the output"),
-        ("GradientFlow", "grad_norm", "The gradient of the weights"),
-        ("LossLandscape", "loss", "The loss"),
-    )
-    for monitor, metric, what in kinds:
+    return Verdict("non_finite", layer, step, math.inf, math.inf, f"Step {step} is not finite: {what}", remedy)
+
+
+def non_finite_value(evidence: Evidence) -> tuple[int, str, str] | None:
+    """The step, the first layer with a value that is not finite, and a sentence about it."""
+    count = 2 if evidence.scales_loss else 1  # a scaled loss may overflow once
+    for monitor, metric, what in FINITE:
         for samples in evidence.of(monitor, metric):
-            held = samples[-2:] if evidence.scales_loss else samples[-1:]
-            broken = [[layer for layer, value in values.items() if not math.isfinite(value)] for _, values in held]
-            if all(broken) and len(held) == 1 + evidence.scales_loss:
-                step, layer = held[-1][0], broken[-1][0]
-                of = "" if monitor == "LossLandscape" else f" of {layer}"
-                text = f"{what}{of} is NaN or infinite at step {step}{further(len(broken[-1]) - 1)}."
-                return Verdict("non_finite", layer, step, math.inf, math.inf, text, remedy)
+            broken = [[name for name, value in v.items() if not math.isfinite(value)] for _, v in samples[-count:]]
+            if len(broken) == count and all(broken):
+                layer = broken[-1][0]
+                return samples[-1][0], layer, f"{what} {layer} is NaN or infinite{more(len(broken[-1]) - 1)}."
     return None
 
 
-def exploding(evidence: Evidence, thresholds: Thresholds) -> Result:
+def exploding(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
     """An update larger than the weights; gradients or activations that grow by orders of magnitude over the layers."""
     return (
         exploding_update(evidence, thresholds.update)
@@ -151,94 +154,100 @@ def exploding(evidence: Evidence, thresholds: Thresholds) -> Result:
     )
 
 
-def exploding_update(evidence: Evidence, threshold: float) -> Result:
-    """An update larger than the weights."""
+def exploding_update(evidence: Evidence, threshold: float) -> Verdict | None:
+    """An update larger than the weights. Two layers have one: not a head alone that starts near 0."""
     for samples in evidence.of("GradientFlow", "update_ratio"):
         step, ratios = samples[-1]
         layer, *others = sorted(ratios, key=lambda name: -ratios[name])
-        # Not where one layer alone starts near 0, as some heads do.
-        if ratios[layer] > threshold and all(ratios[second] > threshold / 3 for second in others[:1]):
+        value = ratios[layer]
+        if value > threshold and all(ratios[second] > threshold / 3 for second in others[:1]):
             above = sum(ratio > threshold for ratio in ratios.values())
-            text = f"The update of {layer} at step {step} is {ratios[layer]:.3g} times as large as its weights, above "
-            text += f"{threshold:g}{further(above - 1)}: the learning rate is too large."
-            better = None if evidence.rate is None else evidence.rate * 0.1 * threshold / ratios[layer]
-            numbers = f" from {evidence.rate:.3g} to {better:.1g}" if better else ""
-            flag = f" (normzoo fit: --model.optimizer.lr={better:.1g})" if better else ""
-            return Verdict(
-                *("exploding", layer, step, ratios[layer], threshold, text),
-                f"Lower the learning rate{numbers}{flag}, or warm it up.",
+            text = (
+                f"The learning rate is too large: at step {step} the update of {layer} is {value:.3g} times its "
+                f"weights, above {threshold:g}{more(above - 1)}."
             )
+            rate = evidence.rate or 0.0
+            lower = f" from {rate:.3g} to {0.1 * rate * threshold / value:.1g}" if rate else ""
+            remedy = f"Lower the learning rate{lower} (normzoo fit: --model.optimizer.lr), or warm it up."
+            return Verdict("exploding", layer, step, value, threshold, text, remedy)
     return None
 
 
-def exploding_gradient(evidence: Evidence, threshold: float) -> Result:
-    """A gradient that grows on its way back, named where it first does."""
-    for samples in evidence.of("GradientFlow", "flow_norm"):
-        step, flow = samples[-1]
-        last = list(flow.values())[-1]
-        above = [layer for layer, size in flow.items() if last and math.isfinite(size) and size > threshold * last]
+def exploding_activations(evidence: Evidence, threshold: float) -> Verdict | None:
+    """Inputs of layers with weights that spread from layer to layer."""
+    weighted = {name for samples in evidence.of("GradientFlow", "flow_norm") for name in samples[-1][1]}
+    for samples in evidence.of("CovariateShift", "std"):
+        step, spreads = samples[-1]
+        known = {name: spread for name, spread in spreads.items() if name in weighted and 0 < spread < math.inf}
+        first = next(iter(known.values()), 0.0)
+        above = [name for name, spread in known.items() if spread > threshold * first]
         if above:
-            layer, value = above[-1], flow[above[-1]] / last
-            text = f"The gradient explodes at {layer} at step {step}: it is {value:.3g} times that of the last layer, "
-            text += f"above {threshold:g}{further(len(above) - 1)}."
+            layer, value = above[0], known[above[0]] / first
+            text = (
+                f"Activations explode: at step {step} the input of {layer} has {value:.3g} times the standard "
+                f"deviation of the first layer's, above {threshold:g}{more(len(above) - 1)}."
+            )
             return Verdict("exploding", layer, step, value, threshold, text, remedy_of_growth(evidence, step))
     return None
 
 
-def exploding_activations(evidence: Evidence, threshold: float) -> Result:
-    """Inputs of layers with weights whose spread grows from layer to layer."""
-    weighted = {name for samples in evidence.of("GradientFlow", "flow_norm") for name in samples[-1][1]}
-    for samples in evidence.of("CovariateShift", "std"):
-        step, stds = samples[-1]
-        stds = {layer: std for layer, std in stds.items() if layer in weighted}
-        start = next(iter(stds.values()), 0.0)
-        above = [layer for layer, std in stds.items() if start and math.isfinite(std) and std > threshold * start]
+def exploding_gradient(evidence: Evidence, threshold: float) -> Verdict | None:
+    """A gradient that grows on its way back, named where it first does."""
+    for samples in evidence.of("GradientFlow", "flow_norm"):
+        step, flow = samples[-1]
+        last = list(flow.values())[-1]
+        above = [name for name, size in flow.items() if last and threshold * last < size < math.inf]
         if above:
-            layer, value = above[0], stds[above[0]] / start
-            text = f"Activations explode: at step {step} the input of {layer} has {value:.3g} times the standard "
-            text += f"deviation of the first layer's, above {threshold:g}{further(len(above) - 1)}."
+            layer, value = above[-1], flow[above[-1]] / last
+            text = (
+                f"The gradient explodes at {layer}: at step {step} it is {value:.3g} times the last layer's, above "
+                f"{threshold:g}{more(len(above) - 1)}."
+            )
             return Verdict("exploding", layer, step, value, threshold, text, remedy_of_growth(evidence, step))
     return None
 
 
 def remedy_of_growth(evidence: Evidence, step: int) -> str:
-    """Against what grows over the layers: since the start it is the initialization, later the learning rate."""
+    """Against growth over the layers: that of the start comes from the weights, a later one from the updates."""
     if not evidence.began("GradientFlow", step):
-        return "Lower the learning rate, or clip gradients (Trainer(gradient_clip_val=1))."
-    if evidence.has_norms:
-        return "Initialize with smaller weights, or make the network shallower or residual."
-    return (
-        "Initialize with smaller weights, such as Kaiming's (normzoo fit: --model.net.init=Kaiming), or normalize "
-        "activations (--model.net.norm=BatchNorm)."
-    )
+        return f"Lower the learning rate, or {CLIP}."
+    smaller = "Initialize with smaller weights, such as Kaiming's (normzoo fit: --model.net.init=Kaiming)"
+    return f"{smaller}, or add skip connections." if evidence.has_norms else f"{smaller}, or {NORM}."
 
 
-def dead(evidence: Evidence, thresholds: Thresholds) -> Result:
-    """Units that no sample of the probe batch activates, in two samples in a row."""
-    found = flat_layer(evidence, "dead", thresholds.dead, lambda layer: layer not in evidence.two_sided)
+def dead(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
+    """Units that no sample of the probe batch activates."""
+    found = flat_layer(evidence, "dead", thresholds.dead, lambda name: name not in evidence.two_sided)
     if found is None:
         return None
-    layer, step, value, more = found
-    text = f"{percent(value)} of the units of {layer} are dead at step {step}, above {percent(thresholds.dead)}{more}: "
-    text += "no sample activates them, so that no gradient passes."
-    begun = "Check the initialization of the layer before it, above all for a large negative bias, or use LeakyReLU."
-    later = "Lower the learning rate, which has pushed them there, normalize activations, or use LeakyReLU."
-    remedy = begun if evidence.began("ActivationPercentiles", step) else later
+    layer, step, value, others = found
+    text = (
+        f"Units are dead: at step {step} no sample activates {percent(value)} of {layer}, above "
+        f"{percent(thresholds.dead)}{others}; no gradient passes them."
+    )
+    remedy = (
+        "Initialize the layer before it anew: its bias may be far below 0, or its weights too large. LeakyReLU has no "
+        "dead units."
+        if evidence.began("ActivationPercentiles", step)
+        else f"Lower the learning rate, whose updates pushed them there, or {NORM}. LeakyReLU has no dead units."
+    )
     return Verdict("dead", layer, step, value, thresholds.dead, text, remedy)
 
 
-def saturated(evidence: Evidence, thresholds: Thresholds) -> Result:
-    """Inputs of two-sided nonlinearities where these are flat, in two samples in a row."""
-    found = flat_layer(evidence, "saturated", thresholds.saturated, lambda layer: layer in evidence.two_sided)
+def saturated(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
+    """Inputs of two-sided nonlinearities where these are flat."""
+    found = flat_layer(evidence, "saturated", thresholds.saturated, lambda name: name in evidence.two_sided)
     if found is None:
         return None
-    layer, step, value, more = found
-    text = f"{percent(value)} of the inputs of {layer} lie where it is flat at step {step}, above "
-    text += f"{percent(thresholds.saturated)}{more}: little gradient passes."
-    norm = "" if evidence.has_norms else ", or normalize activations (normzoo fit: --model.net.norm=BatchNorm)"
-    begun = f"Initialize with smaller weights, such as Xavier's (normzoo fit: --model.net.init=Xavier){norm}."
-    later = f"Lower the learning rate{norm}."
-    remedy = begun if evidence.began("ActivationPercentiles", step) else later
+    layer, step, value, others = found
+    text = (
+        f"A nonlinearity is saturated: at step {step} {percent(value)} of the inputs of {layer} lie where it is flat, "
+        f"above {percent(thresholds.saturated)}{others}; little gradient passes."
+    )
+    begun = evidence.began("ActivationPercentiles", step)
+    smaller = "Initialize with smaller weights, such as Xavier's (normzoo fit: --model.net.init=Xavier)"
+    remedy = smaller if begun else "Lower the learning rate"
+    remedy += "." if evidence.has_norms else f", or {NORM}."
     return Verdict("saturated", layer, step, value, thresholds.saturated, text, remedy)
 
 
@@ -247,147 +256,153 @@ def flat_layer(
 ) -> tuple[str, int, float, str] | None:
     """The first layer whose share is above a threshold in two samples in a row: layer, step, share, how many more."""
     for samples in evidence.of("ActivationPercentiles", metric):
-        (_, before), (step, now) = samples[-2:] if len(samples) > 1 else ((0, {}), samples[-1])
-        above = [one for one, share in now.items() if counts(one) and min(share, before.get(one, 0.0)) > threshold]
+        step, now = samples[-1]
+        before = samples[-2][1] if len(samples) > 1 else {}
+        above = [name for name, share in now.items() if counts(name) and min(share, before.get(name, 0)) > threshold]
         if above:
-            return above[0], step, now[above[0]], further(len(above) - 1)
+            return above[0], step, now[above[0]], more(len(above) - 1)
     return None
 
 
-def vanishing(evidence: Evidence, thresholds: Thresholds) -> Result:
+def vanishing(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
     """A gradient that does not reach the first layers, in two samples in a row, named where it vanishes."""
     for samples in evidence.of("GradientFlow", "flow_norm"):
         unreached = [layers_below(flow, thresholds.vanishing) for _, flow in samples[-2:]]
         if len(unreached) == 2 and all(unreached):
-            step, flow = samples[-1]
-            below, last = unreached[-1], list(flow.values())[-1]
-            layer, value, first = below[-1], flow[below[-1]] / last, flow[below[0]] / last
+            (step, flow), names = samples[-1], unreached[-1]
+            first, layer, last = flow[names[0]], names[-1], list(flow.values())[-1]
             text = (
-                f"The gradient vanishes at {layer} at step {step}: it is {value:.2g} of that of the last layer, below "
+                f"The gradient vanishes at {layer}: at step {step} it is {flow[layer] / last:.2g} of the last layer's, "
+                f"below {thresholds.vanishing:g}, and {first / last:.2g} at the first layer, {names[0]}."
             )
-            text += f"{thresholds.vanishing:g}"
-            text += f", and {first:.2g} at the first layer, {below[0]}." if len(below) > 1 else "."
-            norm = "" if evidence.has_norms else "Normalize activations (normzoo fit: --model.net.norm=BatchNorm), "
-            remedy = f"{norm}use ReLU instead of Sigmoid or Tanh, initialize by Kaiming (--model.net.init=Kaiming), or "
-            remedy += "add skip connections."
-            return Verdict("vanishing", layer, step, value, thresholds.vanishing, text, remedy[0].upper() + remedy[1:])
+            start = "U" if evidence.has_norms else f"{NORM[0].upper()}{NORM[1:]}, u"
+            remedy = (
+                f"{start}se ReLU instead of Sigmoid or Tanh, initialize the weights for it (--model.net.init=Kaiming), "
+                f"or add skip connections."
+            )
+            return Verdict("vanishing", layer, step, flow[layer] / last, thresholds.vanishing, text, remedy)
     return None
 
 
 def layers_below(flow: Values, share: float) -> list[str]:
-    """The layers that no more than a share of the last layer's gradient reaches, from the first on.
+    """The layers, from the first on, that no more than a share of the last layer's gradient reaches.
 
-    A branch within the network may get little: then the layers before it get theirs by another way.
+    A branch within the network may get less: then the layers before it get theirs by another way.
     """
     last = list(flow.values())[-1]
-    if not last or not math.isfinite(last):
-        return []
-    return [layer for layer, _ in takewhile(lambda item: item[1] < share * last, flow.items())]
+    small = takewhile(lambda item: item[1] < share * last, flow.items()) if 0 < last < math.inf else ()
+    return [name for name, _ in small]
 
 
-def running_lag(evidence: Evidence, thresholds: Thresholds) -> Result:
+def running_lag(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
     """Running statistics that do not describe the batches, and will not when the run ends."""
     for samples in evidence.of("RunningStatistics", "running_lag"):
-        lags = {layer: [(step, v[layer]) for step, v in samples if layer in v] for layer in samples[-1][1]}
-        behind = [layer for layer, lag in lags.items() if lags_behind(evidence, layer, lag, thresholds.running_lag)]
+        lags = {name: [(step, v[name]) for step, v in samples if name in v] for name in samples[-1][1]}
+        behind = [name for name, lag in lags.items() if lags_behind(evidence, name, lag, thresholds.running_lag)]
         if behind:
             layer = max(behind, key=lambda name: lags[name][-1][1])
             step, value = lags[layer][-1]
             text = (
-                f"The running statistics of {layer} do not describe the batches at step {step}: they lie {value:.2g} "
+                f"Running statistics lag: at step {step} those of {layer} lie {value:.2g} nats per channel from the "
+                f"batches, above {thresholds.running_lag:g}{more(len(behind) - 1)}; evaluation will differ."
             )
-            text += (
-                f"nats per channel apart, above {thresholds.running_lag:g}{further(len(behind) - 1)}; in evaluation "
-            )
-            text += "the network sees other activations."
             remedy = remedy_of_lag(evidence, layer)
             return Verdict("running_lag", layer, step, value, thresholds.running_lag, text, remedy)
     return None
 
 
 def lags_behind(evidence: Evidence, layer: str, lag: Sequence[tuple[int, float]], threshold: float) -> bool:
-    """Whether a lag is above a threshold in three samples in a row, after the warm-up, and still at the end of the run.
+    """Whether a lag is above a threshold in three samples in a row after the warm-up, and will be as the run ends.
 
-    Running statistics forget their start in 5 / momentum steps; half of the run is enough to wait. The lag goes on as
-    it did over the samples known.
+    Running statistics forget their start in about 5 / momentum steps; nobody waits for longer than half of the run.
+    What comes is taken to change at the rate of the samples known.
     """
+    momentum, steps = evidence.momentum.get(layer), evidence.steps or 2 * LONG
     (begin, first), (step, last) = lag[0], lag[-1]
-    momentum = evidence.momentum.get(layer)
-    warm_up = min(5 / momentum if momentum else math.inf, (evidence.steps or 2 * LONG) / 2)
-    if len(lag) < 3 or step < warm_up or min(value for _, value in lag[-3:]) <= threshold:
+    if len(lag) < 3 or step < min(5 / momentum if momentum else math.inf, steps / 2):
         return False
-    left = (evidence.steps or step + LONG) - step
-    return last * min(last / first, 1.0) ** (left / (step - begin)) > threshold if first > 0 else True
+    left = evidence.steps - step if evidence.steps else LONG
+    shrinks = min(last / first, 1.0) if first > 0 else 1.0
+    return min(value for _, value in lag[-3:]) > threshold < last * shrinks ** (left / (step - begin))
 
 
 def remedy_of_lag(evidence: Evidence, layer: str) -> str:
     """Against statistics that are late."""
     momentum = evidence.momentum.get(layer)
-    steps = evidence.steps or LONG
-    if momentum and 5 / momentum > steps / 4:
+    if momentum and 5 / momentum > (evidence.steps or LONG) / 4:
         return (
-            f"Raise the momentum of the norm from {momentum:g} to 0.1 (normzoo fit: --model.net.norm.momentum=0.1): "
-            f"running statistics need about 5 / momentum = {5 / momentum:,.0f} steps."
+            f"Raise the norm's momentum from {momentum:g} to 0.1: it needs about 5 / momentum = {5 / momentum:,.0f} "
+            f"steps to forget how it started."
         )
-    return "Lower the learning rate towards the end of the run, or raise the momentum of the norm."
+    return "Let the learning rate fall towards the end of the run, or raise the norm's momentum."
 
 
-def shift(evidence: Evidence, thresholds: Thresholds) -> Result:
-    """Validation or test data whose distribution is another than that of training, at equal weights."""
+def shift(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
+    """Validation or test data of another distribution, in two neighbouring layers: not one rare feature of one."""
     for metric, data in (("val_w2", "validation"), ("test_w2", "test")):
-        for samples, floors in zip(
-            evidence.of("CovariateShift", metric), evidence.of("CovariateShift", f"{metric}_floor"), strict=False
-        ):
-            (step, distances), (_, floor) = samples[-1], floors[-1]
-            bounds = {layer: max(thresholds.shift, 3 * floor[layer]) for layer in distances if layer in floor}
-            above = [layer for layer, bound in bounds.items() if distances[layer] > bound]
-            if above:
-                layer, value = above[0], distances[above[0]]
-                text = f"The {data} data differ from the training data at {layer} at step {step}: its inputs lie "
-                text += f"{value:.2g} standard deviations apart at equal weights, above {bounds[layer]:.2g}"
-                text += f"{further(len(above) - 1)}."
-                remedy = (
-                    f"Give the {data} data the preprocessing of the training data, such as the same scale, mean and "
+        for samples in evidence.of("CovariateShift", metric):
+            step, distances = samples[-1]
+            floors = next((v for t, v in evidence.floors(f"{metric}_floor") if t == step), {})
+            bounds = {name: max(thresholds.shift, 3 * floors[name]) for name in distances if name in floors}
+            above = [distances[name] > bound for name, bound in bounds.items()]
+            pairs = zip(bounds, above, above[1:] or above, strict=False)
+            held = [name for name, one, next_one in pairs if one and next_one]
+            if held:
+                layer, value = held[0], distances[held[0]]
+                text = (
+                    f"The {data} data differ from the training data: at step {step} the inputs of {layer} lie "
+                    f"{value:.2g} standard deviations apart at equal weights, above {bounds[layer]:.2g}"
+                    f"{more(sum(above) - 1)}."
                 )
-                remedy += "standard deviation, and check that both come from one source."
+                remedy = (
+                    f"Prepare the {data} data as the training data, with the same scale, mean and standard deviation, "
+                    f"and check that both come from one source."
+                )
                 return Verdict("shift", layer, step, value, bounds[layer], text, remedy)
     return None
 
 
-def not_learning(evidence: Evidence, thresholds: Thresholds) -> Result:
-    """Layers that never turn, while others do."""
+def not_learning(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
+    """Layers that do not turn in any of at least three samples, while others do."""
+    bound = thresholds.not_learning
     for samples in evidence.of("GradientFlow", "turn"):
         step, turns = samples[-1]
-        still = [
-            layer for layer in turns if len(samples) > 2 and all(is_still(v, layer, thresholds) for _, v in samples)
-        ]
+        still = [name for name in turns if len(samples) > 2 and all(is_still(v, name, bound) for _, v in samples)]
         if still:
-            layer = still[0]
-            more = further(len(still) - 1)
+            layer, others = still[0], more(len(still) - 1)
             if layer in evidence.frozen:
-                text = f"{layer} is frozen (requires_grad=False) at step {step}: its turn is 0, below "
-                text += f"{thresholds.not_learning:g}{more}. If this is meant, all is well."
+                text = (
+                    f"{layer} is frozen (requires_grad=False): at step {step} its turn is 0, below {bound:g}{others}. "
+                    f"If this is meant, all is well."
+                )
                 remedy = f"If it is not meant, call requires_grad_(True) of {layer} before the optimizer is built."
             else:
                 text = (
-                    f"{layer} does not learn: at step {step} its update, without weight decay, is {turns[layer]:.2g} "
+                    f"{layer} does not learn: at step {step} its update without weight decay is {turns[layer]:.2g} of "
+                    f"its weights, below {bound:g}{others}, while other layers move."
                 )
-                text += f"of its weights, below {thresholds.not_learning:g}{more}, while other layers move."
                 remedy = (
                     f"Check that the optimizer has the parameters of {layer}, at a rate above 0, and that the loss "
+                    f"depends on them, without detach() or torch.no_grad()."
                 )
-                remedy += "depends on them: no detach() or torch.no_grad() after the layer."
-            return Verdict("not_learning", layer, step, turns[layer], thresholds.not_learning, text, remedy)
+            return Verdict("not_learning", layer, step, turns[layer], bound, text, remedy)
     return None
 
 
-def is_still(turns: Values, layer: str, thresholds: Thresholds) -> bool:
-    """Whether a layer does not turn, while the layers that do move a thousand times as far."""
-    others = [turn for turn in turns.values() if turn > thresholds.not_learning]
-    turn = turns.get(layer, math.inf)
-    return bool(others) and turn < min(thresholds.not_learning, 1e-3 * median(others))
+def is_still(turns: Values, layer: str, bound: float) -> bool:
+    """Whether a layer does not turn, while those that do turn a thousand times as far, in the median."""
+    others = [turn for turn in turns.values() if turn > bound]
+    return bool(others) and turns.get(layer, math.inf) < min(bound, median(others) / 1000)
 
 
+FINITE = (
+    ("CovariateShift", "std", "the input of"),
+    ("CovariateShift", "mean", "the input of"),
+    ("GradientFlow", "flow_norm", "the gradient of the output of"),
+    ("GradientFlow", "grad_norm", "the gradient of the weights of"),
+    ("LossLandscape", "loss", "the loss of the"),
+)
+"""What is finite in health: monitor, metric, words. Divergences of constant channels are not, nor ratios of 0 to 0."""
 LONG = 2000
 """Steps that a run without an end is taken to go on."""
 
@@ -405,7 +420,7 @@ class Rule:
     """
 
     name: str
-    find: Callable[[Evidence, Thresholds], Result]
+    find: Callable[[Evidence, Thresholds], Verdict | None]
     hides: tuple[str, ...]
     measures: str
     holds: str
@@ -463,7 +478,7 @@ RULES = (
         shift,
         (),
         "`val_w2` and `test_w2` (CovariateShift)",
-        "above {shift} standard deviations, and above 3 times the noise floor",
+        "above {shift} standard deviations and 3 times the noise floor, in two neighbouring layers",
     ),
     Rule(
         "not_learning",
@@ -489,6 +504,9 @@ def judge(evidence: Evidence, thresholds: Thresholds, known: Collection[str]) ->
     for rule in RULES:
         past = {*known, *(one.rule for one in found)}
         hidden = {name for one in RULES if one.name in past for name in one.hides}
-        if rule.name not in past | hidden and (verdict := rule.find(evidence, thresholds)) is not None:
-            found.append(verdict)
+        if rule.name in past | hidden:
+            continue
+        if (verdict := rule.find(evidence, thresholds)) is not None:
+            follows = rule.name == "non_finite" and "exploding" in past
+            found.append(replace(verdict, remedy="It follows from what explodes: see there.") if follows else verdict)
     return found
