@@ -1,6 +1,5 @@
 """Runs as the page receives them, made up: a gradient that falls with depth without a norm, a drift that rises."""
 
-import json
 import math
 from typing import Any
 
@@ -127,8 +126,3 @@ def page_run(
 def rounded(value: float) -> float | None:
     """Five significant digits, None for NaN: as a report has it."""
     return None if math.isnan(value) else float(f"{value:.5g}")
-
-
-def as_json(run: Run) -> str:
-    """A run as JSON, with infinity as a report writes it."""
-    return json.dumps(run).replace("Infinity", "1e999")

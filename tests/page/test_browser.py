@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_runs import Run, as_json, page_run
+from page_runs import Run, page_run
 
 from normzoo.page.bundle import html_page
+from normzoo.page.packing import packed
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -80,7 +81,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def show(runs: list[Run], width: int = 1280, fragment: str = "", **options: Any) -> Opened:
         file = tmp_path / "report.html"
-        file.write_text("".join(html_page("runs", [(run["name"], as_json(run)) for run in runs])), encoding="utf-8")
+        file.write_text("".join(html_page("runs", [(run["name"], packed(run)) for run in runs])), encoding="utf-8")
         one = Opened(browser.new_context(viewport={"width": width, "height": 900}, **options).new_page())
         opened.append(one)
         one.page.on("console", lambda message: one.errors.append(message.text) if message.type == "error" else None)
