@@ -19,6 +19,7 @@ MODULES = {
 ROOMS = [
     "__main__",
     "cli",
+    "page",
     "callbacks",
     "tasks",
     "runs",
@@ -100,7 +101,13 @@ def test_the_zoo_serves_people_who_only_want_a_layer() -> None:
     assert modules & (HEAVY - {"torch", "numpy"}) == set()  # torch itself imports numpy
 
 
-LIGHT = [("--help",), *((name, "--help") for name in ("norms", "resume", "checkpoint"))]
+def test_the_page_is_built_without_torch() -> None:
+    assert (
+        modules_of("-c", "import normzoo.page, normzoo.page.plugin") & {"torch", "lightning", "jsonargparse"} == set()
+    )
+
+
+LIGHT = [("--help",), *((name, "--help") for name in ("norms", "resume", "checkpoint", "report"))]
 
 
 @pytest.mark.parametrize("command", LIGHT, ids=" ".join)

@@ -32,6 +32,7 @@ examples:
   normzoo fit --data=FashionMNIST --model.net=ResNet --model.net.norm=GroupNorm --model.net.norm.num_groups=4
   normzoo resume lightning_logs/digits_mlp/000           # after a kill
   normzoo test --ckpt_path=lightning_logs/digits_mlp/000
+  normzoo report lightning_logs/digits_mlp -o report.html
   normzoo checkpoint lightning_logs/digits_mlp/000
   normzoo norms GroupNorm
   tensorboard --logdir=lightning_logs

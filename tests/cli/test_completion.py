@@ -29,7 +29,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "words,proposed",
     [
         ("", {"fit", "resume", "test", "norms", "completion"}),
-        ("re", {"resume", "replay"}),
+        ("re", {"resume", "replay", "report"}),
+        ("report --out", {"--output"}),
         ("fit --model.net.no", {"--model.net.norm", "--model.net.norm_position"}),
         ("fit --model.net.norm Gr", {"GroupNorm"}),
         ("fit --model.net R", {"ResNet"}),

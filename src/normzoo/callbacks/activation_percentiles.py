@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
@@ -312,14 +313,14 @@ def histograms(rows: Sequence[Tensor], bins: int) -> Tensor:
     Returns:
         (L, 2 + B): low, high, counts. A row of equal values has them in the first bin; one without values is NaN.
     """
-    found = torch.full((len(rows), 2 + bins), torch.nan, dtype=torch.float64)
+    found = np.full((len(rows), 2 + bins), np.nan)
     for row, values in zip(found, rows, strict=True):
-        if values.numel() and not (values.amax() - values.amin()).isfinite():
-            values = values[values.isfinite()]
-        if not values.numel():
-            continue
-        low, high = (one.double().item() for one in values.aminmax())
-        place = ((values - low) * (bins / (high - low) if high > low else 0.0)).to(torch.int64).clamp_(0, bins - 1)
-        row[0], row[1] = low, high
-        row[2:] = torch.bincount(place, minlength=bins)
-    return found
+        x = values.double().numpy()
+        if x.size and not np.isfinite(x.max() - x.min()):
+            x = x[np.isfinite(x)]
+        if x.size:
+            low, high = x.min(), x.max()
+            place = ((x - low) * (bins / (high - low) if high > low else 0.0)).astype(np.intp)
+            row[:2] = low, high
+            row[2:] = np.bincount(np.minimum(place, bins - 1), minlength=bins)
+    return torch.from_numpy(found)

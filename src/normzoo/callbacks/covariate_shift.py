@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import nn
 
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
@@ -207,10 +207,14 @@ class CovariateShift(Monitor):
         begun = number >= self.reference_step
         if begun:
             self.reference = {**inputs, **self.reference}  # a layer may run for the first time later
-        drift = distances({"drift": (inputs, self.reference if begun else {})}, ("w1", "w2", "kl"))
-        others = distances({"step": (inputs, self.previous), "in_out": (sample.outputs, inputs)}, ("w2",))
+        pairs = {
+            "drift": (inputs, self.reference if begun else {}),
+            "step": (inputs, self.previous),
+            "in_out": (sample.outputs, inputs),
+        }
         self.previous = inputs
-        return Table(list(inputs), {**drift, **others, **over_depth(inputs, self.weighted)})
+        values = {metric: by_layer for metric, by_layer in distances(pairs).items() if metric in self.metrics}
+        return Table(list(inputs), {**values, **over_depth(inputs, self.weighted)})
 
     # Evaluation: the inputs of its layers, and those of batches of training at the same weights.
 
@@ -375,35 +379,30 @@ def seen_by(probe: Probe) -> Channels:
     return merge_passes((visit.name, visit.input) for visit in probe.visits)
 
 
-def distances(pairs: Mapping[str, tuple[Channels, Channels]], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
+def distances(pairs: Mapping[str, tuple[Channels, Channels]]) -> dict[str, dict[str, float]]:
     """How far each p is from its q: W1 and W2 in standard deviations of q, KL in nats.
 
     Args:
         pairs: name -> (p, q).
-        wanted: of "w1", "w2" and "kl".
 
     Returns:
         "NAME_w1", "NAME_w2" and "NAME_kl" -> layer -> value, for the layers that both have. Channels that are constant
         in q do not count, for KL also those that are constant in p; a layer without others has no value.
     """
-    found: dict[str, dict[str, float]] = {f"{pair}_{metric}": {} for pair in pairs for metric in wanted}
+    found: dict[str, dict[str, float]] = {f"{pair}_{metric}": {} for pair in pairs for metric in ("w1", "w2", "kl")}
     rows = [(pair, name) for pair, (p, q) in pairs.items() for name in shared_layers(p, q)]
     if not rows:
         return found
     p, q = (joined([pairs[pair][side][name] for pair, name in rows]) for side in (0, 1))  # all at once: it is faster
     sizes = [len(pairs[pair][0][name].mean) for pair, name in rows]
-    varies = q.var != 0
-    columns = {
-        "w1": lambda: (w1(p, q) / q.std, varies),
-        "w2": lambda: ((w2(p, q) / q.std).square(), varies),
-        "kl": lambda: (kl(p, q), varies & (p.var != 0)),
-    }
-    values, known = zip(*(columns[metric]() for metric in wanted), strict=True)
-    means = averages(sizes, torch.stack(values), torch.stack(known))
-    for metric, of_rows in zip(wanted, means, strict=True):
-        for (pair, name), value in zip(rows, of_rows, strict=True):
+    known = q.var != 0
+    columns = torch.stack([w1(p, q) / q.std, w2(p, q).square() / q.var, kl(p, q)])
+    means = averages(sizes, columns, torch.stack([known, known, known & (p.var != 0)]))
+    for (pair, name), shift, square, divergence in zip(rows, *means, strict=True):
+        values = {"w1": shift, "w2": None if square is None else square**0.5, "kl": divergence}
+        for metric, value in values.items():
             if value is not None:
-                found[f"{pair}_{metric}"][name] = value**0.5 if metric == "w2" else value
+                found[f"{pair}_{metric}"][name] = value
     return found
 
 
@@ -451,7 +450,7 @@ def compared(kind: str, trained: Sequence[Channels], evaluated: Sequence[Channel
     p, q = (joined([side[name] for name in names]) for side in (p_layers, q_layers))
     parts = [joined([part_of(one, name, q_layers[name]) for name in names]) for one in trained]
     spread = spread_between(*map(torch.stack, zip(*parts, strict=True))) / q.var
-    squares = [(w2(p, q) / q.std).square(), spread * (1 / p.n + 1 / q.n), spread * 2 * steps / q.n]
+    squares = [w2(p, q).square() / q.var, spread * (1 / p.n + 1 / q.n), spread * 2 * steps / q.n]
     counts = (q.var != 0) & ~(spread / q.n > UNCERTAIN)
     known = torch.stack([counts, *[counts & ~spread.isnan()] * 2])
     means = averages([len(q_layers[name].mean) for name in names], torch.stack(squares), known)
@@ -464,6 +463,7 @@ def compared(kind: str, trained: Sequence[Channels], evaluated: Sequence[Channel
 
 def part_of(part: Channels, name: str, whole: Moments) -> Moments:
     """The moments of a layer in a part, or of nothing."""
-    nothing: Tensor = torch.zeros_like(whole.mean)
     one = part.get(name)
-    return one if one is not None and one.mean.shape == whole.mean.shape else Moments(nothing, nothing, nothing)
+    if one is not None and one.mean.shape == whole.mean.shape:
+        return one
+    return Moments(torch.zeros_like(whole.n), torch.zeros_like(whole.mean), torch.zeros_like(whole.var))

@@ -19,8 +19,8 @@ from normzoo.callbacks._bad_step import BadStep, StateBefore, set_buffers
 from normzoo.callbacks._layer_table import Findings, bad_weight, inspect_step, local
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
-from normzoo.monitoring.random_state import set_random_state
-from normzoo.monitoring.replica import Replica, same_random_numbers
+from normzoo.monitoring.random_state import same_random_numbers, set_random_state
+from normzoo.monitoring.replica import Replica
 from normzoo.runs.allowed import again
 from normzoo.runs.exact_resume import ExactResume
 

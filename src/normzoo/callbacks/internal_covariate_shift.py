@@ -1,5 +1,6 @@
 """Does the update of the layers below change a layer's gradient?"""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -142,5 +143,9 @@ class InternalCovariateShift(Monitor):
             self.chosen = [self.chosen[i] for i in places]
 
     def compute(self, number: int, sample: list[tuple[str, list[float]]]) -> Table:
-        values = {metric: {layer: column[i] for layer, column in sample} for i, metric in enumerate(self.metrics)}
+        # A gradient of zeros, as of a layer whose units are dead, has no share and no angle.
+        values = {
+            metric: {layer: c[i] for layer, c in sample if math.isfinite(c[i]) or not math.isfinite(c[0])}
+            for i, metric in enumerate(self.metrics)
+        }
         return Table([layer for layer, _ in sample], values)

@@ -11,6 +11,7 @@ COMMANDS = {
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",
+    "report": "write what the monitors of some runs measured as one page",
     "replay": "repeat a step whose loss was NaN or infinite, and show every layer",
     "checkpoint": "show what a checkpoint holds, without running anything in it",
     "norms": "list the normalization layers, or show one layer's card",

@@ -68,6 +68,8 @@ def completed(shell: str) -> str:
                     add(one, name, values and values())
         else:
             add(one, "argument", norms.layers() if command == "norms" else None)
+            if command == "report":
+                add(one, "--output", None)
     return shtab.complete(parser, shell)
 
 

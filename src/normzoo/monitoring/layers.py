@@ -252,7 +252,7 @@ def feature_axis(module: nn.Module, x: Tensor) -> int:
     for axis, size in FED.get(module, ()):
         if x.shape[axis] == size:
             return axis % x.dim()
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and not is_lazy(weight) and weight.dim() == (1 if is_norm(module) else 2):
+    weight = dict(module.named_parameters(recurse=False)).get("weight")  # a parametrized one is not computed
+    if weight is not None and not is_lazy(weight) and weight.dim() == (1 if is_norm(module) else 2):
         return x.dim() - 1 if x.shape[1] not in weight.shape and x.shape[-1] in weight.shape else 1
     return 1

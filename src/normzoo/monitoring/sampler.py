@@ -66,6 +66,8 @@ class Sampler(Callback):
             drop_empty(callback, Callback)
         self.ranks = Ranks()
         self.writer = EventWriter(trainer)
+        if any(monitor.required for monitor in self.monitors):
+            self.writer.warn_of_loggers(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last = trainer.global_step - 1
@@ -121,7 +123,7 @@ class Sampler(Callback):
         """Starts a monitor's sample. One that nobody asked for, and cannot read the module, warns and is left out."""
         try:
             monitor.start(step)
-        except InputError as error:
+        except Exception as error:  # whatever the user's step raises on a copy
             if monitor.required:
                 raise
             self.monitors.remove(monitor)

@@ -60,6 +60,9 @@ class EventWriter:
         self.values: dict[int, list[Summary.Value]] = {}
         self.by_tag: dict[int, dict[str, float]] = {}
         self.described: dict[str, str] = {}
+
+    def warn_of_loggers(self, trainer: Trainer) -> None:
+        """Warns of what the loggers do not receive."""
         if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared
             rank_zero_warn(
                 "The Trainer has no logger: monitors write nothing and only warn; the newest sample of each is in its "
