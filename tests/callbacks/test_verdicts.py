@@ -805,3 +805,13 @@ def test_the_lag_is_free_of_noise(tmp_path: Path) -> None:
     expected = ((kl(batch, running) + kl(running, batch)) / 2).median().item()
     assert lag(same, same) == pytest.approx(expected, rel=1e-6)
     assert math.isnan(lag(torch.full((2, 3), math.nan), torch.full((2, 3), math.nan)))
+
+
+def test_the_docs_have_the_rules_and_their_thresholds() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verdicts.md").read_text()
+    for rule in RULES:
+        hides = ", ".join(f"`{name}`" for name in rule.hides) or "-"
+        assert f"| `{rule.name}` | {rule.measures} | {rule.holds.format(**vars(T))} | {hides} |" in page
+        assert f"- `{rule.name}`: " in page
+    for name, value in vars(T).items():
+        assert f"| `{name}` {value:g}".replace("e-06", "e-6") in page, name

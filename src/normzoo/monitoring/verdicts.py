@@ -427,7 +427,7 @@ class Rule:
         find: returns a verdict if it holds.
         hides: the rules whose findings are consequences of this one.
         measures: what is measured, of which table.
-        holds: when it holds, with {threshold} for the bound of its name.
+        holds: when it holds, with {NAME:g} for a threshold.
     """
 
     name: str
@@ -452,36 +452,36 @@ RULES = (
         exploding,
         ("dead", "saturated", *FLOW, "running_lag", "shift"),
         "`update_ratio`, `flow_norm` (GradientFlow), `std` of the inputs of layers with weights (CovariateShift)",
-        "an update above {update} of the weights, and above a third of that in a second layer; or a `flow_norm` above "
-        "{exploding} of the last layer's; or a `std` above {growth} of the first layer's",
+        "an update above {update:g} of the weights, and above a third of that in a second layer; or a `flow_norm` above "
+        "{exploding:g} of the last layer's; or a `std` above {growth:g} of the first layer's",
     ),
     Rule(
         "dead",
         dead,
         (*FLOW, "shift"),
         "`dead` of nonlinearities that are flat on one side, such as ReLU and GELU (ActivationPercentiles)",
-        "above {dead}",
+        "above {dead:g}",
     ),
     Rule(
         "saturated",
         saturated,
         FLOW,
         "`saturated` of nonlinearities that are flat on both sides, such as Sigmoid and Tanh (ActivationPercentiles)",
-        "above {saturated}",
+        "above {saturated:g}",
     ),
     Rule(
         "vanishing",
         vanishing,
         ("not_learning", "dead", "saturated"),
         "`flow_norm` (GradientFlow)",
-        "below {vanishing} of the last layer's in two samples in a row, in this layer and in all before it",
+        "below {vanishing:g} of the last layer's in two samples in a row, in this layer and in all before it",
     ),
     Rule(
         "running_lag",
         running_lag,
         (),
         "`running_lag` (RunningStatistics)",
-        "above {running_lag} nats per channel in three samples in a row, after 5 / momentum steps or half of the run, "
+        "above {running_lag:g} nats per channel in three samples in a row, after 5 / momentum steps or half of the run, "
         "if it will be so at the end of the run",
     ),
     Rule(
@@ -489,14 +489,14 @@ RULES = (
         shift,
         (),
         "`val_w2` and `test_w2` (CovariateShift)",
-        "above {shift} standard deviations and 3 times the noise floor, in two neighbouring layers",
+        "above {shift:g} standard deviations and 3 times the noise floor, in two neighbouring layers",
     ),
     Rule(
         "not_learning",
         not_learning,
         (),
         "`turn` (GradientFlow)",
-        "below {not_learning}, and below a thousandth of the median over the layers that move, in at least three "
+        "below {not_learning:g}, and below a thousandth of the median over the layers that move, in at least three "
         "samples in a row",
     ),
 )
