@@ -32,7 +32,7 @@ from normzoo.data import Digits
 from normzoo.errors import InputError
 from normzoo.models import MLP, ConvNet, Normal, ResNet, Xavier
 from normzoo.monitoring.monitor import Monitor
-from normzoo.monitoring.verdicts import Evidence, Sample, Thresholds, Verdict, judge
+from normzoo.monitoring.verdicts import RULES, Evidence, Sample, Thresholds, Verdict, judge
 from normzoo.norms import BatchNorm, GroupNorm, LayerNorm, NoNorm, RMSNorm
 from normzoo.tasks import Classifier, WarmupCosine
 
