@@ -74,14 +74,27 @@ function rowsOf(run, table, role) {
   return role !== "all" && chosen.length ? chosen : layers;
 }
 
-/** What a table says of a metric: {steps, layers, values: steps x layers, unit}, without empty steps; null without it. */
+/** Places of layers in the network among those of their role, and how many there are: a monitor may watch a few. */
+function placesOf(run, layers) {
+  const roles = new Map(run.network.map((layer) => [layer.name, layer.role]));
+  const same = new Set(layers.map((name) => roles.get(name)));
+  if (same.size !== 1 || same.has(undefined)) return { places: [...layers.keys()], of: layers.length };
+  const order = run.network.filter((layer) => same.has(layer.role)).map((layer) => layer.name);
+  return { places: layers.map((name) => order.indexOf(name)), of: order.length };
+}
+
+/**
+ * What a table says of a metric: {steps, layers, places and `of` (see placesOf), values: steps x layers, unit, extent}, without empty steps;
+ * null without it.
+ */
 export function series(run, monitor, metric, role = "all") {
   return cached(run, `${monitor}\0${metric}\0${role}`, () => {
     const table = run.tables[monitor];
     const column = table ? table.metrics.indexOf(metric) : -1;
     if (column < 0) return null;
     const rows = rowsOf(run, table, role);
-    const result = { steps: [], layers: rows.map((i) => table.layers[i]), values: [], unit: table.units[column], extent: new Extent() };
+    const layers = rows.map((i) => table.layers[i]);
+    const result = { steps: [], layers, ...placesOf(run, layers), values: [], unit: table.units[column], extent: new Extent() };
     table.values.forEach((sample, i) => {
       const row = rows.map((layer) => sample[layer][column]);
       if (row.every((value) => value === null)) return;

@@ -95,7 +95,7 @@ function overSteps(page, { title, unit, monitor, middle, band }, width) {
       [y, low, high].forEach((value) => extent.add(value));
       return [{ x: step, y, low, high, name }];
     });
-    return [{ label: runLabel(run, group), color: page.color(group), dash: group.dash, thin: true, points }];
+    return [{ label: runLabel(run, group), color: page.color(group), dash: group.dash, thin: true, edges: true, points }];
   });
   const finite = lines.map((line) => ({ ...line, points: line.points.filter((point) => Number.isFinite(point.low) && Number.isFinite(point.high)) }));
   return lineChart({ title, unit, width, height: 250, series: finite, extent, xRange: [from, to], xTitle: "step", overSteps: true, tight: true, tipTitle: (step) => `step ${step}`, empty: why(page, monitor, middle) }, page.theme);
@@ -122,7 +122,7 @@ function channelChart(page, { run, group, data }, width) {
   const extent = new Extent();
   const order = [...data.running[0].keys()].sort((a, b) => data.running[0][a] - data.running[0][b]);
   const line = ([means, variances], text, color, dash) => ({
-    label: text, color, dash, thin: true,
+    label: text, color, dash, thin: true, edges: true,
     points: order.flatMap((channel, i) => {
       const [y, deviation] = [means[channel], Math.sqrt(variances[channel])];
       if (y === null || !Number.isFinite(y) || !Number.isFinite(deviation)) return [];

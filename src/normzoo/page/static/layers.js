@@ -16,7 +16,7 @@ export function someRuns(page, draw, at = 6) {
   const runs = inTurns(page.groups);
   const shown = Math.max(at, page.more);
   const left = runs.length - shown;
-  const button = el("button", { type: "button", onclick: () => page.showMore(shown + 12) }, left > 12 ? `Show 12 of ${left} more runs` : `Show ${left} more runs`);
+  const button = el("button", { type: "button", onclick: () => page.showMore(shown + 12) }, left > 12 ? `Show 12 of ${left} more runs` : `Show ${left} more ${left > 1 ? "runs" : "run"}`);
   return [...runs.slice(0, shown).map(draw), left > 0 ? button : null].filter(Boolean);
 }
 

@@ -75,7 +75,8 @@ function drawLine(node, one, x, y, theme) {
   const points = all.filter((point) => !off(point));
   if (points.some((point) => point.low !== point.high)) {
     const shape = path(points, x, y, "high") + path([...points].reverse(), x, y, "low").replace("M", "L");
-    node.append(svg("path", { d: `${shape}Z`, fill: one.color, "fill-opacity": one.thin ? 0.13 : 0.2, ...(one.thin && { stroke: one.color, "stroke-opacity": 0.45 }) }));
+    node.append(svg("path", { d: `${shape}Z`, fill: one.color, opacity: one.edges ? 0.13 : 0.2 }));
+    for (const edge of one.edges ? ["low", "high"] : []) node.append(svg("path", { d: path(points, x, y, edge), fill: "none", stroke: one.color, opacity: 0.5 }));
   }
   node.append(svg("path", { d: path(points, x, y, "y"), fill: "none", stroke: one.color, "stroke-width": one.thin ? 1.2 : 2, "stroke-dasharray": DASHES[one.dash % DASHES.length], "stroke-linejoin": "round" }));
   for (const point of all) {
@@ -134,7 +135,7 @@ function addHover(node, spec, x, y, theme) {
 
 /**
  * A line chart. `spec`: title, unit, width, height, xTitle, xRange [from, to], extent (of y, an Extent), kind (of the y axis; by its extent if
- * not given), empty (why there is nothing), series [{label, color, dash, thin, points [{x, y, low, high, name}]}], tipTitle(x), pick(x), overSteps (x is the step), xLabels
+ * not given), empty (why there is nothing), series [{label, color, dash, thin, edges (of the band), points [{x, y, low, high, name}]}], tipTitle(x), pick(x), overSteps (x is the step), xLabels
  * (names of the places 0, 1, ... of x), tight (a linear axis need not reach to 0).
  */
 export function lineChart(spec, theme) {

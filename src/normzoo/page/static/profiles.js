@@ -29,7 +29,7 @@ const SHIFTS = [
   },
   {
     heading: "Over depth",
-    text: "How far is a layer's distribution from that of the network's input, and how much does each block add? Expect the distance to grow with depth where no norm resets it.",
+    text: "How far is a layer's distribution from that of the network's input, and how much does each block change it? Expect growth with depth, unless a norm or a saturating activation resets the scale.",
     charts: [DEPTH, { title: "From input to output of each block", unit: "W2, in deviations", monitor: "CovariateShift", metric: "block_w2" }],
   },
   {
@@ -53,18 +53,18 @@ export function why(page, monitor, metric) {
   return page.runs.some((run) => run.tables[monitor]) ? `${monitor} has no values of ${metric} in ${runs}.` : `The monitor ${monitor} was off in ${runs}.`;
 }
 
-/** Rows of a metric at the step of the slider, one per run: {group, run, step, layers, values}. */
+/** Rows of a metric at the step of the slider, one per run: {group, run, step, layers, places, of, values}. */
 function samplesAt(page, monitor, metric) {
   return page.groups.flatMap((group) => group.runs.flatMap((run) => {
     const all = series(run, monitor, metric, page.state.rows ?? "weighted");
     const at = all ? before(all.steps, page.step) : -1;
-    return at < 0 ? [] : [{ group, run, step: all.steps[at], layers: all.layers, values: all.values[at] }];
+    return at < 0 ? [] : [{ ...all, group, run, step: all.steps[at], values: all.values[at] }];
   }));
 }
 
 /** Networks of one depth share the number of the layer as x; others share the relative depth. */
 function depthAxis(samples) {
-  const counts = new Set(samples.map((sample) => sample.layers.length));
+  const counts = new Set(samples.map((sample) => sample.of));
   const count = Math.max(1, ...counts);
   if (counts.size <= 1) {
     return { xTitle: "layer, in order of execution", xRange: [1, count], x: (i) => i + 1, whole: true, tipTitle: (x) => `layer ${x} of ${count}` };
@@ -77,7 +77,7 @@ function groupLine(group, samples, axis, page) {
   if (!mine.length) return [];
   const names = mine[0].layers;
   const late = mine[0].step < page.step && mine[0].step === mine[0].run.last_step ? ` (step ${mine[0].step})` : "";
-  const points = names.map((name, i) => ({ x: axis.x(i, names.length), ...band(mine.map((sample) => sample.values[i] ?? null)), name }));
+  const points = names.map((name, i) => ({ x: axis.x(mine[0].places[i], mine[0].of), ...band(mine.map((sample) => sample.values[i] ?? null)), name }));
   return [{ label: group.label + late, color: page.color(group), dash: group.dash, points: points.filter((point) => point.y !== null) }];
 }
 
@@ -86,7 +86,7 @@ function floorLine(page, chart, axis) {
   const points = new Map();
   for (const sample of samplesAt(page, chart.monitor, chart.floor)) {
     sample.values.forEach((value, i) => {
-      const x = axis.x(i, sample.layers.length);
+      const x = axis.x(sample.places[i], sample.of);
       if (value !== null) points.set(x, Math.max(value, points.get(x) ?? 0));
     });
   }
@@ -94,14 +94,16 @@ function floorLine(page, chart, axis) {
   return line.length ? [{ label: "noise floor", color: page.theme.soft, dash: 1, thin: true, points: line }] : [];
 }
 
-/** The axis stays the same at all steps, so that a move of the slider shows a change. */
-function wholeExtent(page, chart) {
+/** The axis stays the same at all steps, so that a move of the slider shows a change; but a floor must be told from 0 at each. */
+function wholeExtent(page, chart, lines) {
   const extent = new Extent();
-  for (const metric of [chart.metric, chart.floor]) {
-    for (const run of metric ? page.runs : []) {
-      const all = series(run, chart.monitor, metric, page.state.rows ?? "weighted");
-      if (all) extent.merge(all.extent);
-    }
+  if (chart.floor) {
+    for (const { points } of lines) for (const { y, high } of points) [0, y, high].forEach((value) => extent.add(value));
+    return extent;
+  }
+  for (const run of page.runs) {
+    const all = series(run, chart.monitor, chart.metric, page.state.rows ?? "weighted");
+    if (all) extent.merge(all.extent);
   }
   return extent;
 }
@@ -116,15 +118,15 @@ export function profile(page, chart, width, height = 240) {
     const point = lines[0]?.points.find((one) => one.x === x) ?? lines.flatMap((line) => line.points).find((one) => one.x === x);
     if (point) page.change({ layer: point.name });
   };
-  return lineChart({ ...chart, ...axis, width, height, series: all, extent: wholeExtent(page, chart), empty: why(page, chart.monitor, chart.metric), pick }, page.theme);
+  return lineChart({ ...chart, ...axis, width, height, series: all, extent: wholeExtent(page, chart, all), empty: why(page, chart.monitor, chart.metric), pick }, page.theme);
 }
 
 /** Rows of a CSV file: what the charts show. */
 function profileCsv(page, charts) {
   const head = ["monitor", "metric", "run", "norm", "seed", "step", "number", "layer", "value"];
   const rows = charts.flatMap(({ monitor, metric, floor }) => [metric, floor].filter(Boolean).flatMap((name) =>
-    samplesAt(page, monitor, name).flatMap(({ run, step, layers, values }) =>
-      layers.map((layer, i) => [monitor, name, run.name, run.norm, run.seed, step, i + 1, layer, values[i]]))));
+    samplesAt(page, monitor, name).flatMap(({ run, step, layers, places, values }) =>
+      layers.map((layer, i) => [monitor, name, run.name, run.norm, run.seed, step, places[i] + 1, layer, values[i]]))));
   return [head, ...rows];
 }
 

@@ -21,7 +21,7 @@ function last(run, tag) {
 }
 
 function progress(run) {
-  const steps = `${run.last_step + 1}${run.steps ? ` of ${run.steps}` : ""} steps`;
+  const steps = `step ${run.last_step}${run.steps ? ` of ${run.steps}` : ""}`;
   return [run.finished ? steps : `${steps}, not finished`, last(run, "train/loss"), last(run, "val/accuracy")].filter(Boolean).join(" · ");
 }
 
