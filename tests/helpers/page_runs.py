@@ -1,15 +1,20 @@
 """Runs as the page receives them, made up: a gradient that falls with depth without a norm, a drift that rises."""
 
-import json
 import math
 from typing import Any
+
+import numpy as np
+
+from normzoo.page.packing import packed
 
 Run = dict[str, Any]
 
 GROWTH = {"NoNorm": 3.0, "LayerNorm": 1.8}  # per layer; 1 with BatchNorm
 
 
-def page_run(norm: str = "BatchNorm", seed: int = 0, depth: int = 8, steps: int = 12, experiment: str = "digits") -> Run:
+def page_run(
+    norm: str = "BatchNorm", seed: int = 0, depth: int = 8, steps: int = 12, experiment: str = "digits"
+) -> Run:
     """A run of a network `depth` layers deep, with `steps` samples, one every 10 steps."""
     names = [f"net.hidden.{i}" for i in range(depth)]
     grown = [GROWTH.get(norm, 1.0) ** i for i in range(depth)]
@@ -111,17 +116,34 @@ def page_run(norm: str = "BatchNorm", seed: int = 0, depth: int = 8, steps: int 
         metrics = ["batch_mean", "batch_var", "running_mean", "running_var", "gamma", "beta"]
         channels = [[0.1 * c, 1.0, 0.1 * c + 0.02, 1.1, 1.0, 0.0] for c in range(6)]
         run["channels"] = {
-            f"{name}.norm": {"steps": at[::4], "metrics": metrics, "units": metrics, "values": [channels] * len(at[::4])}
+            f"{name}.norm": {
+                "steps": at[::4],
+                "metrics": metrics,
+                "units": metrics,
+                "values": [channels] * len(at[::4]),
+            }
             for name in names
         }
     return run
 
 
 def rounded(value: float) -> float | None:
-    """Five significant digits, None for NaN: as a report has it."""
-    return None if math.isnan(value) else float(f"{value:.5g}")
+    """The nearest number of 11 bits, which a report keeps as it is; None for NaN."""
+    if math.isnan(value):
+        return None
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 2**11), exponent - 11)
 
 
-def as_json(run: Run) -> str:
-    """A run as JSON, with infinity as a report writes it."""
-    return json.dumps(run).replace("Infinity", "1e999")
+ARRAYS = ("values", "low", "high", "counts", "loss", "gradient_change")
+
+
+def as_file(run: Run) -> bytes:
+    """A run as a report holds it."""
+
+    def arrays(part: Any, key: str = "") -> Any:
+        if key in ARRAYS and isinstance(part, list):
+            return np.array(part, dtype=float)
+        return {name: arrays(one, name) for name, one in part.items()} if isinstance(part, dict) else part
+
+    return packed(arrays(run))
