@@ -1,23 +1,22 @@
-"""docs/monitors.md: what each monitor shows, with its tags and units, from the classes themselves."""
+"""docs/monitors.md: what each monitor shows, with its metrics and units, from the classes themselves."""
 
 import inspect
 from pathlib import Path
 
 from normzoo import callbacks
 from normzoo.monitoring.monitor import Monitor
+from normzoo.monitoring.overview import BY_LAYER, OVERVIEWS
 
-HEAD = """# What a layer does, in TensorBoard
+HEAD = """# What the monitors show
 
-<!-- Made by scripts/docs from the docstrings, tags and units in src/normzoo/callbacks/. -->
+<!-- Made by scripts/docs from the docstrings, metrics and units in src/normzoo/. -->
 
-Six callbacks, each for one question. They work in any Lightning project with any network, and do not change the
-training by a bit. All of them at once:
+Six callbacks, each for one question, and a seventh, `Verdicts`, that says in words what is wrong. `normzoo fit` has all
+of them unless `--monitors=false`. They work in any Lightning project with any network, and do not change the training by
+a bit. [See it in five minutes](see.md); [my network does not train](faults.md); [the rules of the verdicts](verdicts.md);
+[what the event files hold](data.md).
 
-```sh
-normzoo fit -c configs/digits_mlp.yaml -c configs/monitors.yaml
-```
-
-One of them, by flags or in your own Trainer:
+Other rates or layers, by flags or in your own Trainer:
 
 ```sh
 normzoo fit --trainer.callbacks+=CovariateShift --trainer.callbacks.every=20
@@ -31,44 +30,57 @@ trainer = Trainer(callbacks=[CovariateShift(), GradientFlow(every=10, layers="en
 ```
 
 `every` is a number of optimizer steps or a function of the step (`Every(50, start=1000)`, `Logarithmic(20)`, a lambda).
-`layers` selects modules by name, with `*`, or by class. The sample at step t shows the network before its update.
+By default a run has about twenty samples of everything, ten of the landscape, or, where it is long, more. `layers`
+selects modules by name, with `*`, or by class. The sample at step t shows the network before its update.
 
 ## Where to look
 
-**Time Series.** A group of cards for each metric, a card for each layer, all runs in one chart.
+**The page.** `normzoo report lightning_logs/digits_mlp --open` writes one file with all views, which opens in any
+browser. TensorBoard shows the same page, live, in the tab **Normalization**; `normzoo.page.report(runs)` writes it from
+Python.
 
-![Time Series: a group per metric, a card per layer](monitors-timeseries.png)
+![The tab Normalization in TensorBoard](tensorboard-tab.png)
 
-**Custom Scalars.** The charts for each question: the percentiles of each layer as a band, depth profiles with a line
-for each layer.
+**Time Series.** A few scalars that tell the story, named so that they come in order; `normzoo fit` prints the address
+that opens on the most telling ones. Logarithms where values span decades. **Custom Scalars** has them as six questions,
+the same for every run. **Text** has the verdicts.
 
-![Custom Scalars: the band of percentiles](monitors-custom-scalars.png)
-![Custom Scalars: depth profiles of the covariate shift](monitors-depth.png)
+![Time Series with pinned cards: without a norm the gradient of the first layer is a millionth of the last layer's](tensorboard-time-series.png)
 
-**Images.** Heatmaps of layers over steps, drawn at the end of the run.
+{overview}
 
-![Images: layers over steps](monitors-heatmaps.png)
+## Covariate shift: four numbers with one name
 
-**Histograms.** The running statistics, weights and biases of all channels, and the inputs of the nonlinearities, every
-500 steps.
-
-Each sample is also written as one tensor `[layers, metrics]`, `normalization/CALLBACK`, for tools that read whole
-tables. The first record of the run holds the names of rows and columns.
+| what changes | metric | what to expect |
+|---|---|---|
+| **over time**: a layer's input since the first sample | `drift_w2` | {over_time} |
+| **over depth**: a layer's input against the network's input; a block's output against its input | `depth_w2`, `block_w2` | {over_depth} |
+| **by gradients**: a layer's gradient once the layers below have moved | `ics_relative`, `ics_cosine` | {by_gradients} |
+| **from training to evaluation**, at equal weights | `val_w2`, `test_w2` | {evaluation} |
 
 ## Good to know
 
 - For a layer that runs twice in a step, both passes count. A layer that does not run is left out, with a warning.
-- NaN and infinity are written as they are. A warning names the first step and layer with such a value.
 - With several ranks, a metric is computed over the batches of all ranks, each sample with the same weight; the first
   rank writes. `GradientFlow` shows the gradients of the step itself: DDP gives each rank the same weight, also if their
   batches differ in size.
 - A compiled network keeps its graphs. Hooks do not fire in them: the layers are read on a copy of the network that runs
   the same batch eagerly. With dropout, the copy draws other random numbers than the graph.
-- Other loggers than TensorBoard's receive the scalars.
+- Other loggers than TensorBoard's receive all numbers as scalars, `METRIC/LAYER`.
 - With `accumulate_grad_batches`, activations and `flow_norm` are those of the first batch of a step, the gradients of
   weights those of all its batches.
-- Checkpoints hold references and histories; a resumed run continues with them.
+- Units are features: of an input (N, L, C) of a linear layer, of a norm with `channel_dim=-1`, and of an activation
+  behind them, the C values, not the L tokens.
+- Checkpoints hold references, probe batches and verdicts; a resumed run continues with them.
 """
+
+EXPECT = {
+    "over_time": "without a norm in a deep network it rises with depth, by orders; with BatchNorm it is small and flat",
+    "over_depth": "the deeper, the further from the network's input",
+    "by_gradients": "larger with BatchNorm than without, in many networks: Santurkar et al. 2018 found this, and it is no "
+    "fault. Where gradients vanish nothing moves, and it is near 0",
+    "evaluation": "within the noise floor, `val_w2_floor`, which two sets of batches of one distribution give",
+}
 
 
 def write(root: Path) -> list[Path]:
@@ -83,11 +95,19 @@ def the_page() -> str:
     monitors = [one for one in vars(callbacks).values() if isinstance(one, type) and issubclass(one, Monitor)]
     order = ("RunningStatistics", "CovariateShift", "GradientFlow")
     monitors.sort(key=lambda one: order.index(one.__name__) if one.__name__ in order else len(order))
-    return "\n".join([HEAD, *(section(one) for one in monitors)])
+    head = HEAD.format(overview=scalars(), **EXPECT)
+    return "\n".join([head, *(section(one) for one in monitors)])
+
+
+def scalars() -> str:
+    """The table of the scalars."""
+    rows = [(one.tag, one.meaning) for one in OVERVIEWS]
+    rows += [(f"{group}/LAYER", meaning) for group, _, meaning in BY_LAYER.values()]
+    return "\n".join(["| scalar | what it is |", "|---|---|", *(f"| `{tag}` | {what} |" for tag, what in sorted(rows))])
 
 
 def section(monitor: type[Monitor]) -> str:
-    """What a callback says of itself, and a table of its tags."""
+    """What a callback says of itself, and a table of its metrics."""
     module = inspect.getmodule(monitor)
     assert module is not None
     [question] = (module.__doc__ or "").strip().splitlines()[:1]
@@ -103,7 +123,6 @@ def section(monitor: type[Monitor]) -> str:
         else:
             body.append(line.replace("Raises:", "Raises:\n"))
     one = monitor()  # type: ignore[call-arg]
-    rows = [(one.tag(metric, "LAYER"), told) for metric, told in one.metrics.items()]
-    rows += [(tag if not tag.endswith("/") else f"{tag}...", told) for tag, told in one.totals.items()]
-    table = ["| tag | what it is |", "|---|---|", *(f"| `{tag}` | {told} |" for tag, told in rows)]
+    rows = list(one.metrics.items())
+    table = ["| metric | what it is |", "|---|---|", *(f"| `{tag}` | {told} |" for tag, told in rows)]
     return "\n".join([f"## {monitor.__name__}: {question[0].lower()}{question[1:]}", "", *body, "", *table, ""])

@@ -307,7 +307,7 @@ def test_the_same_monitor_for_another_network(tmp_path: Path) -> None:
     fit(classifier(MLP((1, 8, 8), 10, hidden=(7, 6, 5))), monitors, tmp_path / "two", max_steps=5)
     events = written(tmp_path / "two")
     assert events.scalars("drift_w2/net.hidden.2.norm")[0] == 0
-    assert events.tables("normalization/CovariateShift")[0].shape[0] == 3
+    assert events.tables("normalization/CovariateShift")[0].shape[0] == 3 + 4  # norms, layers with weights
 
 
 class ByHand(Odd):
@@ -353,7 +353,7 @@ def test_one_more_config_switches_them_on(net: str, tmp_path: Path, monkeypatch:
     short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=3", f"--model.net={net}", *BRIEF[:3])
     result = normzoo("fit", "-c", str(config), *short)
     assert result.status == 0, result.err
-    groups = Written(tmp_path / "lightning_logs" / "default" / "000").groups()
+    groups = Written(tmp_path / "lightning_logs" / "default" / "000-BatchNorm-0").groups()
     assert {"running_gap", "drift_w2", "input_p50", "ics_cosine", "flow", "landscape", "val_w2", "test_w2"} <= groups
 
 
@@ -481,7 +481,7 @@ def test_two_ranks_train_the_same_with_and_without(tmp_path: Path) -> None:
     for name, more in (("off", ()), ("on", ("-c", str(config)))):
         result = process("fit", *more, *settings, f"--experiment={name}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr[-3000:]
-        last = tmp_path / "lightning_logs" / name / "000" / "checkpoints" / "last.ckpt"
+        last = tmp_path / "lightning_logs" / name / "000-BatchNorm-0" / "checkpoints" / "last.ckpt"
         states.append(torch.load(last, weights_only=True)["state_dict"])
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 

@@ -190,6 +190,14 @@ def test_all_weights_of_an_attention_layer_count_and_all_weights_below_move() ->
     assert shift.latest["ics_l2"]["net.last"] == pytest.approx(distance, rel=1e-4)
 
 
+def test_a_gradient_of_zeros_has_no_share_and_no_angle() -> None:
+    net, shift = mlp(), InternalCovariateShift(1)
+    nn.init.constant_(net[0].bias, -100.0)  # its units are dead
+    run(Task(net), shift, steps=2)
+    assert list(shift.latest["ics_l2"]) == ["net.0", "net.2", "net.4"]
+    assert list(shift.latest["ics_relative"]) == list(shift.latest["ics_cosine"]) == ["net.2", "net.4"]
+
+
 # Which layers run
 
 
@@ -380,7 +388,7 @@ def test_the_test_of_a_checkpoint_is_compared_with_its_training(tmp_path: Path) 
     shift = CovariateShift(1)
     tester = pl.Trainer(callbacks=[shift], **{**QUIET, "logger": False})
     tester.test(task, ckpt_path=tmp_path / "it.ckpt", weights_only=True, verbose=False)
-    assert shift.new_data["test_w2"]["net.1"] > 0
+    assert shift.latest["test_w2"]["net.1"] == pytest.approx(0, abs=1e-9)  # the same data, at the same weights
 
 
 def test_a_second_fit_of_a_trainer_keeps_the_reference() -> None:

@@ -28,7 +28,7 @@ from normzoo.errors import InputError
 from normzoo.models import MLP
 from normzoo.norms._arguments import keyword_defaults
 from normzoo.runs.checkpoints import find_checkpoint
-from normzoo.runs.folders import new_run, shared_run
+from normzoo.runs.folders import existing, new_run, shared_run
 from normzoo.tasks.classifier import Classifier
 
 LAYERS = norms.layers()
@@ -51,9 +51,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert result.status == 0, result.err
     conv = normzoo("fit", *QUIET, *SHORT, f"--runs={runs}", "--experiment=conv", "--model.net=ConvNet")
     assert conv.status == 0, conv.err
-    accuracy = list(scalars(runs / "default" / "000")["val/accuracy"].values())
+    accuracy = list(scalars(runs / "default" / "000-BatchNorm-0")["val/accuracy"].values())
     assert accuracy[-1] < max(accuracy)
-    return {"runs": runs, "run": runs / "default" / "000", "result": result}
+    return {"runs": runs, "run": runs / "default" / "000-BatchNorm-0", "result": result}
 
 
 def files(folder: Path) -> set[str]:
@@ -192,35 +192,46 @@ def test_help_fits_on_a_few_screens(command: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_run_leaves_a_numbered_folder_and_never_touches_another(folder: Path) -> None:
     first = fit(*SHORT, "--experiment=a/b")
-    assert first == folder / "lightning_logs" / "a" / "b" / "000"
+    assert first == folder / "lightning_logs" / "a" / "b" / "000-BatchNorm-0"
     before = {name: (first / name).read_bytes() for name in files(first)}
     assert {"config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= before.keys()
     assert any("events" in name for name in before)
     second = fit(*SHORT, "--experiment=a/b")
-    assert second.name == "001"
+    assert second.name == "001-BatchNorm-0"
     (second.parent / "007").mkdir()
     (second.parent / "notes").mkdir()
-    assert fit(*SHORT, "--experiment=a/b").name == "008"
+    assert fit(*SHORT, "--experiment=a/b").name == "008-BatchNorm-0"
     assert {name: (first / name).read_bytes() for name in files(first)} == before
     assert {path.name for path in folder.iterdir()} == {"lightning_logs"}
 
 
 def test_runs_elsewhere(tmp_path: Path) -> None:
     run = fit(*SHORT, f"--runs={tmp_path}/elsewhere", "--experiment=mine")
-    assert run == tmp_path / "elsewhere" / "mine" / "000"
+    assert run == tmp_path / "elsewhere" / "mine" / "000-BatchNorm-0"
     assert not (tmp_path / "lightning_logs").exists()
 
 
-def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [lambda n: "", lambda n: f"Norm{n}-0"], ids=["no name", "names"])
+def test_runs_that_start_together_get_folders_of_their_own(name: Callable[[int], str], tmp_path: Path) -> None:
     barrier = threading.Barrier(16)
 
-    def start(_: int) -> Path:
+    def start(n: int) -> Path:
         barrier.wait()
-        return new_run(tmp_path / "runs", "together")
+        return new_run(tmp_path / "runs", "together", name(n))
 
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(start, range(16)))
-    assert sorted(run.name for run in found) == [f"{n:03d}" for n in range(16)]
+    assert sorted(run.name.partition("-")[0] for run in found) == [f"{n:03d}" for n in range(16)]
+    assert sorted(run.name for run in (tmp_path / "runs" / "together").iterdir()) == sorted(run.name for run in found)
+
+
+def test_the_number_of_a_run_is_enough(tmp_path: Path) -> None:
+    for name in ("007-BatchNorm-0", "012-LayerNorm-3", "013"):
+        (tmp_path / name).mkdir()
+    assert existing(str(tmp_path / "7")).name == "007-BatchNorm-0"
+    assert existing(str(tmp_path / "012")).name == "012-LayerNorm-3"
+    assert existing(str(tmp_path / "013")).name == "013"
+    assert existing(str(tmp_path / "14")).name == "14"
 
 
 def test_a_number_that_another_process_takes_in_between_is_left_to_it(
@@ -358,7 +369,7 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
 def test_a_run_without_a_logger_can_be_repeated(folder: Path) -> None:
     for number in range(2):
         run = fit(*SHORT, "--trainer.logger=false")
-        assert run.name == f"{number:03d}"
+        assert run.name == f"{number:03d}-BatchNorm-0"
         assert files(run) >= {"config.yaml", "checkpoints/best.ckpt"}
         assert not any("events" in name for name in files(run))
     assert {path.name for path in folder.iterdir()} == {"lightning_logs"}
@@ -373,7 +384,7 @@ def test_a_run_can_leave_out_the_test() -> None:
     result = normzoo("fit", *QUIET, *SHORT, "--test_after_fit=false")
     assert result.status == 0
     assert not table(result.out)
-    assert not any(tag.startswith("test/") for tag in scalars(Path("lightning_logs/default/000")))
+    assert not any(tag.startswith("test/") for tag in scalars(Path("lightning_logs/default/000-BatchNorm-0")))
 
 
 def test_print_config_is_a_config(folder: Path) -> None:
@@ -925,7 +936,7 @@ def test_an_error_that_is_ours_keeps_its_traceback(own: str, folder: Path, monke
     monkeypatch.setattr(MLP, "forward", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         normzoo("fit", *QUIET, *SHORT)
-    assert not (folder / "lightning_logs" / "default" / "000").exists()
+    assert not any((folder / "lightning_logs" / "default").iterdir())
 
 
 def test_a_run_that_broke_off_later_stays(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -940,8 +951,8 @@ def test_a_run_that_broke_off_later_stays(monkeypatch: pytest.MonkeyPatch, folde
 
     monkeypatch.setattr(MLP, "forward", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        normzoo("fit", *QUIET, "--trainer.max_epochs=1")
-    assert (folder / "lightning_logs" / "default" / "000" / "config.yaml").is_file()
+        normzoo("fit", "--monitors=false", *QUIET, "--trainer.max_epochs=1")
+    assert (folder / "lightning_logs" / "default" / "000-BatchNorm-0" / "config.yaml").is_file()
 
 
 # As a process of its own
@@ -951,7 +962,7 @@ def test_a_run_that_broke_off_later_stays(monkeypatch: pytest.MonkeyPatch, folde
 def test_the_real_thing(folder: Path) -> None:
     done = process("fit", *QUIET, *SHORT, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "lightning_logs/default/000" in done.stdout
+    assert "lightning_logs/default/000-BatchNorm-0" in done.stdout
     assert "Warning" not in done.stderr
     tested = process("test", *QUIET, "--ckpt_path=lightning_logs", cwd=folder)
     assert tested.returncode == 1
@@ -971,7 +982,9 @@ def test_the_real_thing(folder: Path) -> None:
 def test_two_runs_of_the_same_seed_agree_to_the_bit_in_processes_of_their_own(folder: Path) -> None:
     for _ in range(2):
         assert process("fit", *QUIET, *SHORT, "--seed_everything=3", cwd=folder).returncode == 0
-    first, second = (weights(folder / "lightning_logs" / "default" / name) for name in ("000", "001"))
+    first, second = (
+        weights(folder / "lightning_logs" / "default" / name) for name in ("000-BatchNorm-0", "001-BatchNorm-0")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

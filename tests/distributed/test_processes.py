@@ -201,7 +201,7 @@ def test_ranks_that_the_command_started_end_with_it(rank: int, forks: Forks, tmp
     run = forks.start("fit", *TWO, "--trainer.max_epochs=10000", cwd=tmp_path)
     try:
         deadline = time.monotonic() + 90
-        last = tmp_path / "lightning_logs/default/000/checkpoints/last.ckpt"
+        last = tmp_path / "lightning_logs/default/000-BatchNorm-0/checkpoints/last.ckpt"
         while not last.exists():
             assert time.monotonic() < deadline, run.err
             time.sleep(0.1)
@@ -295,11 +295,11 @@ def test_ranks_of_a_launcher_share_a_run(name: str, forks: Forks, tmp_path: Path
     ranks = started(forks, tmp_path, "fit", *TWO, *flags, variables=variables)
     assert [one.wait(60) for one in ranks] == [0, 0], ranks[0].err + ranks[1].err
     [run] = (tmp_path / "lightning_logs/default").iterdir()
-    assert run.name == "000"
+    assert run.name == "000-BatchNorm-0"
     assert {p.name for p in run.iterdir()} == {*KEPT, *events(run)}
     assert len(events(run)) == 1
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert "run          lightning_logs/default/000" in ranks[0].out
+    assert "run          lightning_logs/default/000-BatchNorm-0" in ranks[0].out
     assert "run " not in ranks[1].out
 
 
@@ -311,10 +311,14 @@ def events(run: Path) -> list[str]:
 def test_ranks_predict_into_one_file_as_one_rank_does(forks: Forks, tmp_path: Path) -> None:
     fork = forks.run("fit", *QUIET, "--trainer.max_epochs=1", cwd=tmp_path)
     assert fork.poll() == 0, fork.err
-    run = tmp_path / "lightning_logs/default/000"
+    run = tmp_path / "lightning_logs/default/000-BatchNorm-0"
     tables: list[list[dict[str, Any]]] = []
     for number, variables in enumerate(([{}], local_ranks())):
-        flags = ("--ckpt_path=lightning_logs/default/000", f"--output={number}.csv", *(TWO[:-2] if number else QUIET))
+        flags = (
+            "--ckpt_path=lightning_logs/default/000-BatchNorm-0",
+            f"--output={number}.csv",
+            *(TWO[:-2] if number else QUIET),
+        )
         ranks = started(forks, tmp_path, "predict", *flags, variables=variables)
         assert [one.wait(60) for one in ranks] == [0] * len(ranks), ranks[0].err
         assert "predictions" in ranks[0].out

@@ -131,6 +131,6 @@ def test_the_command_line_trains_tests_and_resumes_sharded(tmp_path: Path) -> No
         assert resumed.poll() == 0, resumed.err
     finally:
         forks.close()
-    files = (tmp_path / f"lightning_logs/{name}/000/checkpoints/last.ckpt" for name in ("one", "cut"))
+    files = (tmp_path / f"lightning_logs/{name}/000-BatchNorm-0/checkpoints/last.ckpt" for name in ("one", "cut"))
     straight, continued = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     assert all(torch.equal(straight[name], value) for name, value in continued.items())

@@ -52,8 +52,8 @@ def normzoo(*arguments: str) -> Result:
 
 
 def fit(*arguments: str) -> Path:
-    """Trains quietly and returns the run's folder."""
-    result = normzoo("fit", *QUIET, *arguments)
+    """Trains quietly, without monitors, and returns the run's folder."""
+    result = normzoo("fit", "--monitors=false", *QUIET, *arguments)
     assert result.status == 0, result.err
     [line] = [line for line in result.out.splitlines() if line.startswith("run ")]
     return Path(line.split(maxsplit=1)[1]).resolve()

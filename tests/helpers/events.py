@@ -83,6 +83,41 @@ class Events:
         self.values(step, own("normalization/verdicts", json.dumps([{"text": "a sentence", **content}])))
 
 
+def resnet20_run(folder: Path, samples: int = 200, details: int = 200, seed: int = 0) -> Path:
+    """A run as large as one of ResNet-20 with all monitors: tables that change as real ones do, many of them sparse."""
+    random = np.random.default_rng(seed)
+    events = Events(folder)
+    events.about(norm="BatchNorm", seed=seed, steps=10 * samples, network=[])
+    layers, norms, activations = ([f"net.blocks.{i}.{kind}" for i in range(count)] for kind, count in
+                                  (("conv", 22), ("norm", 21), ("activation", 19)))  # fmt: skip
+    units = [*activations, *(f"{name}/0" for name in activations)]
+    sizes = {"RunningStatistics": (norms, 9, 1.0), "CovariateShift": ([*layers, *norms], 15, 0.6),
+             "GradientFlow": (layers, 6, 0.9), "ActivationPercentiles": (units, 10, 0.5),
+             "InternalCovariateShift": (layers, 3, 1.0), "ActivationPercentiles/histogram": (activations, 66, 1.0),
+             "LossLandscape/curve": (["0.05", "0.1", "0.2", "0.4"], 2, 1.0)}  # fmt: skip
+    known, state = {}, {}
+    for name, (rows, count, share) in sizes.items():
+        known[name] = random.random((len(rows), count)) < share
+        state[name] = random.normal(size=(len(rows), count))
+    for step in range(samples):
+        values = []
+        for name, (rows, count, _) in sizes.items():
+            state[name] = state[name] + 0.05 * random.normal(size=state[name].shape)
+            table = np.where(
+                known[name], np.exp(state[name]) * (1 + 0.1 * random.normal(size=state[name].shape)), np.nan
+            )
+            if "histogram" in name:
+                table = np.round(100 * table) * (np.abs(np.arange(66) - 33) < 20)
+            names = {"layers": rows, "metrics": [f"m{i}" for i in range(count)]} if step == 0 else None
+            values.append(own(f"normalization/{name}", table.astype(np.float32), names))
+        for i, layer in enumerate(norms if step % (samples // details) == 0 else ()):
+            table = np.exp(0.3 * random.normal(size=(16 << i // 7, 7)))
+            names = {"layers": [*map(str, range(16 << i // 7))], "metrics": list("abcdefg")} if step == 0 else None
+            values.append(own(f"channels/{layer}", table.astype(np.float32), names))
+        events.values(10 * step, *values)
+    return folder
+
+
 def unpacked(content: bytes) -> Any:
     """A packed run, as the script of a report reads it."""
     content = gzip.decompress(content)

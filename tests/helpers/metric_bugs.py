@@ -182,6 +182,11 @@ def times_zero(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
     return Moments(count.double().sum(0), whole, (weight * (var + (mean - whole).square())).sum(0) / total)
 
 
+@caught_by("equals-twin", "spread_between")
+def biased_spread(count: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    return metrics.spread_between(count, mean, var) * (1 - 1 / len(mean))
+
+
 # Percentiles
 
 

@@ -198,6 +198,22 @@ def merge_known() -> list[Known]:
     ]
 
 
+def spread_cases() -> list[Case]:
+    counts = tensor([3, 0, 1, 250]), torch.tensor([[3, 1], [2, 7], [1, 0], [40, 2]])
+    return [case(count, normal(4, 2, seed=3), uniform(4, 2, seed=4)) for count in counts]
+
+
+def spread_known() -> list[Known]:
+    mean, var = tensor([[1, 5], [3, 5], [8, nan]]), tensor([[0, 4], [0, 1], [0, 0]])
+    return [
+        (case(tensor([2, 2, 0]), mean, var), tensor([4, 1])),  # 2 (1 + 1), 2 (1/4 + 1/4)
+        (case(tensor([[3, 0], [1, 9], [0, 0]]), mean, var), tensor([3, nan])),
+        (case(tensor([2, 2, 2]), mean, var), tensor([26, nan])),
+        (case(tensor([2]), mean[:1], var[:1]), tensor([nan, nan])),
+        (case(tensor([0, 0, 0]), mean, var), tensor([nan, nan])),
+    ]
+
+
 def percentiles_cases() -> list[Case]:
     q = (0, 2.5, 15, 50, 85, 99.9, 100)
     return [
@@ -457,6 +473,7 @@ SUBJECTS: dict[str, Subject] = {
         {"numpy.average": Oracle(twins.merge_by_numpy)},
         tolerance=1e-12,
     ),
+    "spread_between": Subject(metrics.spread_between, twins.spread_between, spread_cases, spread_known),
     "percentiles": Subject(
         metrics.percentiles,
         twins.percentiles,

@@ -99,7 +99,7 @@ class Written:
         for table in (one for one in self.tags["tensors"] if one.startswith("normalization/")):
             known = self.described(table)
             for metric, layer in (names, names[::-1]):
-                if metric in known["metrics"] and layer in known["layers"]:
+                if metric in known.get("metrics", ()) and layer in known["layers"]:
                     place = known["layers"].index(layer), known["metrics"].index(metric)
                     found = {step: values[place].item() for step, values in self.tables(table).items()}
                     return {step: value for step, value in found.items() if value == value}
@@ -115,12 +115,14 @@ class Written:
         return json.loads(metadata.plugin_data.content)  # type: ignore[no-any-return]
 
     def tables(self, tag: str) -> dict[int, Tensor]:
-        """Step -> table."""
-        found = {}
+        """Step -> table; of several records of a step, the last value that is one."""
+        found: dict[int, Tensor] = {}
         for event in self.events.Tensors(tag):
             shape = [dim.size for dim in event.tensor_proto.tensor_shape.dim]
             values = np.frombuffer(event.tensor_proto.tensor_content, dtype=np.float32)
-            found[event.step] = torch.from_numpy(values.copy()).view(shape)
+            table = torch.from_numpy(values.copy()).view(shape)
+            before = found.get(event.step, table)
+            found[event.step] = torch.where(table.isnan(), before, table)
         return found
 
 

@@ -82,6 +82,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
         file = tmp_path / "report.html"
         file.write_text("".join(html_page("runs", [(run["name"], as_file(run)) for run in runs])), encoding="utf-8")
         one = Opened(browser.new_context(viewport={"width": width, "height": 900}, **options).new_page())
+        one.page.set_default_timeout(10_000)
         opened.append(one)
         one.page.on("console", lambda message: one.errors.append(message.text) if message.type == "error" else None)
         one.page.on("pageerror", lambda error: one.errors.append(str(error)))
@@ -107,7 +108,7 @@ def boxes(page: Any, selector: str) -> list[dict[str, float]]:
     return [one.bounding_box() for one in page.locator(selector).all()]
 
 
-@pytest.mark.parametrize("width", [800, 1280, 1920])
+@pytest.mark.parametrize("width", [pytest.param(800, marks=pytest.mark.slow), 1280, 1920])
 def test_views_stand_in_order_without_overlap(open_page: Open, three: list[Run], width: int) -> None:
     page = open_page(three, width).page
     assert page.locator("section h2").all_inner_texts() == HEADINGS

@@ -331,6 +331,13 @@ def test_verdicts_are_those_of_the_file_else_those_of_the_events(tmp_path: Path)
     assert run_data("run", read(tmp_path))["verdicts"] == []
 
 
+def test_a_run_is_healthy_only_if_rules_have_judged_it(tmp_path: Path) -> None:
+    small_run(tmp_path)
+    assert run_data("run", read(tmp_path))["judged"] is False
+    (tmp_path / "verdicts.json").write_text("[]")
+    assert run_data("run", read(tmp_path))["judged"] is True
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"rule": "dead"}]', "[" * 10_000])
 def test_a_file_of_verdicts_that_is_none_is_noted(text: str, tmp_path: Path) -> None:
     small_run(tmp_path)

@@ -1,12 +1,15 @@
 """The numbers in a report keep three or four digits, infinity and NaN, and take little space."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from events import unpacked
 
+from normzoo.page.bundle import html_page
 from normzoo.page.packing import packed
 
 
@@ -44,3 +47,30 @@ def test_arrays_keep_their_shape(shape: tuple[int, ...]) -> None:
 def test_everything_else_is_plain() -> None:
     run = {"name": "nan", "seed": None, "network": [{"shape": [1, 2], "drop": "x"}], "landscape": None}
     assert unpacked(packed(run)) == json.loads(json.dumps(run))
+
+
+READ = "async () => Promise.all((await source.runs()).map(({ name }) => source.run(name)))"
+
+
+def test_a_browser_unpacks_the_same(tmp_path: Path) -> None:
+    """The script of a report, in Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium on the PATH")
+    (tmp_path / "modules.json").write_text('["page.js"]')
+    (tmp_path / "page.js").write_text("export function mount(element, given) {\n  window.source = given;\n}\n")
+    (tmp_path / "page.css").touch()
+    values = np.random.default_rng(0).normal(size=(7, 3, 2)).astype(np.float32)
+    values[2, 1] = [np.nan, -np.inf]
+    parts = {part: {"ünïcode": {"steps": [1, 2], "values": values}} for part in ("tables", "channels")}
+    runs = {name: packed({"name": name, **parts, "empty": np.zeros((0, 2))}) for name in ("a", "b ☃ <i>")}
+    file = tmp_path / "report.html"
+    file.write_text("".join(html_page("runs", runs.items(), tmp_path)), encoding="utf-8")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--disable-gpu"], chromium_sandbox=False)
+        page = browser.new_page()
+        page.goto(file.as_uri())
+        found = page.evaluate(READ)
+        browser.close()
+    assert found == [unpacked(run) for run in runs.values()]

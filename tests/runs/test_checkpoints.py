@@ -133,7 +133,7 @@ def test_settings_that_do_not_affect_training_change_freely(run: Path) -> None:
     whole = resume(run)
     free = resume(run, "--data.eval_batch_size=7", "--data.download=false")
     assert (whole.status, free.status) == (0, 0), free.err
-    first, second = (weights(Path(f"resumed/mlp/00{n}")) for n in (0, 1))
+    first, second = (weights(Path(f"resumed/mlp/00{n}-BatchNorm-0")) for n in (0, 1))
     assert equal(first, second)
 
 
@@ -207,7 +207,7 @@ def test_a_new_learning_rate_takes_effect(schedule: str, folder: Path) -> None:
     done = [resume(run), resume(run, asked, "--change=model.optimizer.lr")]
     done.append(resume(run, asked, file=edited(run, slower, folder / "slower.ckpt")))
     assert [result.status for result in done] == [0, 0, 0], done[-1].err
-    old, new, expected = (Path(f"resumed/default/00{n}") for n in range(3))
+    old, new, expected = (Path(f"resumed/default/00{n}-BatchNorm-0") for n in range(3))
     rates = {name: list(scalars(path)["lr"].values()) for name, path in (("old", old), ("new", new))}
     assert rates["new"] == pytest.approx([rate / 10 for rate in rates["old"]])
     assert equal(weights(new), weights(expected))
@@ -239,7 +239,7 @@ def test_any_argument_of_the_optimizer_can_change(change: str, run: Path) -> Non
     result = resume(run, *flags, f"--change={change}")
     assert result.status == 0, result.err
     assert resume(run).status == 0
-    changed, unchanged = (Path(f"resumed/mlp/00{n}") for n in (0, 1))
+    changed, unchanged = (Path(f"resumed/mlp/00{n}-BatchNorm-0") for n in (0, 1))
     saved = torch.load(last(changed), weights_only=True)
     assert {name: [group[name] for group in groups(saved)] for name in expected} == expected
     assert not equal(weights(changed), weights(unchanged))
@@ -249,7 +249,7 @@ def test_the_schedule_can_change_its_shape(folder: Path) -> None:
     run = fit(*SMALL, *SGD, *SCHEDULES["StepLR"], "--runs=runs", "--test_after_fit=false")
     result = resume(run, "--model.lr_scheduler.gamma=0.1", "--change=model.lr_scheduler.gamma")
     assert result.status == 0, result.err
-    [state] = torch.load(last(Path("resumed/default/000")), weights_only=True)["lr_schedulers"]
+    [state] = torch.load(last(Path("resumed/default/000-BatchNorm-0")), weights_only=True)["lr_schedulers"]
     assert state["gamma"] == 0.1
     assert state["_last_lr"] == pytest.approx([0.1 * 0.5 * 0.5 * 0.1] * 2)
 
@@ -269,7 +269,7 @@ def test_a_change_that_the_state_lacks_something_for_is_refused(folder: Path) ->
     result = resume(run, "--model.optimizer.amsgrad=true", "--change=model.optimizer.amsgrad")
     assert result.status == 1
     assert re.search("change=amsgrad: AdamW cannot continue from this checkpoint.*max_exp_avg_sq", one_line(result.err))
-    assert not (folder / "resumed" / "default" / "000").exists()
+    assert not (folder / "resumed" / "default" / "000-BatchNorm-0").exists()
 
 
 TASK = """
@@ -310,7 +310,8 @@ def test_the_rate_of_a_task_of_ones_own_changes_whatever_it_calls_it(
     assert "model.speed: checkpoint has 0.1, asked for 0.01" in refused.err
     result = resume(run, "--model.speed=0.01", "--change=model.speed", "--allow=speedy")
     assert result.status == 0, result.err
-    assert [group["lr"] for group in groups(torch.load(last(Path("resumed/default/000")), weights_only=True))] == [0.01]
+    [resumed] = Path("resumed/default").iterdir()
+    assert [group["lr"] for group in groups(torch.load(last(resumed), weights_only=True))] == [0.01]
 
 
 @pytest.mark.filterwarnings("ignore:.*validation_step", "ignore:.*val_dataloader")

@@ -256,7 +256,7 @@ class Trials:
                 counting = f"import kills; kills.count({str(cwd / 'counts.json')!r})"
                 assert self.normzoo(setting, "fit", *flags_of(setting), cwd=cwd, before=counting) == 0
                 counts = json.loads((cwd / "counts.json").read_text())
-                self.whole[setting] = cwd / "lightning_logs/default/000", counts
+                self.whole[setting] = cwd / "lightning_logs/default/000-BatchNorm-0", counts
             return self.whole[setting]
 
     def killed(self, setting: str, kills: list[str], cwd: Path) -> Path | None:
@@ -368,7 +368,7 @@ def test_two_ranks_that_lightning_starts_are_killed_and_resumed(trials: Trials) 
         cwd.mkdir()
         fork = trials.forks.run("fit", *flags, cwd=cwd, before=kill)
         assert fork.poll() == (-9 if kill else 0), fork.err[-3000:]
-        runs.append(cwd / "lightning_logs/default/000")
+        runs.append(cwd / "lightning_logs/default/000-BatchNorm-0")
     resumed = trials.forks.run("resume", "lightning_logs/default", cwd=trials.folder / "started killed")
     assert resumed.poll() == 0, resumed.err[-3000:]
     assert differences(*map(left, runs)) == []
@@ -392,7 +392,7 @@ def ended(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     # so that the end of an epoch lies between two points
     monkeypatch.setattr(TrainingCurve.__init__, "__defaults__", (("loss", "accuracy"), 2))
-    return Path(shutil.copytree(finished, tmp_path / "lightning_logs/default/000"))
+    return Path(shutil.copytree(finished, tmp_path / "lightning_logs/default/000-BatchNorm-0"))
 
 
 BRIEF = ("--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=3", "--model.net.hidden=[8]")
@@ -462,13 +462,13 @@ def test_a_run_that_is_cut_off_within_an_epoch_ends_the_same(
     for name, number in (("whole", 0), ("killed", 21)):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        flags = (*flags_of(setting), "--trainer.max_epochs=2", "--test_after_fit=false")
+        flags = (*flags_of(setting), "--trainer.max_epochs=2", "--test_after_fit=false", "--monitors=false")
         with monkeypatch.context() as patch:
             if number:
                 patch.setattr(Classifier, "training_step", dies_in_class(Classifier.training_step, number))
             with pytest.raises(Killed) if number else nullcontext():
                 normzoo("fit", *flags)
-        runs.append(tmp_path / name / "lightning_logs/default/000")
+        runs.append(tmp_path / name / "lightning_logs/default/000-BatchNorm-0")
     result = normzoo("resume", str(runs[1]))
     assert result.status == 0, result.err
     assert differences(*map(left, runs)) == []
@@ -635,7 +635,7 @@ REFUSED = {
     "resume": "no run.*There are .*default/000",
     "resume nowhere": "'nowhere' is no run.*config.yaml.*There are .*default/000",
     "resume lightning_logs": "'lightning_logs' is no run.*There are .*default/000",
-    "resume lightning_logs/default/000/checkpoints": "no run.*There are .*default/000",
+    "resume lightning_logs/default/000-BatchNorm-0/checkpoints": "no run.*There are .*default/000",
     "resume --trainer.max_epochs=3": "folder of the run comes first",
     "resume RUN --ckpt_path=x.ckpt": "--ckpt_path.*own newest checkpoint.*normzoo fit",
     "resume RUN --runs=elsewhere": "--runs.*own folder",
@@ -801,10 +801,10 @@ def dies_in_class(method: Callable[..., Any], number: int) -> Callable[..., Any]
     """A method of a class, whose n-th call is interrupted."""
     calls = iter(range(1, 1000))
 
-    def called(self: Any, *args: Any) -> Any:
+    def called(self: Any, batch: Any, batch_idx: int) -> Any:
         if next(calls) == number:
             raise Killed
-        return method(self, *args)
+        return method(self, batch, batch_idx)
 
     return called
 
@@ -860,7 +860,10 @@ def test_a_run_that_receives_a_signal_says_how_to_resume(
     once = f"import kills; kills.watch('step', lambda times, over: times == 7 and not over and kills.send({number}))"
     run = trials.forks.run("fit", *COMMON, cwd=tmp_path, before=once)
     assert run.poll() == 128 + number
-    assert f"normzoo: ended by {number.name}; to resume, run: normzoo resume lightning_logs/default/000" in run.err
+    assert (
+        f"normzoo: ended by {number.name}; to resume, run: normzoo resume lightning_logs/default/000-BatchNorm-0"
+        in run.err
+    )
     assert "Traceback" not in run.err
-    assert not (tmp_path / "lightning_logs/default/000/finished").exists()
+    assert not (tmp_path / "lightning_logs/default/000-BatchNorm-0/finished").exists()
     assert trials.forks.run("resume", "lightning_logs/default", cwd=tmp_path).poll() == 0

@@ -17,14 +17,14 @@ from forks import Fork, Forks
 from normzoo.errors import InputError
 from normzoo.runs.storage import describe_write_error
 
-RUN = Path("lightning_logs/default/000")
+RUN = Path("lightning_logs/default/000-BatchNorm-0")
 
 # What goes wrong when the third epoch begins, as Python of the process itself; RUN is the run's folder.
 THIRD_EPOCH = """
 import ctypes, errno, os, resource, shutil, threading
 from pathlib import Path
 from normzoo.callbacks import HParams
-RUN = Path("lightning_logs/default/000").absolute()
+RUN = Path("lightning_logs/default/000-BatchNorm-0").absolute()
 
 def on_train_epoch_start(self, trainer, module):
     if trainer.current_epoch == 2:
@@ -121,10 +121,10 @@ def test_a_run_whose_files_fail_ends_with_a_message(case: str, forks: Forks, tmp
     source, says, stays = CASES[case]
     fork = forks.run(*FIT, cwd=tmp_path, before=THIRD_EPOCH + source)
     message = require_message(fork, says)
-    assert "lightning_logs/default/000" in message
-    assert ("normzoo resume lightning_logs/default/000" in message) is stays
+    assert "lightning_logs/default/000-BatchNorm-0" in message
+    assert ("normzoo resume lightning_logs/default/000-BatchNorm-0" in message) is stays
     if stays and case != "file for a folder":
-        assert "The last checkpoint is complete: lightning_logs/default/000/checkpoints/" in message
+        assert "The last checkpoint is complete: lightning_logs/default/000-BatchNorm-0/checkpoints/" in message
         require_whole(tmp_path / RUN)
 
 
@@ -149,7 +149,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up(small_disk: Path, forks: Forks) -> None:
     fork = forks.run(*FIT, cwd=small_disk, before=THIRD_EPOCH + FILL)
     message = require_message(fork, "No space left on device")
-    assert "normzoo resume lightning_logs/default/000" in message
+    assert "normzoo resume lightning_logs/default/000-BatchNorm-0" in message
     require_whole(small_disk / RUN)
 
 

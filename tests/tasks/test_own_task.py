@@ -218,7 +218,7 @@ def test_a_step_that_was_saved_is_no_run(tmp_path: Path, monkeypatch: pytest.Mon
         "fit", *commands.QUIET, *commands.SHORT, "--model.optimizer=SGD", "--model.optimizer.lr=1e30"
     )
     assert result.status == 1
-    [step] = Path().glob("lightning_logs/default/000/bad/*")
+    [step] = Path().glob("lightning_logs/default/000-*/bad/*")
     refused = commands.normzoo("resume", str(step))
     assert refused.status == 1
     assert f"repeat it by 'normzoo replay {step}'" in refused.err

@@ -11,6 +11,7 @@ from normzoo.callbacks.predictions import PredictionsCSV as PredictionsCSV
 from normzoo.callbacks.progress import ProgressBar as ProgressBar
 from normzoo.callbacks.running_statistics import RunningStatistics as RunningStatistics
 from normzoo.callbacks.training_curve import TrainingCurve as TrainingCurve
+from normzoo.callbacks.verdicts import Verdicts as Verdicts
 from normzoo.monitoring.schedule import Every as Every
 from normzoo.monitoring.schedule import Logarithmic as Logarithmic
 from normzoo.runs.change import Change as Change

@@ -1,10 +1,11 @@
 """How are the inputs of a nonlinearity distributed, and how does this change during training?"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
@@ -26,11 +27,13 @@ from normzoo.monitoring.layers import (
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Probe
 from normzoo.monitoring.random_state import random_state
-from normzoo.monitoring.replica import copied_batch
+from normzoo.monitoring.replica import copied_batch, plain, size_of
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
+from normzoo.monitoring.writer import EventWriter
 from normzoo.norms._base import Norm
 
+BINS = 40
 SAVED_BYTES = 1 << 22
 """A larger probe batch is not kept in checkpoints."""
 
@@ -78,7 +81,9 @@ class ActivationPercentiles(Monitor):
     - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: its width;
     - `saturated/LAYER`: the share of the inputs where the nonlinearity is flat (sigmoid beyond 4, ReLU at 0 and below);
     - `dead/LAYER`: the share of the units all of whose inputs are saturated;
-    - every 500 steps `effective_rank/LAYER`, in directions.
+    - every 500 steps `effective_rank/LAYER`, in directions;
+    - a histogram of the inputs of each layer in a table of its own: its least and its largest value, and the counts of
+      40 bins of equal width between them, of the values that are finite.
 
     The probe batch runs through the module's own `training_step` on a copy of the module, in training mode and with the
     same random numbers each time. It does not affect the training. Percentiles are in the units of the input. They are
@@ -246,6 +251,14 @@ class ActivationPercentiles(Monitor):
         if not math.isnan(rank):  # some inputs vary
             yield name, "effective_rank", rank
 
+    def finish(self, writer: EventWriter, number: int, parts: Sequence[dict[str, list[Inputs]]]) -> None:
+        super().finish(writer, number, parts)
+        layers = {name: torch.cat([one.values for one in passes]) for name, passes in self.merge(parts).items()}
+        if layers:
+            columns = {"low": "least value", "high": "largest value"} | {f"bin_{i}": "values" for i in range(BINS)}
+            table = histograms(list(layers.values()), BINS)
+            writer.table(number, f"normalization/{self.label}/histogram", list(layers), columns, table)
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "probes": self.probes}
 
@@ -290,23 +303,24 @@ def copied(x: Tensor) -> Tensor:
     return x.to("cpu", torch.float32, copy=True)
 
 
-def plain(batch: Any) -> Any:
-    """A batch of tensors, tuples, lists and mappings for a checkpoint; None of anything else."""
-    if isinstance(batch, Tensor):
-        return batch.detach().cpu()
-    if isinstance(batch, tuple | list):
-        parts = [plain(one) for one in batch]
-        return None if any(p is None for p in parts) else tuple(parts) if type(batch) is tuple else parts
-    if type(batch) is dict:
-        found = {key: plain(one) for key, one in batch.items()}
-        return None if any(v is None for v in found.values()) else found
-    return batch if type(batch) in (int, float, bool, str) else None
+def histograms(rows: Sequence[Tensor], bins: int) -> Tensor:
+    """The least and the largest of the finite values of each row, and their counts in bins of equal width between them.
 
+    Args:
+        rows: L rows of values (S_l,), on the CPU.
+        bins: the number of bins B. A value on an edge belongs to the bin above, the largest to the last one.
 
-def size_of(batch: Any) -> int:
-    """Bytes of the tensors in a batch."""
-    if isinstance(batch, Tensor):
-        return batch.numel() * batch.element_size()
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    return sum(size_of(one) for one in batch) if isinstance(batch, tuple | list) else 0
+    Returns:
+        (L, 2 + B): low, high, counts. A row of equal values has them in the first bin; one without values is NaN.
+    """
+    found = np.full((len(rows), 2 + bins), np.nan)
+    for row, values in zip(found, rows, strict=True):
+        x = values.double().numpy()
+        if x.size and not np.isfinite(x.max() - x.min()):
+            x = x[np.isfinite(x)]
+        if x.size:
+            low, high = x.min(), x.max()
+            place = ((x - low) * (bins / (high - low) if high > low else 0.0)).astype(np.intp)
+            row[:2] = low, high
+            row[2:] = np.bincount(np.minimum(place, bins - 1), minlength=bins)
+    return torch.from_numpy(found)

@@ -19,8 +19,8 @@ from normzoo.callbacks._bad_step import BadStep, StateBefore, set_buffers
 from normzoo.callbacks._layer_table import Findings, bad_weight, inspect_step, local
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
-from normzoo.monitoring.random_state import set_random_state
-from normzoo.monitoring.replica import Replica, same_random_numbers
+from normzoo.monitoring.random_state import same_random_numbers, set_random_state
+from normzoo.monitoring.replica import Replica
 from normzoo.runs.allowed import again
 from normzoo.runs.exact_resume import ExactResume
 
@@ -52,6 +52,7 @@ class FiniteLoss(Callback):
 
     Attributes:
         skipped: the numbers of the skipped steps.
+        found: of the newest step that was not finite, its number, the first layer that is not, and a sentence about it.
 
     Raises:
         InputError: `on_bad` or `most_in_a_row` has another value; while training, as above.
@@ -70,6 +71,7 @@ class FiniteLoss(Callback):
         self.most_in_a_row = most_in_a_row
         self.folder = folder
         self.skipped: list[int] = []
+        self.found: tuple[int, str, str] | None = None
         self.in_a_row = 0
         self.saving = False
 
@@ -77,7 +79,7 @@ class FiniteLoss(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.skipped, self.in_a_row = [], 0
+            self.skipped, self.found, self.in_a_row = [], None, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.ranks = Ranks()
@@ -190,6 +192,7 @@ class FiniteLoss(Callback):
             with same_random_numbers(module.device):
                 set_random_state(step.random, module.device)
                 findings = self.inspect(trainer, module, step)
+                self.found = step.step, findings.offender or "?", findings.summary
                 lines = [
                     describe_step(optimizer, step, losses),
                     *self.describe_layer(step, findings),
@@ -271,6 +274,8 @@ class FiniteLoss(Callback):
         """Raises `InputError` if an update made a weight non-finite, before a checkpoint is replaced."""
         if found := bad_weight(module):
             name, numbers = found
+            layer = name.rpartition(".")[0] or name
+            self.found = trainer.global_step - 1, layer, f"the update made {name} non-finite."
             kept = newest_checkpoint(trainer)
             which = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
             raise InputError(
@@ -284,10 +289,11 @@ class FiniteLoss(Callback):
             self.require_finite_weights(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": list(self.skipped), "in_a_row": self.in_a_row}
+        return {"skipped": list(self.skipped), "in_a_row": self.in_a_row, "found": self.found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = list(state_dict["skipped"]), state_dict["in_a_row"]
+        self.found = state_dict.get("found")
 
 
 def is_finite(parameters: Iterable[Tensor], losses: Sequence[Tensor]) -> bool:

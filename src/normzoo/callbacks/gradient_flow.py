@@ -1,15 +1,13 @@
-"""Do gradients vanish or explode on their way through the network?"""
+"""Do gradients vanish or explode on their way through the network, and does every layer learn?"""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normzoo.errors import InputError
-from normzoo.metrics import growth, norms
+from normzoo.metrics import norms
 from normzoo.monitoring.layers import Layers, is_weighted, of_kind, own_parameters
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.sample import Readings, Seen, Step, Table
@@ -28,28 +26,27 @@ class Sample(NamedTuple):
 
 
 class GradientFlow(Monitor):
-    """Shows the size of gradients and updates layer by layer, and names the first layer where they vanish or explode.
+    """Shows the size of gradients and updates layer by layer.
 
     - `flow_norm/`: `||dL / dy_l||`, of the loss of the step's first batch with respect to the layer's output;
     - `grad_norm/`: `||dL / dw_l||` of the layer's weights, over all ranks, unscaled, not clipped yet;
     - `grad_norm_clipped/`: the same as the optimizer took it, where the Trainer clips;
     - `grad_ratio/`: `||dL / dw_l|| / ||w_l||`;
     - `update_ratio/`: `||w_l' - w_l|| / ||w_l||`, the relative size of the update: about 1e-3 is healthy with SGD;
-    - `flow/growth`: the factor by which `flow_norm` grows per layer towards the first, a fit over all layers;
-    - `flow/vanishing` and `flow/exploding`: the number of layers whose `flow_norm` is below or above a share of the
-      last layer's. The first that is, on the way back, is named in a warning, once when it begins.
+    - `turn/`: `||d - (d.w / ||w||^2) w|| / ||w||` with `d = w_l' - w_l`, the part of the update across the weights.
+      Weight decay moves along them, so that a layer that only decays has 0; as has one that is frozen.
 
-    Norms are in units of the loss per unit of what they belong to; ratios and growth have no unit.
+    Norms are in units of the loss per unit of what they belong to; ratios and turn have no unit. `turn` takes each
+    parameter of a layer for itself, as weight decay does. `Verdicts` names the layer where gradients vanish or explode,
+    and layers that do not learn.
 
     Args:
         every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all layers with weights but norms.
-        vanishing: the share of the last layer's flow below which a layer's has vanished, in (0, 1).
-        exploding: the share above which it has exploded, above 1.
 
     Raises:
-        InputError: `layers` matches nothing; a share out of range.
+        InputError: `layers` matches nothing; a number out of range.
 
     Reference: Xavier Glorot, Yoshua Bengio. Understanding the difficulty of training deep feedforward neural networks.
     2010. Growth of batch norm: Greg Yang et al. A Mean Field Theory of Batch Normalization. 2019. arXiv 1902.08129.
@@ -62,28 +59,11 @@ class GradientFlow(Monitor):
         "grad_norm_clipped": "norm of the gradient with respect to the layer's weights, after clipping",
         "grad_ratio": "norm of the gradient as a share of the norm of the weights",
         "update_ratio": "norm of the update as a share of the norm of the weights",
-    }
-    totals: Mapping[str, str] = {
-        "flow/growth": "factor by which the gradient grows per layer towards the first",
-        "flow/vanishing": "number of layers whose gradient has vanished",
-        "flow/exploding": "number of layers whose gradient has exploded",
+        "turn": "norm of the part of the update that is across the weights, as a share of their norm",
     }
 
-    def __init__(
-        self,
-        every: int | Schedule | None = None,
-        layers: Layers | None = None,
-        vanishing: float = 1e-3,
-        exploding: float = 1e3,
-    ) -> None:
+    def __init__(self, every: int | Schedule | None = None, layers: Layers | None = None) -> None:
         super().__init__(every, layers, detail_every=0)
-        if not 0 < vanishing < 1 < exploding:
-            raise InputError(
-                f"GradientFlow(vanishing={vanishing!r}, exploding={exploding!r}): shares of the last layer's flow, "
-                f"the first in (0, 1), the second above 1; 1e-3 and 1e3 are the defaults."
-            )
-        self.vanishing = vanishing
-        self.exploding = exploding
 
     def reset(self) -> None:
         super().reset()
@@ -125,13 +105,15 @@ class GradientFlow(Monitor):
         return Sample(list(dict.fromkeys(name for name, _ in passes)), flow, self.read_parameters(step))
 
     def read_parameters(self, step: Step) -> dict[str, dict[str, float]]:
-        """Metric -> layer -> value, of the weights of a layer; without those that did not learn in this step."""
+        """Metric -> layer -> value, of the weights of a layer; only `turn` of those that did not learn in this step."""
+        frozen = dict.fromkeys((name for name, p in self.owned if not p.requires_grad), 0.0)
         if not self.weights:
-            return {}
-        weight = self.by_layer(norms(self.weights).tolist())
+            return {"turn": frozen}
+        weights = norms(self.weights).tolist()
         for before, p in zip(self.weights, self.parameters, strict=True):
             before.sub_(p.detach())  # in place: no further copy
-        update = self.by_layer(norms(self.weights).tolist())
+        weight, update = self.by_layer(weights), self.by_layer(norms(self.weights).tolist())
+        across = self.by_layer(norms(list(map(across_weights, self.weights, self.parameters, weights))).tolist())
         self.weights = []
         learn = {self.owners[i] for i in self.gradients}
         gradient = self.by_layer([self.gradients.get(i, 0.0) for i in range(len(self.parameters))])
@@ -142,7 +124,8 @@ class GradientFlow(Monitor):
         # Weights that are all 0 have no ratio.
         found["grad_ratio"] = {name: gradient[name] / size for name, size in weight.items() if size}
         found["update_ratio"] = {name: update[name] / size for name, size in weight.items() if size}
-        return {metric: {n: v for n, v in by_layer.items() if n in learn} for metric, by_layer in found.items()}
+        found = {metric: {n: v for n, v in by_layer.items() if n in learn} for metric, by_layer in found.items()}
+        return {**found, "turn": {**frozen, **{name: across[name] / size for name, size in weight.items() if size}}}
 
     def by_layer(self, sizes: Sequence[float]) -> dict[str, float]:
         """The norm of each layer, from the norms of its parameters."""
@@ -169,40 +152,25 @@ class GradientFlow(Monitor):
             metric: {name: by_layer[name] for name in self.order if name in by_layer}
             for metric, by_layer in sample.parameters.items()
         }
-        self.whole(number, flow)
         return Table(self.order, {"flow_norm": flow, **parameters}) if self.order else None
-
-    def whole(self, number: int, flow: Mapping[str, float]) -> dict[str, float]:
-        """Growth of the gradient over the layers; the number of layers where it vanishes or explodes, with warnings."""
-        if not flow:
-            return {}
-        last = list(flow.values())[-1]
-        vanishing = [name for name, size in flow.items() if size == 0 or size < self.vanishing * last]
-        exploding = [name for name, size in flow.items() if size == math.inf or size > self.exploding * last]
-        self.warn(number, "vanishes", vanishing, flow)
-        self.warn(number, "explodes", exploding, flow)
-        totals = {"flow/vanishing": float(len(vanishing)), "flow/exploding": float(len(exploding))}
-        if len(flow) > 1:
-            totals["flow/growth"] = growth(torch.tensor(list(flow.values()))).item()
-        return totals
-
-    def warn(self, number: int, what: str, where: Sequence[str], flow: Mapping[str, float]) -> None:
-        """Warns when it begins, of the first layer on the way back from the loss."""
-        if not where:
-            self.warned.discard(what)
-            return
-        first, (last, at_last) = where[-1], list(flow.items())[-1]
-        self.warn_once(
-            what,
-            f"step {number}: the gradient {what} at {first}: {flow[first]:.3g} with respect to its output, "
-            f"{at_last:.3g} at the last layer, {last}; so it is in {len(where)} of {len(flow)} layers. Norms, another "
-            f"init or learning rate, or gradient clipping may help.",
-        )
 
 
 def norm_of(module: nn.Module, gradient: Tensor) -> Tensor:
     """Reads the norm of a gradient."""
     return norms([gradient])[0]
+
+
+def across_weights(back: Tensor, parameter: Tensor, size: float) -> Tensor:
+    """The part of an update across the weights.
+
+    Args:
+        back: the weights before the update, minus those after it.
+        parameter: the weights after it.
+        size: the norm of those before it.
+    """
+    before = parameter.detach() + back
+    along = (back * before).sum() / size**2 if size else 0.0
+    return back - along * before
 
 
 def loss_scale(step: Step) -> float:

@@ -1,5 +1,6 @@
 """Does the update of the layers below change a layer's gradient?"""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,11 +11,11 @@ from normzoo.metrics import internal_covariate_shift
 from normzoo.monitoring.layers import Layers, is_weighted, named_layers, of_kind, own_parameters
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Probe
-from normzoo.monitoring.replica import copied_batch
+from normzoo.monitoring.replica import copied_batch, refuse_own_loop
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
 
-CHOSEN = 4
+CHOSEN = 6
 """The number of layers that are chosen if the user names none."""
 
 
@@ -29,12 +30,26 @@ class InternalCovariateShift(Monitor):
     random numbers. For the first layer G' is G: 0, 0 and 1. Over ranks both are averages, weighted by their samples.
     A sample costs one step and, for every further layer, another half to one. Not for manual optimization.
 
-    Tags: `ics_l2/LAYER` in units of the gradient, `ics_relative/LAYER`, `ics_cosine/LAYER`.
+    Metrics: `ics_l2` in units of the gradient, `ics_relative`, `ics_cosine`.
+
+    This is one of three definitions of internal covariate shift, which answer different questions:
+
+    - **over time** (Ioffe and Szegedy 2015; `drift_w2` and `step_w2` of `CovariateShift`): how far the distribution of
+      a layer's input moves while the layers before it learn. In a deep network without norms it grows with depth, by
+      orders of magnitude if the training diverges or saturates; behind a norm that centres and scales it stays small;
+    - **over depth** (`block_w2` and `depth_w2` of `CovariateShift`): how far the distribution moves from layer to
+      layer in a single step. Without norms it grows with depth where signals grow or fade on their way; with norms all
+      layers have about the same distance from the network's input;
+    - **by gradients** (Santurkar et al. 2018; this monitor): how much the update of the layers below changes a layer's
+      gradient. With BatchNorm it is often larger than without, and that is expected: it is the paper's point that
+      batch normalization helps although it does not reduce this shift, as it makes the landscape smoother
+      (`LossLandscape`).
 
     Args:
         every: optimizer steps between samples, or a function of the step; None for 500, or less in a run so short
             that there were fewer than 20 samples.
-        layers: names or classes, with `*`; None for four layers with weights, evenly spread from the first to the last.
+        layers: names or classes, with `*`; None for all layers with weights, or, of more than six, for six that are
+            evenly spread from the first to the last.
 
     Raises:
         InputError: `layers` matches nothing, or nothing that learns; a module that cannot be copied.
@@ -72,6 +87,7 @@ class InternalCovariateShift(Monitor):
 
     def begin(self, step: Step) -> None:
         """Copies the weights and the batch from before the step."""
+        refuse_own_loop(step.module)
         self.before = step.replica().weights()
         self.batch = copied_batch(step.batch)
 
@@ -127,5 +143,9 @@ class InternalCovariateShift(Monitor):
             self.chosen = [self.chosen[i] for i in places]
 
     def compute(self, number: int, sample: list[tuple[str, list[float]]]) -> Table:
-        values = {metric: {layer: column[i] for layer, column in sample} for i, metric in enumerate(self.metrics)}
+        # A gradient of zeros, as of a layer whose units are dead, has no share and no angle.
+        values = {
+            metric: {layer: c[i] for layer, c in sample if math.isfinite(c[i]) or not math.isfinite(c[0])}
+            for i, metric in enumerate(self.metrics)
+        }
         return Table([layer for layer, _ in sample], values)

@@ -1,6 +1,7 @@
 """How far does the gradient predict the loss?"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,12 @@ from normzoo.metrics.landscape import change_per_distance
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
+from normzoo.monitoring.writer import EventWriter
 
+CURVE = {
+    "loss": "loss at theta - eta g",
+    "gradient_change": "norm of the change of the gradient from theta to theta - eta g",
+}
 STEPS = tuple(round(0.05 * i, 2) for i in range(1, 9))
 
 
@@ -20,10 +26,10 @@ class LossLandscape(Monitor):
 
     At the weights theta of the sampled step, with g the gradient of its batch, `theta - eta g` is tried for each eta:
 
-    - `landscape/loss`, `landscape/loss_min`, `landscape/loss_max`, `landscape/loss_range`: the loss at theta, and the
-      least, the largest and the range over eta;
-    - `landscape/gradient_change_min`, `landscape/gradient_change_max`: of `||grad L(theta - eta g) - g||`;
-    - `landscape/smoothness`: the effective beta, `max_eta ||grad L(theta - eta g) - g|| / (eta ||g||)`.
+    - `loss`, `loss_min`, `loss_max`, `loss_range`: the loss at theta, and its least, largest and range over eta;
+    - `gradient_change_min`, `gradient_change_max`: of `||grad L(theta - eta g) - g||`;
+    - `smoothness`: the effective beta, `max_eta ||grad L(theta - eta g) - g|| / (eta ||g||)`;
+    - the whole curve, loss and change of the gradient at each eta, in a table of its own.
 
     The loss is in its own units, the change in those of the gradient, beta in loss per squared unit of the weights. All
     on a copy of the module, by its own `training_step`, with the same batch, buffers and random numbers; over ranks
@@ -71,8 +77,8 @@ class LossLandscape(Monitor):
         """Tries all steps before the training makes its own."""
         self.found = self.look_around(step)
 
-    def look_around(self, step: Step) -> dict[str, float]:
-        """Metric -> value; nothing where `training_step` skips the batch."""
+    def look_around(self, step: Step) -> dict[str, Any]:
+        """Metric -> value, "curve" -> loss and change at each eta; nothing where `training_step` skips the batch."""
         start = step.replica().weights()
         here = self.look(step, start)
         if here is None:
@@ -97,6 +103,7 @@ class LossLandscape(Monitor):
             "gradient_change_min": change.min().item(),
             "gradient_change_max": change.max().item(),
             "smoothness": change_per_distance(change, size, steps).item(),
+            "curve": torch.stack([loss_all, change], 1),
         }
 
     def look(self, step: Step, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -105,11 +112,18 @@ class LossLandscape(Monitor):
         found = replica.loss_and_gradients(step.ranks, step.samples, step.batch, step.batch_idx, weights, list(weights))
         return None if found is None else (found[0], torch.cat([gradient.flatten() for gradient in found[1]]))
 
-    def read(self, step: Step, seen: Seen) -> dict[str, float]:
+    def read(self, step: Step, seen: Seen) -> dict[str, Any]:
         return self.found  # of all ranks
 
-    def compute(self, number: int, sample: dict[str, float]) -> Table:
-        return Table(["landscape"], {metric: {"landscape": value} for metric, value in sample.items()})
+    def compute(self, number: int, sample: dict[str, Any]) -> Table:
+        values = {metric: {"landscape": sample[metric]} for metric in self.metrics if metric in sample}
+        return Table(["landscape"], values)
+
+    def write(self, writer: EventWriter, number: int, table: Table) -> None:
+        super().write(writer, number, table)
+        etas = [f"{eta:g}" for eta in self.steps]
+        curve = self.found["curve"].nan_to_num(torch.inf, torch.inf, -torch.inf)
+        writer.table(number, f"normalization/{self.label}/curve", etas, CURVE, curve)
 
     def tag(self, metric: str, row: str) -> str:
         return f"{self.group}/{metric}"

@@ -1,7 +1,8 @@
 """Do the running statistics describe the batches?"""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,16 +38,21 @@ class RunningStatistics(Monitor):
     """Shows the distance of the batch statistics from the running statistics, which evaluation uses; gamma and beta.
 
     `gap = mean_c |mu_B - mu_r| / sigma_r`,  `W2 = sqrt(mean_c (dmu^2 + dsigma^2) / sigma_r^2)`,
-    `KL = mean_c (ln(var_r / var_B) + (var_B + dmu^2) / var_r - 1) / 2`
+    `KL = mean_c (ln(var_r / var_B) + (var_B + dmu^2) / var_r - 1) / 2`,
+    `lag = median_c (u u' / 2 + s s' / 4)` with `u = dmu sqrt((1 / var_B + 1 / var_r) / 2)` and
+    `s = sigma_B / sigma_r - sigma_r / sigma_B`
 
     B is the training batch, over all ranks, with the unbiased variance; r the running statistics before the layer has
     seen it. A layer that runs twice in a step is compared with both batches together. Channels whose running variance
-    is 0 are left out, in KL also those that are constant in the batch. Layers without running mean and variance of
-    their input's channels show gamma and beta alone; a network without norms shows nothing.
+    is 0 are left out, in KL and lag also those that are constant in the batch. Layers without running mean and variance
+    of their input's channels show gamma and beta alone; a network without norms shows nothing.
+
+    Lag is the symmetric divergence `(KL(B || r) + KL(r || B)) / 2` with one factor of each square from this sample and
+    one, `u'` and `s'`, from the sample before: about 0 where batches differ by chance alone, whatever their size.
 
     Tags, each with the name of the layer: `running_gap/`, `running_w2/` in running standard deviations, `running_kl/`
-    in nats per channel; `gamma_mean/`, `gamma_std/`, `beta_mean/`, `beta_std/` over the channels of weight and bias.
-    Every 500 steps also a table `[channels, metrics]` per layer.
+    and `running_lag/` in nats per channel; `gamma_mean/`, `gamma_std/`, `beta_mean/`, `beta_std/` over the channels of
+    weight and bias. Every 500 steps also a table `[channels, metrics]` per layer.
 
     Args:
         every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
@@ -64,6 +70,7 @@ class RunningStatistics(Monitor):
         "running_gap": "mean distance of batch mean and running mean, in running standard deviations",
         "running_w2": "Wasserstein-2 distance of batch and running statistics, in running standard deviations",
         "running_kl": "Kullback-Leibler divergence of the batch from the running statistics, in nats per channel",
+        "running_lag": "symmetric divergence of batch and running statistics without noise, median, nats per channel",
         "gamma_mean": "mean of the weight over channels",
         "gamma_std": "standard deviation of the weight over channels",
         "beta_mean": "mean of the bias over channels",
@@ -74,6 +81,11 @@ class RunningStatistics(Monitor):
         self, every: int | Schedule | None = None, layers: Layers | None = None, detail_every: int | None = None
     ) -> None:
         super().__init__(every, layers, detail_every)
+
+    def reset(self) -> None:
+        super().reset()
+        self.differences: dict[str, Tensor] = {}
+        """Of the newest sample, see `differences`."""
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_norm) or of_kind(model, is_weighted)
@@ -102,7 +114,14 @@ class RunningStatistics(Monitor):
 
     def compute(self, number: int, sample: Sample) -> Table:
         self.warn_of_unreached([*sample.batch, *(name for name in self.modules if name not in self.keeping)])
-        values = {**gaps(sample), **spreads(sample.learned)}
+        before, self.differences = self.differences, differences(sample)
+        both = {n: (one, before[n]) for n, one in self.differences.items() if n in before}
+        lags = {n: lag(*pair) for n, pair in both.items() if pair[0].shape == pair[1].shape}
+        values = {
+            **gaps(sample),
+            "running_lag": {n: value for n, value in lags.items() if not math.isnan(value)},
+            **spreads(sample.learned),
+        }
         return Table(list(self.modules), values)
 
     def detail(self, writer: EventWriter, number: int, sample: Sample) -> None:
@@ -112,6 +131,13 @@ class RunningStatistics(Monitor):
                 table = torch.stack([values for _, values in columns.values()], 1)
                 units = {what: unit for what, (unit, _) in columns.items()}
                 writer.table(number, f"channels/{name}", list(map(str, range(len(table)))), units, table)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "differences": dict(self.differences)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.differences = dict(state_dict["differences"])
 
 
 def gaps(sample: Sample) -> dict[str, dict[str, float]]:
@@ -130,6 +156,24 @@ def gaps(sample: Sample) -> dict[str, dict[str, float]]:
         for metric, row in zip(("running_gap", "running_w2", "running_kl"), means, strict=True)
     }
     return {**found, "running_w2": {name: square**0.5 for name, square in found["running_w2"].items()}}
+
+
+def differences(sample: Sample) -> dict[str, Tensor]:
+    """Layer -> (2, C_l), u and s of each channel; NaN where the batch or the running statistics are constant."""
+    found = {}
+    for name in shared_layers(sample.batch, sample.running):
+        batch, running = sample.batch[name].unbiased(), sample.running[name]
+        means = (batch.mean - running.mean) * ((1 / batch.var + 1 / running.var) / 2).sqrt()
+        spreads = (batch.std / running.std) - (running.std / batch.std)  # 2 sinh of half the logarithm of var_B / var_r
+        both = torch.stack([means, spreads])
+        found[name] = both.where((batch.var > 0) & (running.var > 0), torch.nan)
+    return found
+
+
+def lag(now: Tensor, before: Tensor) -> float:
+    """The median over channels of the lag, from u and s in two samples, (2, C) each; NaN if no channel has one."""
+    u, s = now * before
+    return (u / 2 + s / 4).nanmedian().item()
 
 
 def spreads(learned: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:

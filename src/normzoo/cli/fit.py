@@ -1,5 +1,6 @@
 """The command `normzoo fit`: trains a network in a new run, or resumes one, and tests the best checkpoint."""
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,14 +13,39 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from normzoo.callbacks import Change, ExactResume, FiniteLoss, HParams, Record, SharedRun, TrainingCurve
+from normzoo.callbacks import (
+    ActivationPercentiles,
+    Change,
+    CovariateShift,
+    ExactResume,
+    FiniteLoss,
+    GradientFlow,
+    HParams,
+    InternalCovariateShift,
+    LossLandscape,
+    Record,
+    RunningStatistics,
+    SharedRun,
+    TrainingCurve,
+    Verdicts,
+)
 from normzoo.cli.command import Command, has, report_file
 from normzoo.errors import InputError
+from normzoo.monitoring.layers import norm_name
 from normzoo.monitoring.lean import reduce_overhead
+from normzoo.monitoring.overview import time_series_url
 from normzoo.runs import checkpoints, contradictions
 from normzoo.runs.folders import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, shared_run
 from normzoo.runs.loggers import continue_curves
 
+MONITORS = (
+    RunningStatistics,
+    CovariateShift,
+    GradientFlow,
+    ActivationPercentiles,
+    InternalCovariateShift,
+    LossLandscape,
+)
 # The settings of its run that a checkpoint records.
 RECORDED = ("seed_everything", "model", "data", "trainer")
 
@@ -88,6 +114,8 @@ class CLI(Command):
                 added.append(best(self.model, run / CHECKPOINTS))
             added.append(self.last())
         added.append(HParams(flat(self.settings)))
+        if self.settings.monitors:
+            added += [*usual_monitors(callbacks), *([] if has(callbacks, Verdicts) else [Verdicts(run, summary=False)])]
         if self.settings.on_bad_loss != "ignore" and not has(callbacks, FiniteLoss):
             added.append(FiniteLoss(self.settings.on_bad_loss, folder=run / FiniteLoss.FOLDER))
         added.append(Record({key: self.config_dump.get(key) for key in RECORDED}))
@@ -97,7 +125,9 @@ class CLI(Command):
 
     def new_run(self) -> Path:
         """The folder of a new run, which this process holds."""
-        run = shared_run(Path(self.settings.runs), self.settings.experiment)
+        seed = self.settings.seed_everything
+        name = f"{norm_name(self.model)}-{'unseeded' if isinstance(seed, bool) else seed}"
+        run = shared_run(Path(self.settings.runs), self.settings.experiment, name)
         if is_first():
             self.lock = hold(run)
         return run
@@ -139,7 +169,40 @@ class CLI(Command):
         if self.run is not None and self.trainer.is_global_zero:
             if self.trainer.state.finished:
                 (self.run / FINISHED).write_text(f"{self.trainer.global_step} steps\n")
-            print(f"\nrun          {self.run}\ntensorboard  tensorboard --logdir={self.settings.runs}")
+            print(f"\n{self.closing_lines()}")
+
+    def closing_lines(self) -> str:
+        """What to look at after training."""
+        runs, experiment = self.settings.runs, self.settings.experiment
+        verdicts = [one for one in self.trainer.callbacks if isinstance(one, Verdicts)]  # type: ignore[attr-defined]
+        lines = [
+            f"run          {self.run}",
+            f"page         {program('normzoo')} report {Path(runs) / experiment} --open",
+            f"tensorboard  {program('tensorboard')} --logdir={runs}",
+            f"             {time_series_url(f'^{experiment}/')}",
+        ]
+        if not verdicts:
+            lines = [lines[0], lines[2]]
+        net = getattr(getattr(self.settings.model, "init_args", None), "net", None)
+        if "norm" in (getattr(net, "init_args", None) or {}) and norm_name(self.model) != "NoNorm":
+            lines.append("compare      the same command with --model.net.norm=NoNorm trains the network without a norm")
+        return "\n".join([*(f"{one.summary()}\n" for one in verdicts), *lines])
+
+
+def usual_monitors(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The monitors that a user did not name; none of them is an error where it cannot read the network."""
+    found: list[Callback] = []
+    for kind in MONITORS:
+        if not has(callbacks, kind):
+            monitor = kind()
+            monitor.required = False
+            found.append(monitor)
+    return found
+
+
+def program(name: str) -> str:
+    """How to call a program of this environment."""
+    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
 
 
 class BestByLoss(ModelCheckpoint):

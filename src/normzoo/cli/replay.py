@@ -14,8 +14,8 @@ from normzoo.callbacks._bad_step import BadStep, set_buffers
 from normzoo.callbacks._layer_table import Findings, inspect_step
 from normzoo.cli.fit import CLI
 from normzoo.errors import InputError, printable
-from normzoo.monitoring.random_state import set_random_state
-from normzoo.monitoring.replica import Replica, same_random_numbers
+from normzoo.monitoring.random_state import same_random_numbers, set_random_state
+from normzoo.monitoring.replica import Replica
 
 TOLERANCE = 1e-4  # another machine, or a compiled network, rounds differently
 

@@ -1,6 +1,7 @@
 """The command `normzoo report`: writes what monitors measured in some runs as one page."""
 
 import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> None:
         help="the file to write: .html for a page, .json for its data; one that exists is replaced "
         "(default: report.html)",
     )
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
     given = parser.parse_args(arguments)
 
     from normzoo.page.report_file import write_report  # numpy is imported here and not for --help
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"normzoo: {printable(note)}", file=sys.stderr)
     count = f"{len(written.runs)} run{'' if len(written.runs) == 1 else 's'}"
     print(f"report       {written.path} ({count}, {size(written.path.stat().st_size)})")
+    if given.open:
+        webbrowser.open(written.path.resolve().as_uri())
 
 
 def size(count: int) -> str:

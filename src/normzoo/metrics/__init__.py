@@ -21,3 +21,4 @@ from normzoo.metrics.percentiles import rank_error as rank_error
 from normzoo.metrics.percentiles import sampled as sampled
 from normzoo.metrics.saturation import dead as dead
 from normzoo.metrics.saturation import saturated as saturated
+from normzoo.metrics.spread_between import spread_between as spread_between

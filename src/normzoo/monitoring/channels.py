@@ -1,9 +1,10 @@
 """Count, mean and variance of the channels of several layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,36 +51,53 @@ def shared_layers(p: Channels, q: Channels) -> list[str]:
     return [
         name
         for name, one in p.items()
-        if name in q and one.mean.shape == q[name].mean.shape and one.n > 0 and q[name].n > 0
+        if (other := q.get(name)) is not None
+        and one.mean.shape == other.mean.shape
+        and one.n.item() > 0
+        and other.n.item() > 0
     ]
 
 
 def joined(layers: Sequence[Moments]) -> Moments:
     """The channels of several layers, one layer after the other: (sum C_l,) each."""
-    counts = torch.cat([one.n.expand_as(one.mean) for one in layers])
-    return Moments(counts, torch.cat([one.mean for one in layers]), torch.cat([one.var for one in layers]))
+    counts = np.repeat([one.n.item() for one in layers], [len(one.mean) for one in layers])
+    return Moments(
+        torch.from_numpy(counts), torch.cat([one.mean for one in layers]), torch.cat([one.var for one in layers])
+    )
 
 
-@lru_cache(maxsize=64)
-def layer_index(sizes: tuple[int, ...]) -> Tensor:
-    """(sum C_l,), the layer of each channel."""
-    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
+def starts(sizes: Sequence[int]) -> list[int]:
+    """Where each layer's channels begin among those of all."""
+    return [0, *accumulate(sizes[:-1])]
 
 
 def averages(sizes: Sequence[int], values: Tensor, known: Tensor) -> list[list[float | None]]:
     """The averages of several quantities over the channels of each layer; None where none counts.
 
     Args:
-        sizes: C_l of each of L layers.
+        sizes: C_l of each of L layers, at least 1.
         values: (M, sum C_l), in float64.
         known: (M, sum C_l), bool: the channels that count.
     """
-    index = layer_index(tuple(sizes))
-    zeros = values.new_zeros(len(values), len(sizes))
-    counts = zeros.index_add(1, index, known.double())
-    means = zeros.index_add(1, index, torch.where(known, values, 0.0)) / counts
-    rows = zip(means.tolist(), counts.tolist(), strict=True)
-    return [[mean if count else None for mean, count in zip(*row, strict=True)] for row in rows]
+    counts = np.add.reduceat(known.numpy(), starts(sizes), axis=1, dtype=np.int64)
+    sums = np.add.reduceat(np.where(known.numpy(), values.numpy(), 0.0), starts(sizes), axis=1)
+    rows = zip(sums.tolist(), counts.tolist(), strict=True)
+    return [[total / count if count else None for total, count in zip(*row, strict=True)] for row in rows]
+
+
+def pooled(channels: Channels) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of all values of each layer together; each channel counts the same.
+
+    `mean = mean_c mu_c`,  `var = mean_c (var_c + (mu_c - mean)^2)`
+    """
+    if not channels:
+        return {}
+    flat, sizes = joined(list(channels.values())), [len(one.mean) for one in channels.values()]
+    mu, var = flat.mean.numpy(), flat.var.numpy()
+    with np.errstate(all="ignore"):
+        mean = np.add.reduceat(mu, starts(sizes)) / sizes
+        square = np.add.reduceat(var + (mu - mean.repeat(sizes)) ** 2, starts(sizes)) / sizes
+    return dict(zip(channels, zip(mean.tolist(), np.sqrt(square).tolist(), strict=True), strict=True))
 
 
 def to_state(channels: Channels) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.nn.modules import activation
@@ -180,15 +182,63 @@ def is_activation(module: nn.Module) -> bool:
     return isinstance(module, ACTIVATIONS)
 
 
+def norm_name(model: nn.Module) -> str:
+    """The class of a network's norms: "NoNorm" if there are none, "A+B" of several, in the order of registration."""
+    kinds = [type(module).__name__ for module in of_kind(model, is_norm).values()]
+    for name, module in named_layers(model):
+        kind = type(module).__name__.lstrip("_")
+        if "parametrizations" in name.split(".") and (isinstance(module, Norm) or "norm" in kind.lower()):
+            kinds.append(kind)
+    return "+".join(dict.fromkeys(kind for kind in kinds if kind != "NoNorm")) or "NoNorm"
+
+
+# Where their features are.
+
+
 LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 """Layers that take (N, *, C)."""
+FED: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], ...]] = WeakKeyDictionary()
+"""Activation -> axis and size of the features of the layers that are registered before it, the nearest first."""
+
+
+def remember_feeds(model: nn.Module) -> None:
+    """Remembers for `feature_axis` which layers may feed each activation of a model."""
+    before: dict[tuple[int, int], None] = {}
+    for _, module in named_layers(model):
+        if is_activation(module):
+            FED[module] = tuple(reversed(before))
+        for features in features_of(module):
+            before.pop(features, None)  # to the end
+            before[features] = None
+
+
+def features_of(module: nn.Module) -> Iterator[tuple[int, int]]:
+    """Axis and size of the features that a layer returns, if its class tells: 1 as in (N, C, *), -1 as in (N, *, C)."""
+    if isinstance(module, nn.RNNBase):
+        yield -1, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    elif isinstance(module, nn.MultiheadAttention):
+        yield -1, module.embed_dim
+    elif isinstance(module, nn.Embedding):
+        yield -1, module.embedding_dim
+    elif isinstance(module, nn.Linear | nn.Bilinear):
+        yield -1, module.out_features
+    elif type(module) in (nn.LayerNorm, nn.RMSNorm) or getattr(module, "over_axes", False):
+        sizes: Any = module.normalized_shape
+        yield -1, sizes[-1]
+    elif isinstance(module, Norm):
+        if module.facts.acts_on == "activation":
+            yield module.channel_dim, module.num_features
+    else:
+        names = ("out_channels", "num_features", "num_channels")  # of convolutions, batch and group norms
+        yield from ((1, size) for name in names if isinstance(size := getattr(module, name, None), int))
 
 
 def feature_axis(module: nn.Module, x: Tensor) -> int:
     """The axis of the features in a module's input or output: 1 as in (N, C, *), or the last as in (N, *, C).
 
-    The last for linear and recurrent layers, torch's LayerNorm and RMSNorm. Of a subclass that takes (N, C, *), and of
-    a norm of another library, the size of the axes decides.
+    The last for linear and recurrent layers, torch's LayerNorm and RMSNorm. Of a subclass that takes (N, C, *), of a
+    norm or a linear layer of another library, the size of the axes decides. An activation has the axis of the layer
+    that feeds it: the nearest one registered before it with as many features as that axis has in `x`; without any, 1.
     """
     if isinstance(module, Norm):
         return x.dim() - 1 if getattr(module, "over_axes", False) else module.channel_dim % x.dim()
@@ -197,7 +247,12 @@ def feature_axis(module: nn.Module, x: Tensor) -> int:
         return 1 if x.dim() > 2 and x.shape[-1] != size and x.shape[1] == size else x.dim() - 1
     if isinstance(module, LAST):
         return x.dim() - 1
-    scale = getattr(module, "weight", None) if is_norm(module) else None
-    if isinstance(scale, Tensor) and not is_lazy(scale) and scale.dim() == 1 and x.dim() > 2:
-        return x.dim() - 1 if x.shape[1] != len(scale) == x.shape[-1] else 1
-    return min(1, x.dim() - 1)
+    if x.dim() < 3:
+        return x.dim() - 1
+    for axis, size in FED.get(module, ()):
+        if x.shape[axis] == size:
+            return axis % x.dim()
+    weight = dict(module.named_parameters(recurse=False)).get("weight")  # a parametrized one is not computed
+    if weight is not None and not is_lazy(weight) and weight.dim() == (1 if is_norm(module) else 2):
+        return x.dim() - 1 if x.shape[1] not in weight.shape and x.shape[-1] in weight.shape else 1
+    return 1

@@ -1,6 +1,7 @@
 """The base class of all monitors: `read -> merge over ranks -> compute -> write`, one sample at a time."""
 
 import math
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from normzoo.monitoring.schedule import Every, Schedule, as_schedule
 from normzoo.monitoring.writer import EventWriter
 
 DETAIL_EVERY = 500
+UNJUDGED = 8
 
 
 class Monitor(Callback):
@@ -51,6 +53,8 @@ class Monitor(Callback):
     """Metric -> its meaning and unit."""
     usual_every: ClassVar[int] = 50
     usual_samples: ClassVar[int] = 20
+    companions: ClassVar[list[type[Callback]]] = []
+    """Further callbacks that a Trainer with a monitor gets, one of each class; `normzoo.callbacks` adds Verdicts."""
 
     def __init__(self, every: int | Schedule | None, layers: Layers | None, detail_every: int | None) -> None:
         name = type(self).__name__
@@ -77,6 +81,8 @@ class Monitor(Callback):
         self.latest: dict[str, dict[str, float]] = {}
         self.warned: set[str] = set()
         self.skipped = 0  # samples in a row in which no layer ran
+        self.written: deque[tuple[int, dict[str, dict[str, float]]]] = deque(maxlen=UNJUDGED)
+        """The tables that no verdict has been given on yet, with their steps."""
 
     def set_rates(self, steps: float) -> None:
         """Chooses the rates that the user did not: a short run has `usual_samples`, too.
@@ -145,10 +151,12 @@ class Monitor(Callback):
         if trainer.global_step == 0:  # else a Trainer fits once more, and continues its curves
             self.reset()  # before a checkpoint restores its state
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
-        if not any(isinstance(one, Sampler) for one in callbacks):
-            # Before those that write checkpoints: a checkpoint after a step contains its sample.
-            savers = [i for i, one in enumerate(callbacks) if isinstance(one, Checkpoint)]
-            callbacks.insert(min(savers, default=len(callbacks)), Sampler())
+        kinds: list[type[Callback]] = [Sampler, *self.companions]
+        for kind in kinds:
+            if not any(isinstance(one, kind) for one in callbacks):
+                # Before those that write checkpoints: a checkpoint after a step contains its sample.
+                savers = [i for i, one in enumerate(callbacks) if isinstance(one, Checkpoint)]
+                callbacks.insert(min(savers, default=len(callbacks)), kind())
 
     def find_layers(self, model: nn.Module) -> None:
         """Finds the layers, at the start of training.
@@ -195,21 +203,7 @@ class Monitor(Callback):
             writer.numbers(number, by_row)
         values = [[in_table(found.get(metric, {}).get(row)) for metric in self.metrics] for row in self.rows]
         writer.table(number, f"normalization/{self.label}", self.rows, self.metrics, torch.tensor(values))
-        self.warn_of_nan(number)
-
-    def warn_of_nan(self, number: int) -> None:
-        """Warns, once, of the first layer with a value that is not finite."""
-        broken = {
-            row for by_row in self.latest.values() for row, value in by_row.items() if not abs(value) < float("inf")
-        }
-        if broken:
-            first = next(row for row in self.rows if row in broken)
-            others = f" and of {len(broken) - 1} more" if len(broken) > 1 else ""
-            self.warn_once(
-                "nan",
-                f"step {number}: {type(self).__name__} reads values of {first}{others} that are not finite. The "
-                f"training continues; Trainer(detect_anomaly=True) finds the operation that produced them.",
-            )
+        self.written.append((number, found))
 
     def warn_of_unreached(self, reached: Collection[str]) -> None:
         """Warns, once, of layers that the training step did not run; a step that runs none may skip its batch."""

@@ -1,8 +1,10 @@
 """The few scalars that tell the story in TensorBoard; all numbers are in the tables."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import torch
 
@@ -38,9 +40,16 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else sum(values)
 
 
-def over_depth(values: Sequence[float]) -> float:
-    """The growth from layer to layer."""
-    return slope(torch.tensor(values)).item()
+def log10_mean(values: Sequence[float]) -> float | None:
+    """The decimal logarithm of the mean; none of 0, as it is in the reference itself."""
+    found = mean(values)
+    return None if found == 0 else log10(found)
+
+
+def log10_over_depth(values: Sequence[float]) -> float | None:
+    """The decimal logarithm of the factor from layer to layer; none of fewer than two that are above 0."""
+    found = slope(torch.tensor(values).log10()).item()
+    return None if math.isnan(found) else found
 
 
 def last(values: Sequence[float]) -> float:
@@ -55,13 +64,13 @@ class Overview:
     Args:
         tag: its name. TensorBoard sorts by it; the part before the "/" is the group of cards.
         metric: of the table.
-        reduce: from the values of the layers, first to last, to the scalar.
+        reduce: from the values of the layers, first to last, to the scalar; None for none.
         meaning: what it is, and its unit.
     """
 
     tag: str
     metric: str
-    reduce: Callable[[Sequence[float]], float]
+    reduce: Callable[[Sequence[float]], float | None]
     meaning: str
 
 
@@ -84,9 +93,17 @@ OVERVIEWS = (
         log10_median,
         "update as a share of the weights, median over layers, decimal logarithm: about -3 is healthy with SGD",
     ),
-    Overview("2_shift/over_time", "drift_w2", mean, "drift of a layer's input since the reference, mean over layers"),
     Overview(
-        "2_shift/over_time_by_depth", "drift_w2", over_depth, "the same, growth per layer: above 0, deeper is larger"
+        "2_shift/log10_over_time",
+        "drift_w2",
+        log10_mean,
+        "drift of a layer's input since the reference, mean over layers, decimal logarithm",
+    ),
+    Overview(
+        "2_shift/log10_over_time_growth_per_layer",
+        "drift_w2",
+        log10_over_depth,
+        "factor of this drift from layer to layer, decimal logarithm: above 0, the deeper, the larger",
     ),
     Overview("2_shift/over_depth", "depth_w2", last, "distance of the last layer's input from the network's input"),
     Overview("2_shift/val", "val_w2", mean, "distance of validation from training at equal weights, mean over layers"),
@@ -119,7 +136,9 @@ SUMMED_UP = {one.metric for one in OVERVIEWS}
 
 def overview(latest: Mapping[str, Values]) -> dict[str, float]:
     """Tag -> scalar, from metric -> layer -> value."""
-    found = {one.tag: one.reduce(list(latest[one.metric].values())) for one in OVERVIEWS if latest.get(one.metric)}
+    known = [one for one in OVERVIEWS if latest.get(one.metric)]
+    reduced = ((one.tag, one.reduce(list(latest[one.metric].values()))) for one in known)
+    found = {tag: value for tag, value in reduced if value is not None}
     for metric, (group, scale, _) in BY_LAYER.items():
         found.update({f"{group}/{layer}": scale(value) for layer, value in latest.get(metric, {}).items()})
     return found
@@ -139,8 +158,8 @@ LAYOUT: Mapping[str, Sequence[Chart]] = {
         Chart("update as a share of the weights, log10", ("^1_gradient/log10_update_ratio",)),
     ],
     "2 Do a layer's inputs keep their distribution?": [
-        Chart("drift since the reference, mean over layers", ("^2_shift/over_time$",)),
-        Chart("the deeper, the larger? drift, growth per layer", ("^2_shift/over_time_by_depth",)),
+        Chart("drift since the reference, mean over layers, log10", ("^2_shift/log10_over_time$",)),
+        Chart("the deeper, the larger? drift, growth per layer, log10", ("^2_shift/log10_over_time_growth_per_layer",)),
         Chart("from the network's input to the last layer's", ("^2_shift/over_depth",)),
         Chart("validation against training, and the noise floor", ("^2_shift/val", "^2_shift/noise_floor_val")),
     ],
@@ -155,3 +174,20 @@ LAYOUT: Mapping[str, Sequence[Chart]] = {
     "5 Does the update of the layers below change a gradient?": [lines("relative change", "5_internal_shift")],
     "6 How far does the gradient predict the loss?": [lines("range of the loss along the gradient", "6_landscape")],
 }
+
+PINNED = (
+    "1_gradient/log10_first_by_last",
+    "2_shift/log10_over_time",
+    "3_running/gap",
+    "val/loss",
+)
+
+
+def time_series_url(runs: str = "") -> str:
+    """The address at which a local TensorBoard opens on the cards that tell most.
+
+    Args:
+        runs: a regular expression of the runs to show.
+    """
+    cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in PINNED], separators=(",", ":"))
+    return f"http://localhost:6006/?runFilter={quote(runs)}&smoothing=0&pinnedCards={quote(cards)}#timeseries"

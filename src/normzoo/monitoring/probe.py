@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.monitoring.layers import Layers, find, is_compiled
+from normzoo.monitoring.layers import FED, Layers, find, is_activation, is_compiled, remember_feeds
 from normzoo.norms._base import Norm
 from normzoo.norms._ops.running import in_recomputation
 from normzoo.norms._ops.tensors import in_torch_func
@@ -85,6 +85,8 @@ class Probe:
     ) -> None:
         self.model = model
         self.layers = layers if isinstance(layers, Mapping) else find(model, layers)
+        if any(module not in FED and is_activation(module) for module in self.layers.values()):
+            remember_feeds(model)
         self.inputs = self.by_module("input", input)
         self.outputs = self.by_module("output", output)
         self.gradients = self.by_module("gradient", gradient)

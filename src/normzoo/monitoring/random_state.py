@@ -1,7 +1,8 @@
 """The state of a process's random number generators, as tensors and plain data."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,20 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         raise InputError(
             f"the saved state of the random numbers is damaged ({error}); give another checkpoint or step."
         ) from error
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Restores the state of all generators at the end."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - as above
+    on_device = {name: read() for name, read in readers(device).items() if name == device.type}
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002 - as above
+        random.setstate(before[2])
+        if "cuda" in on_device:
+            torch.cuda.set_rng_state(on_device["cuda"], device)
+        elif "mps" in on_device:
+            torch.mps.set_rng_state(on_device["mps"])

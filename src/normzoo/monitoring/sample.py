@@ -65,8 +65,14 @@ class Table:
     values: Mapping[str, Mapping[str, float]]
 
 
+class Reads(Protocol):
+    """What reads layers during a sampled step."""
+
+    def readings(self) -> Readings: ...
+
+
 @runtime_checkable
-class Sampled(Protocol):
+class Sampled(Reads, Protocol):
     """What the sampler calls of a `Monitor`, which documents it."""
 
     question: str
@@ -76,8 +82,14 @@ class Sampled(Protocol):
 
     def set_rates(self, steps: float) -> None: ...
     def find_layers(self, model: nn.Module) -> None: ...
-    def readings(self) -> Readings: ...
     def start(self, step: Step) -> None: ...
     def before_update(self, step: Step, optimizer: Optimizer) -> None: ...
     def read(self, step: Step, seen: Seen) -> Any: ...
     def finish(self, writer: EventWriter, number: int, parts: Sequence[Any]) -> None: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What the sampler calls of `normzoo.callbacks.Verdicts`."""
+
+    def judge(self, trainer: Trainer, module: LightningModule, number: int) -> None: ...

@@ -13,13 +13,14 @@ from torch.optim import Optimizer
 
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
+from normzoo.monitoring.description import TAG, Description, seed_of_run, steps_of
 from normzoo.monitoring.event_files import continues_curves
 from normzoo.monitoring.layers import is_compiled, named_layers
 from normzoo.monitoring.lean import drop_empty
 from normzoo.monitoring.overview import LAYOUT
 from normzoo.monitoring.probe import Probe, Reader
 from normzoo.monitoring.replica import Replica
-from normzoo.monitoring.sample import Sampled, Seen, Site, Step
+from normzoo.monitoring.sample import Judge, Reads, Sampled, Seen, Site, Step
 from normzoo.monitoring.writer import EventWriter
 
 
@@ -32,10 +33,12 @@ class Sampler(Callback):
 
     def __init__(self) -> None:
         self.monitors: list[Sampled] = []
+        self.judges: list[Judge] = []
         self.due: Sequence[Sampled] = []
         self.step: Step | None = None
         self.last = -1
         self.attached = ExitStack()
+        self.description: Description | None = None
         self.writer: EventWriter | None = None
         self.ranks: Ranks | None = None
         self.has_layout = False
@@ -46,6 +49,7 @@ class Sampler(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
         self.monitors = [one for one in callbacks if isinstance(one, Sampled)]
+        self.judges = [one for one in callbacks if isinstance(one, Judge)]
         self.step, self.has_layout = None, False
         self.replica = cache(lambda: Replica(trainer, pl_module))
         for i, monitor in enumerate(self.monitors):
@@ -58,15 +62,17 @@ class Sampler(Callback):
                 if monitor.required:
                     raise
                 self.monitors.remove(monitor)
-        for callback in (self, *self.monitors):
+        for callback in (self, *self.monitors, *self.judges):
             drop_empty(callback, Callback)
         self.ranks = Ranks()
         self.writer = EventWriter(trainer)
+        if any(monitor.required for monitor in self.monitors):
+            self.writer.warn_of_loggers(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last = trainer.global_step - 1
         for monitor in self.monitors:
-            monitor.set_rates(trainer.estimated_stepping_batches)
+            monitor.set_rates(steps_of(trainer))
         resumed, self.resumed = self.resumed, {}
         if resumed and self.writer is not None and continues_curves(trainer):
             self.has_layout = resumed["laid_out"]
@@ -104,18 +110,20 @@ class Sampler(Callback):
         """Attaches the hooks that read the forward and the backward pass."""
         self.drop()
         self.step, self.due = step, [monitor for monitor in due if self.started(monitor, step)]
-        due = self.due
+        is_described = self.writer is None or TAG in self.writer.described
+        self.description = None if is_described else Description(step.module)
+        readers: list[Reads] = [*self.due, *([] if self.description is None else [self.description])]
         if self.compiled:
-            self.group = read_on_copy(step, due)
+            self.group = read_on_copy(step, readers)
         else:
-            self.group = ProbeGroup(step.module, due)
+            self.group = ProbeGroup(step.module, readers)
             self.attached.enter_context(self.group.probe)
 
     def started(self, monitor: Sampled, step: Step) -> bool:
         """Starts a monitor's sample. One that nobody asked for, and cannot read the module, warns and is left out."""
         try:
             monitor.start(step)
-        except InputError as error:
+        except Exception as error:  # whatever the user's step raises on a copy
             if monitor.required:
                 raise
             self.monitors.remove(monitor)
@@ -145,10 +153,15 @@ class Sampler(Callback):
                 failure = failure or error
                 parts.append(None)
         of_ranks = step.ranks.gather(parts, failure)
+        if self.description is not None:
+            of_run = self.description.of_run(self.group.seen(self.description), seed_of_run(), steps_of(trainer))
+            self.writer.describe(step.number, TAG, of_run)
         for i, monitor in enumerate(self.due):
             monitor.finish(self.writer, step.number, [of_rank[i] for of_rank in of_ranks])
         self.write_layout()
         self.writer.flush()
+        for judge in self.judges:
+            judge.judge(trainer, step.module, step.number)
         self.drop()
 
     def write_layout(self) -> None:
@@ -184,7 +197,7 @@ class ProbeGroup:
         monitors: those that read.
     """
 
-    def __init__(self, model: nn.Module, monitors: Iterable[Sampled]) -> None:
+    def __init__(self, model: nn.Module, monitors: Iterable[Reads]) -> None:
         named = dict(named_layers(model))
         self.readers: dict[Site, dict[str, list[Reader]]] = {"input": {}, "output": {}, "gradient": {}}
         for monitor in monitors:
@@ -199,7 +212,7 @@ class ProbeGroup:
         }
         self.probe = Probe(model, layers, **of_sites)
 
-    def seen(self, monitor: Sampled) -> Seen:
+    def seen(self, monitor: Reads) -> Seen:
         """The values that a monitor asked for."""
         return {
             (site, read): [
@@ -216,7 +229,7 @@ def read_all(readers: Sequence[Reader]) -> Reader:
     return lambda module, x: {read: read(module, x) for read in readers}
 
 
-def read_on_copy(step: Step, monitors: Iterable[Sampled]) -> ProbeGroup:
+def read_on_copy(step: Step, monitors: Iterable[Reads]) -> ProbeGroup:
     """Runs the step on a copy of the module, eagerly; with a backward pass if a monitor reads gradients."""
     replica = step.replica()
     group = ProbeGroup(replica.module, monitors)

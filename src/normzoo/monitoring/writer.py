@@ -60,6 +60,9 @@ class EventWriter:
         self.values: dict[int, list[Summary.Value]] = {}
         self.by_tag: dict[int, dict[str, float]] = {}
         self.described: dict[str, str] = {}
+
+    def warn_of_loggers(self, trainer: Trainer) -> None:
+        """Warns of what the loggers do not receive."""
         if not trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set by Lightning, undeclared
             rank_zero_warn(
                 "The Trainer has no logger: monitors write nothing and only warn; the newest sample of each is in its "
@@ -110,6 +113,12 @@ class EventWriter:
         data = values.float().contiguous().cpu().numpy().tobytes()
         tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=dims), tensor_content=data)
         self.add(step, Summary.Value(tag=tag, metadata=kind, tensor=tensor))
+
+    def describe(self, step: int, tag: str, description: Mapping[str, Any]) -> None:
+        """Adds an empty tensor with a description, once per run."""
+        if tag not in self.described:
+            tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
+            self.add(step, Summary.Value(tag=tag, metadata=self.metadata(tag, description), tensor=tensor))
 
     def layout(self, step: int, categories: Mapping[str, Sequence[Chart]]) -> None:
         """Adds the Custom Scalars tab: once per run, as TensorBoard reads only the first."""

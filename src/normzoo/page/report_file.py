@@ -17,7 +17,7 @@ from normzoo.runs.atomic import written_whole
 
 ROOT = Path("lightning_logs")
 VERSION = 1
-MOST_STEPS_OF_CHANNELS = 40  # in a page: its slider shows one step at a time
+MOST_STEPS_OF_CHANNELS = 20  # in a page: its slider shows one step at a time
 MOST_LOOKED_INTO = 2000  # folders, in search of runs that a message proposes
 
 AnyPath = str | os.PathLike[str]

@@ -35,6 +35,7 @@ def run_data(name: str, log: EventLog, most_steps_of_channels: int = MOST_STEPS)
         for tag, table in tables_of(log).items()
     }
     monitors = {tag.removeprefix(f"{PLUGIN}/"): one for tag, one in tables.items() if tag.startswith(f"{PLUGIN}/")}
+    found = verdicts(log)
     is_over = steps is not None and 0 < steps <= log.last_step + 1
     return {
         "name": name,
@@ -46,7 +47,8 @@ def run_data(name: str, log: EventLog, most_steps_of_channels: int = MOST_STEPS)
         "last_step": log.last_step,
         "finished": is_over or (log.folder / FINISHED).is_file(),
         "network": about.get("network", []),
-        "verdicts": verdicts(log),
+        "judged": found is not None,
+        "verdicts": found or [],
         "tables": {key: described(one) for key, one in monitors.items() if "/" not in key},
         "histograms": {
             key.removesuffix(HISTOGRAM): histograms(one) for key, one in monitors.items() if key.endswith(HISTOGRAM)
@@ -101,8 +103,11 @@ def curve(points: Mapping[int, float]) -> Data:
     return {"steps": kept, "values": np.array([points[step] for step in kept])}
 
 
-def verdicts(log: EventLog) -> list[Data]:
-    """The verdicts of a run, from its file, else from its event files; another file of that name is noted."""
+def verdicts(log: EventLog) -> list[Data] | None:
+    """The verdicts of a run, from its file, else from its event files; None if there is none of both.
+
+    Another file of that name is noted.
+    """
     file = log.folder / VERDICTS_FILE
     try:
         return verdicts_of(json.loads(file.read_bytes()))
@@ -110,7 +115,7 @@ def verdicts(log: EventLog) -> list[Data]:
         pass
     except (ValueError, OSError, RecursionError) as error:
         log.note(f"{file}: it is no list of verdicts ({error})")
-    return [one for _, several in sorted(log.verdicts.items()) for one in several]
+    return [one for _, several in sorted(log.verdicts.items()) for one in several] or None
 
 
 def read_config(file: Path) -> Data:

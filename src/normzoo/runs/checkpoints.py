@@ -12,7 +12,7 @@ from normzoo.runs.archive import load_checkpoint as load_checkpoint
 from normzoo.runs.archive import walk
 from normzoo.runs.config_files import read_settings
 from normzoo.runs.contradictions import Differences, describe
-from normzoo.runs.folders import CHECKPOINTS, DEPTHS, is_step, numbered
+from normzoo.runs.folders import CHECKPOINTS, DEPTHS, existing, is_step, numbered
 
 # Lightning's words for a checkpoint -> the files in the folder of a run.
 WORDS = {"last": f"{CHECKPOINTS}/last.ckpt", "best": f"{CHECKPOINTS}/best.ckpt", "hpc": "hpc_ckpt_*.ckpt"}
@@ -35,7 +35,7 @@ def find_checkpoint(path: str, root: Path, experiment: str = "default") -> Path:
     Raises:
         InputError: there is none.
     """
-    given = Path(path)
+    given = existing(path)
     if path in WORDS:
         for run in numbered(root / experiment):
             if files := sorted(run.glob(WORDS[path]), key=lambda file: int("0" + re.sub(r"\D", "", file.stem))):

@@ -1,4 +1,4 @@
-"""The folders of runs: `ROOT/EXPERIMENT/RUN/`, RUN being the next free number, with config, checkpoints and events."""
+"""The folders of runs: `ROOT/EXPERIMENT/NUMBER-NORM-SEED/`, with config, checkpoints and events."""
 
 import errno
 import fcntl
@@ -24,28 +24,46 @@ FINISHED = "finished"
 """A file that marks a run that has ended as configured."""
 
 
-def new_run(root: Path, experiment: str) -> Path:
-    """Creates the folder of the next run; two processes at the same time get two folders.
+def new_run(root: Path, experiment: str, name: str = "") -> Path:
+    """Creates the folder of the next run; two processes at the same time get two numbers.
 
     Args:
         root: the folder of all experiments.
         experiment: one experiment's name, which may hold slashes but not leave the root.
+        name: what follows the number.
     """
     folder = root / experiment
     if not experiment or ".." in Path(experiment).parts or Path(experiment).is_absolute():
         raise InputError(f"experiment={experiment!r}: an experiment is a folder inside {root}; try 'default'.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        first = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=-1)
-        for number in count(first):
+        for number in count(1 + max(map(number_of, folder.iterdir()), default=-1)):
             with suppress(FileExistsError):
-                (folder / f"{number:03d}").mkdir()
-                break
+                taken = folder / f"{number:03d}"
+                taken.mkdir()
+                if any(number_of(one) == number and one != taken for one in folder.iterdir()):
+                    taken.rmdir()  # another process has just renamed its own
+                    continue
+                return taken.rename(folder / f"{number:03d}-{name}") if name else taken
     except OSError as error:
         raise InputError(
             f"{folder}: no run can be written there ({error.strerror or error}); choose a folder with --runs=FOLDER."
         ) from error
-    return folder / f"{number:03d}"
+    raise AssertionError("numbers have no end")
+
+
+def number_of(folder: Path) -> int:
+    """The number of a run; -1 if a folder is not that of a run."""
+    number = folder.name.partition("-")[0]
+    return int(number) if number.isdecimal() else -1
+
+
+def existing(path: str) -> Path:
+    """The folder or file at a path; of a run also by its number alone, as `lightning_logs/digits_mlp/7`."""
+    given = Path(path)
+    if path and not given.exists() and given.name.isdecimal():
+        return next((run for run in numbered(given.parent) if number_of(run) == int(given.name)), given)
+    return given
 
 
 def is_first() -> bool:
@@ -55,21 +73,21 @@ def is_first() -> bool:
 
 def numbered(folder: Path) -> list[Path]:
     """The runs of an experiment, newest first."""
-    found = (p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()) if folder.is_dir() else ()
-    return sorted(found, key=lambda p: int(p.name), reverse=True)
+    found = (p for p in folder.iterdir() if number_of(p) >= 0 and p.is_dir()) if folder.is_dir() else ()
+    return sorted(found, key=number_of, reverse=True)
 
 
 def find_run(path: str, root: Path) -> Path:
     """The run at a folder; at an experiment's folder, the newest.
 
     Args:
-        path: the folder.
+        path: the folder, or the experiment's with the number of the run.
         root: of all experiments, from which the message suggests runs.
 
     Raises:
         InputError: there is none.
     """
-    given = Path(path)
+    given = existing(path)
     for folder in (given, *numbered(given)):
         if path and is_run(folder):
             return folder
@@ -148,13 +166,13 @@ def hold(run: Path) -> int:
     return file
 
 
-def shared_run(root: Path, experiment: str) -> Path:
+def shared_run(root: Path, experiment: str, name: str = "") -> Path:
     """The folder of this run: made by the first process, which passes it on to the ranks that it starts.
 
     Ranks that something else has started, such as torchrun or SLURM, get a placeholder until `SharedRun` replaces it.
     """
     if is_first():
-        os.environ[RUN_VARIABLE] = str(new_run(root, experiment))
+        os.environ[RUN_VARIABLE] = str(new_run(root, experiment, name))
     return Path(os.environ.get(RUN_VARIABLE, root / experiment / "run-of-rank-0"))
 
 

@@ -94,6 +94,19 @@ def merge(count: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Ten
     return tensor(totals[0] if count.dim() == 1 else totals), tensor(means), tensor(variances)
 
 
+def spread_between(count: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """By the squared differences of all pairs of parts."""
+    parts, channels = mean.shape
+    found = []
+    for c in range(channels):
+        weights = [float(count[k] if count.dim() == 1 else count[k, c]) for k in range(parts)]
+        kept = [(w, float(mean[k, c]), math.sqrt(float(var[k, c]))) for k, w in enumerate(weights) if w > 0]
+        total = sum(w for w, _, _ in kept)
+        square = sum(v * w * ((a - b) ** 2 + (s - t) ** 2) for v, a, s in kept for w, b, t in kept)
+        found.append(square / 2 / total / (len(kept) - 1) if len(kept) > 1 else NAN)
+    return tensor(found)
+
+
 # Percentiles
 
 

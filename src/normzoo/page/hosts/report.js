@@ -34,8 +34,8 @@
     return nested(flat, shape);
   };
 
-  const unpack = async (text) => {
-    const bytes = await unzip(text);
+  const unpack = async (packed) => {
+    const bytes = await unzip(packed);
     const end = 4 + new DataView(bytes.buffer).getUint32(0, true);
     const arrays = bytes.subarray(end);
     const text = new TextDecoder().decode(bytes.subarray(4, end));

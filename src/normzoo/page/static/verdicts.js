@@ -33,10 +33,16 @@ function line(page, verdict) {
     el("button", { type: "button", onclick: go, title: "Moves the slider there and pins the layer" }, `Show step ${verdict.step}`));
 }
 
+/** What is said of a run without a verdict: healthy only if the rules have looked at all of it. */
+function unblamed(run) {
+  if (run.judged !== false) return el("span", { class: "nz-healthy" }, "Healthy: no rule found anything wrong.");
+  return el("span", {}, run.finished ? "No rule looked at this run." : "No verdict so far.");
+}
+
 function card(page, group, run) {
   const healthy = !run.verdicts.length;
   return el("article", { class: "nz-verdict", style: `border-left-color:${page.color(group)}` },
-    el("h3", {}, runLabel(run, group), healthy ? el("span", { class: "nz-healthy" }, "Healthy: no rule found anything wrong.") : null, el("small", {}, progress(run))),
+    el("h3", {}, runLabel(run, group), healthy ? unblamed(run) : null, el("small", {}, progress(run))),
     healthy ? null : el("ul", {}, ...run.verdicts.map((verdict) => line(page, verdict))));
 }
 
