@@ -22,7 +22,12 @@ export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** Columns of equal width that fill `width`, each at least `least` wide. */
+/** Children side by side in columns, as `columns` counts them. */
+export function grid({ count, width }, ...children) {
+  return el("div", { class: "nz-grid", style: `grid-template-columns:repeat(${count},${width}px)` }, ...children);
+}
+
+/** Columns of equal width that fill `width`, each at least `least` wide: {count, width}. */
 export function columns(width, least, most = 6, gap = 16) {
   const count = Math.max(1, Math.min(most, Math.floor((width + gap) / (least + gap))));
   return { count, width: Math.floor((width - gap * (count - 1)) / count) };

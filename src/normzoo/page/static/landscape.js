@@ -1,5 +1,5 @@
 // The loss along the gradient, over eta x step.
-import { columns, el } from "./dom.js";
+import { columns, el, grid } from "./dom.js";
 import { band, before, runLabel } from "./data.js";
 import { ColourScale, heatmap, valueLine } from "./heat.js";
 import { someRuns, stepRange } from "./layers.js";
@@ -59,11 +59,10 @@ export const landscapeView = {
     if (!page.runs.some((run) => run.landscape)) return [el("p", { class: "nz-empty" }, page.runs.length ? "No curve of the landscape in these runs: the monitor LossLandscape was off." : "No run is chosen.")];
     const colours = new ColourScale(extentOf(page.runs, "loss"), page.theme);
     const [wide, small] = [columns(page.width, 420, 2), columns(page.width, 300, 4)];
-    const style = ({ count, width }) => `grid-template-columns:repeat(${count},${width}px)`;
     return [
-      el("div", { class: "nz-grid", style: style(wide) }, ...[LOSS, CHANGE].map((one) => curve(page, one, wide.width))),
+      grid(wide, ...[LOSS, CHANGE].map((one) => curve(page, one, wide.width))),
       el("div", {}, colours.legend(page.width, `loss${colours.scale.kind === "log" ? ", logarithmic" : ""}`)),
-      el("div", { class: "nz-grid", style: style(small) }, ...someRuns(page, ({ run, group }) => surface(page, run, group, colours, small.width))),
+      grid(small, ...someRuns(page, ({ run, group }) => surface(page, run, group, colours, small.width))),
     ];
   },
   csv(page) {

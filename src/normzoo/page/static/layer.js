@@ -1,5 +1,5 @@
 // The page of one layer: histogram over steps, percentiles, batch against running statistics, gamma and beta.
-import { columns, el } from "./dom.js";
+import { columns, el, grid } from "./dom.js";
 import { before, median, nearest, runLabel, sameLayer, series } from "./data.js";
 import { heatmap } from "./heat.js";
 import { someRuns, stepRange } from "./layers.js";
@@ -147,9 +147,8 @@ const noHistogram = () => "no histogram of this layer or of the nonlinearity aft
 const noChannels = (group) => (group.norm === "NoNorm" ? "no norm in this run: there are no running statistics." : "its norm keeps no running statistics, or no detail was sampled.");
 
 function drawAll(page, parts) {
-  const { count, width } = columns(page.width, 300, 3);
-  const style = `grid-template-columns:repeat(${count},${width}px)`;
-  return parts.flatMap(([title, draw]) => [el("h3", {}, title), el("div", { class: "nz-grid", style }, ...draw(width))]);
+  const fit = columns(page.width, 300, 3);
+  return parts.flatMap(([title, draw]) => [el("h3", {}, title), grid(fit, ...draw(fit.width))]);
 }
 
 export const layerView = {

@@ -1,5 +1,5 @@
 // The view with a heatmap of layers x steps for each run.
-import { columns, el } from "./dom.js";
+import { columns, el, grid } from "./dom.js";
 import { inTurns, runLabel, series } from "./data.js";
 import { ColourScale, heatmap, valueLine } from "./heat.js";
 import { why } from "./profiles.js";
@@ -80,13 +80,13 @@ export const layersView = {
     for (const one of data.values()) if (one) extent.merge(one.extent);
     const colours = new ColourScale(extent, page.theme);
     const unit = [...data.values()].find(Boolean)?.unit ?? "";
-    const { count, width } = columns(page.width, 400, 3);
-    const draw = ({ run, group }) => runHeatmap(page, run, group, data.get(run), colours, width);
+    const fit = columns(page.width, 400, 3);
+    const draw = ({ run, group }) => runHeatmap(page, run, group, data.get(run), colours, fit.width);
     return [
       el("div", { class: "nz-controls" }, el("label", { for: "nz-metric" }, "Metric"), picker(page, monitor, metric), el("span", { class: "nz-soft" }, unit),
         page.state.zoom && el("button", { type: "button", onclick: () => page.change({ zoom: null }) }, `Steps ${page.state.zoom.join(" to ")}: show all`)),
       el("div", {}, colours.legend(page.width, `${metric}${colours.scale.kind === "log" ? ", logarithmic" : ""}`)),
-      el("div", { class: "nz-grid", style: `grid-template-columns:repeat(${count},${width}px)` }, ...someRuns(page, draw)),
+      grid(fit, ...someRuns(page, draw)),
     ];
   },
   csv(page) {

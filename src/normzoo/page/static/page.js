@@ -31,7 +31,11 @@ class Page {
   }
 
   build(element) {
-    const jump = ({ view, node }, i) => el("li", {}, el("button", { type: "button", onclick: () => node.scrollIntoView() }, `${i + 1} ${view.title}`));
+    const show = (node) => {
+      node.focus({ preventScroll: true }); // Tab goes on from there
+      node.scrollIntoView();
+    };
+    const jump = ({ view, node }, i) => el("li", {}, el("button", { type: "button", onclick: () => show(node) }, `${i + 1} ${view.title}`));
     this.status = el("p", { class: "nz-status", role: "status" }, "Loading runs…");
     this.slider = el("input", { type: "range", id: "nz-step", min: 0, value: 0, oninput: () => this.move(Number(this.slider.value)) });
     this.output = el("output", { for: "nz-step" });
@@ -39,9 +43,10 @@ class Page {
     this.layers = el("select", { id: "nz-pin", onchange: () => this.change({ layer: this.layers.value }) });
     this.roles = el("select", { id: "nz-rows", onchange: () => this.change({ rows: this.roles.value }) }, ...Object.entries(ROLES).map(([role, text]) => el("option", { value: role }, text)));
     this.legend = el("div", { class: "nz-legend" });
+    const field = (id, text, ...controls) => el("div", { class: "nz-field" }, el("label", { for: id }, text), ...controls);
     const bar = el("header", { class: "nz-bar" },
-      el("div", { class: "nz-controls" }, el("label", { for: "nz-step" }, "Step"), this.play, this.slider, this.output,
-        el("label", { for: "nz-pin" }, "Pinned layer"), this.layers, el("label", { for: "nz-rows" }, "Depth charts of"), this.roles), this.legend);
+      el("div", { class: "nz-controls" }, field("nz-step", "Step", this.play, this.slider, this.output), field("nz-pin", "Pinned layer", this.layers),
+        field("nz-rows", "Depth charts of", this.roles)), this.legend);
     this.main = el("main", { class: "nz-main" }, bar, this.status, ...this.sections.map((section) => section.node));
     this.root = el("div", { class: "nz" }, el("aside", { class: "nz-side" }, el("h1", {}, "Normalization"), el("nav", { "aria-label": "Views" }, el("ol", {}, ...this.sections.map(jump))), this.picker.node), this.main, tooltipBox());
     element.replaceChildren(this.root);
@@ -52,7 +57,7 @@ class Page {
     const name = `normzoo-${view.id}`;
     const names = () => this.groups.map((group) => ({ text: group.label, swatch: this.swatch(group) }));
     const save = (kind, act) => el("button", { type: "button", "aria-label": `Save ${view.title} as ${kind}`, onclick: act }, kind);
-    const node = el("section", { id: `nz-${view.id}`, "aria-label": view.title },
+    const node = el("section", { id: `nz-${view.id}`, "aria-label": view.title, tabindex: -1 },
       el("div", { class: "nz-head" }, el("h2", {}, view.title), el("p", {}, view.about),
         el("div", { class: "nz-save" }, save("SVG", () => saveSvg(name, body, names(), this.theme)), save("PNG", () => savePng(name, body, names(), this.theme)), save("CSV", () => saveCsv(name, view.csv(this))))), body);
     return { view, node, body };
@@ -93,7 +98,7 @@ class Page {
   async load() {
     const chosen = this.chosen();
     const missing = [...chosen].filter((name) => !this.loaded.has(name));
-    if (missing.length) this.say(`Loading ${missing.length === 1 ? missing[0] : `${missing.length} runs`}…`);
+    if (missing.length && !this.runs.length) this.say(`Loading ${missing.length === 1 ? missing[0] : `${missing.length} runs`}…`);
     const failed = [];
     await Promise.all(missing.map(async (name) => {
       try {
@@ -120,9 +125,9 @@ class Page {
     this.groups = groups.map((group) => ({ ...group, runs: group.runs.filter((run) => chosen.has(run.name)) })).filter((group) => group.runs.length);
     this.runs = this.groups.flatMap((group) => group.runs);
     this.steps = stepsOf(this.runs);
+    this.chosenNow = chosen;
     this.listed = listed.sort((a, b) => this.colours.get(a.norm) - this.colours.get(b.norm));
     this.draw();
-    this.picker.show(this.listed.map((run) => ({ ...run, color: this.color({ colour: this.colours.get(run.norm) }) })), chosen);
   }
 
   color(group) {
@@ -168,6 +173,7 @@ class Page {
     this.showBar();
     this.legend.replaceChildren(...this.groups.map((group) => el("span", {}, this.swatch(group), group.label, el("small", {}, group.runs.length > 1 ? `${group.runs.length} seeds` : ""))));
     this.drawSections(this.sections);
+    if (this.listed) this.picker.show(this.listed.map(({ name, norm, seed }) => ({ name, norm, seed, color: this.color({ colour: this.colours.get(norm) }) })), this.chosenNow);
   }
 
   drawSections(sections) {

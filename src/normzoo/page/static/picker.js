@@ -23,6 +23,9 @@ export class RunPicker {
 
   /** Shows runs: [{name, norm, seed, color}]. */
   show(runs, chosen) {
+    const shown = JSON.stringify(runs);
+    if (shown === this.shown) return this.mark(chosen); // keeps the focus
+    this.shown = shown;
     this.boxes = [];
     this.heads = [...new Set(runs.map((run) => run.norm))].map((norm) => this.norm(norm, runs.filter((run) => run.norm === norm)));
     this.list.replaceChildren(...this.heads.map((head) => head.node));

@@ -1,5 +1,5 @@
 // Charts with the depth of the network on x and one line per norm: the views "depth profiles", "evaluation" and "covariate shift".
-import { columns, el } from "./dom.js";
+import { columns, el, grid } from "./dom.js";
 import { band, before, series } from "./data.js";
 import { lineChart } from "./lines.js";
 import { Extent, format } from "./scale.js";
@@ -130,17 +130,15 @@ function profileCsv(page, charts) {
   return [head, ...rows];
 }
 
-function grid(page, charts) {
-  const { count, width } = columns(page.width, 300, 4);
-  return el("div", { class: "nz-grid", style: `grid-template-columns:repeat(${count},${width}px)` }, ...charts.map((chart) => profile(page, chart, width)));
-}
-
 export const profilesView = {
   id: "depth",
   title: "Depth profiles",
   about: "Each line is a norm; the band spans its seeds. Layers run from the input at the left to the output at the right. Click a layer to pin it.",
   byStep: true,
-  draw: (page) => [grid(page, STORY)],
+  draw(page) {
+    const fit = columns(page.width, 300, 4);
+    return [grid(fit, ...STORY.map((chart) => profile(page, chart, fit.width)))];
+  },
   csv: (page) => profileCsv(page, STORY),
 };
 
@@ -168,9 +166,9 @@ export const evaluationView = {
   about: "Distance between a layer's input in training and in evaluation, at equal weights. Below the noise floor, two batches of one distribution differ as much.",
   byStep: true,
   draw(page) {
-    const { count, width } = columns(page.width, 420, 2);
-    const part = (chart) => el("div", {}, profile(page, chart, width, 280), el("ul", { class: "nz-notes" }, ...floorSentences(page, chart)));
-    return [el("div", { class: "nz-grid", style: `grid-template-columns:repeat(${count},${width}px)` }, part(VALIDATION), part(TEST))];
+    const fit = columns(page.width, 420, 2);
+    const notes = (chart) => el("ul", { class: "nz-notes" }, ...floorSentences(page, chart));
+    return [grid(fit, ...[VALIDATION, TEST].map((chart) => el("div", {}, profile(page, chart, fit.width, 280), notes(chart))))];
   },
   csv: (page) => profileCsv(page, [VALIDATION, TEST]),
 };
@@ -181,9 +179,10 @@ export const shiftView = {
   about: "Three definitions that answer three questions.",
   byStep: true,
   draw(page) {
-    const { count, width } = columns(page.width, 300, 3);
-    const part = ({ heading, text, charts }) => el("div", {}, el("h3", {}, heading), el("p", { class: "nz-sentence" }, text), ...charts.map((chart) => profile(page, chart, width, 235)));
-    return [el("div", { class: "nz-grid nz-aligned", style: `grid-template-columns:repeat(${count},${width}px)` }, ...SHIFTS.map(part))];
+    const fit = columns(page.width, 300, 3);
+    const part = ({ heading, text, charts }) =>
+      el("div", { class: "nz-aligned" }, el("h3", {}, heading), el("p", {}, text), ...charts.map((chart) => profile(page, chart, fit.width, 235)));
+    return [grid(fit, ...SHIFTS.map(part))];
   },
   csv: (page) => profileCsv(page, SHIFTS.flatMap((one) => one.charts)),
 };

@@ -11,7 +11,10 @@ function download(name, blob) {
 
 function cell(value) {
   if (value === null || value === undefined) return "";
-  if (typeof value === "number") return Number.isFinite(value) ? String(value) : value > 0 ? "inf" : "-inf";
+  if (typeof value === "number") {
+    if (!Number.isFinite(value)) return value > 0 ? "inf" : "-inf";
+    return String(Number.isInteger(value) ? value : Number(value.toPrecision(5))); // a report has no more digits
+  }
   return /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
 }
 
