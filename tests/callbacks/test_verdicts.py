@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from monitored import classifier, fit, written
+from monitored import QUIET, classifier, fit, written
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -96,7 +96,7 @@ EDGES: dict[str, tuple[str, str, float, bool, Callable[[float], Evidence]]] = {
         "act.1",
         T.dead,
         True,
-        lambda x: evidence("ActivationPercentiles", [{"dead": {"act.0": 0.5, "act.1": x}}] * 2),
+        lambda x: evidence("ActivationPercentiles", [{"dead": {"act.0": 0.5, "act.1": x}}]),
     ),
     "saturated": (
         *("saturated", "act.1", T.saturated, True),
@@ -134,7 +134,6 @@ SILENT: dict[str, Evidence] = {
     "a branch gets little": evidence("GradientFlow", [flow(1, X, 1)] * 3),
     "the loss is zero": evidence("GradientFlow", [flow(0, 0, last=0)] * 3),
     "one layer starts near 0": evidence("GradientFlow", [{"update_ratio": {"net.0": 0.01, "head": 50.0}}]),
-    "dead in one sample": evidence("ActivationPercentiles", [{"dead": {"a": 0.0}}, {"dead": {"a": 1.0}}]),
     "a two-sided one is dead": evidence("ActivationPercentiles", [{"dead": {"a": 1.0}}] * 2, two_sided={"a"}),
     "ReLU is flat": evidence("ActivationPercentiles", [{"saturated": {"a": 1.0}}] * 2),
     "lags in the warm-up": evidence("RunningStatistics", [lag(1)] * 4, steps=600),
@@ -190,9 +189,19 @@ def test_what_follows_from_a_fault_is_not_named_beside_it() -> None:
     assert (after.rule, "explodes" in after.remedy) == ("non_finite", True)
 
 
-def test_a_rule_hides_only_rules_after_it() -> None:
-    names = [rule.name for rule in RULES]
-    assert all(names.index(hidden) > i for i, rule in enumerate(RULES) for hidden in rule.hides)
+def test_of_dead_units_and_a_gradient_that_vanishes_the_first_is_the_cause() -> None:
+    def rules(shares: Mapping[int, float], vanished: Mapping[int, float]) -> list[str]:
+        """From step -> share of dead units, and step -> the first layer's share of the gradient."""
+        units = [Sample(step, {"input_width": {"a": 1.0}, "dead": {"a": share}}) for step, share in shares.items()]
+        flows = [Sample(step, flow(share)) for step, share in vanished.items()]
+        return [one.rule for one in judge(Evidence({"GradientFlow": flows, "ActivationPercentiles": units}), T, ())]
+
+    assert rules({0: 1}, {0: 0}) == ["dead"]
+    assert rules({0: 0}, {0: 0, 50: 0}) == ["vanishing"]
+    assert rules({0: 0}, {50: 0, 100: 0}) == []  # the units may be dead by now
+    assert rules({0: 0, 100: 0}, {50: 0, 100: 0}) == ["vanishing"]
+    assert rules({0: 0, 100: 1}, {0: 1, 50: 0, 100: 0}) == ["dead"]
+    assert rules({0: 0, 100: 1}, {0: 0, 50: 0, 100: 0}) == ["vanishing"]
 
 
 # Runs.
@@ -625,7 +634,7 @@ def test_a_verdict_is_printed_once_and_written_everywhere(tmp_path: Path, capsys
     trainer = fit(faulty(), suite(), tmp_path)
     [verdicts] = [one for one in trainer.callbacks if isinstance(one, Verdicts)]  # type: ignore[attr-defined]
     [found] = verdicts.found
-    assert (found.rule, found.layer, found.step) == ("dead", "net.hidden.0.activation", 3)
+    assert (found.rule, found.layer, found.step) == ("dead", "net.hidden.0.activation", 0)
     first, summary = capsys.readouterr().out.split("verdicts: ")
     assert first == f"dead: {found.text}\n  {found.remedy}\n"
     assert summary == f"1 fault found\n  dead: {found.text}\n    {found.remedy}\n"
@@ -635,7 +644,7 @@ def test_a_verdict_is_printed_once_and_written_everywhere(tmp_path: Path, capsys
     for tag, plugin in (("normalization/verdicts", "normalization"), ("verdicts", "text")):
         [event] = events.events.Tensors(tag)
         [text] = event.tensor_proto.string_val
-        assert event.step == 3
+        assert event.step == 0
         assert events.events.SummaryMetadata(tag).plugin_data.plugin_name == plugin
         if plugin == "text":
             assert found.text in text.decode()
@@ -734,6 +743,14 @@ def test_a_test_adds_its_verdict(tmp_path: Path) -> None:
     assert "test data" in found["text"]
 
 
+def test_a_validation_alone_judges_nothing(tmp_path: Path) -> None:
+    task, own = classifier(), Verdicts(tmp_path)
+    trainer = pl.Trainer(callbacks=[*suite(), own], logger=False, **QUIET)  # type: ignore[arg-type]
+    trainer.validate(task, Digits(), verbose=False)
+    assert own.found == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_fit_forgets_the_first(tmp_path: Path) -> None:
     own = Verdicts(summary=False)
     fit(faulty(), [*suite(), own], tmp_path / "first")
@@ -788,3 +805,13 @@ def test_the_lag_is_free_of_noise(tmp_path: Path) -> None:
     expected = ((kl(batch, running) + kl(running, batch)) / 2).median().item()
     assert lag(same, same) == pytest.approx(expected, rel=1e-6)
     assert math.isnan(lag(torch.full((2, 3), math.nan), torch.full((2, 3), math.nan)))
+
+
+def test_the_docs_have_the_rules_and_their_thresholds() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verdicts.md").read_text()
+    for rule in RULES:
+        hides = ", ".join(f"`{name}`" for name in rule.hides) or "-"
+        assert f"| `{rule.name}` | {rule.measures} | {rule.holds.format(**vars(T))} | {hides} |" in page
+        assert f"- `{rule.name}`: " in page
+    for name, value in vars(T).items():
+        assert f"| `{name}` {value:g}".replace("e-06", "e-6") in page, name

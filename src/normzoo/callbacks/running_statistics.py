@@ -160,14 +160,15 @@ def gaps(sample: Sample) -> dict[str, dict[str, float]]:
 
 def differences(sample: Sample) -> dict[str, Tensor]:
     """Layer -> (2, C_l), u and s of each channel; NaN where the batch or the running statistics are constant."""
-    found = {}
-    for name in shared_layers(sample.batch, sample.running):
-        batch, running = sample.batch[name].unbiased(), sample.running[name]
-        means = (batch.mean - running.mean) * ((1 / batch.var + 1 / running.var) / 2).sqrt()
-        spreads = (batch.std / running.std) - (running.std / batch.std)  # 2 sinh of half the logarithm of var_B / var_r
-        both = torch.stack([means, spreads])
-        found[name] = both.where((batch.var > 0) & (running.var > 0), torch.nan)
-    return found
+    names = shared_layers(sample.batch, sample.running)
+    if not names:
+        return {}
+    batch, running = (joined([channels[name] for name in names]) for channels in (sample.batch, sample.running))
+    batch = batch.unbiased()
+    means = (batch.mean - running.mean) * ((1 / batch.var + 1 / running.var) / 2).sqrt()
+    spreads = batch.std / running.std - running.std / batch.std  # 2 sinh of half the logarithm of var_B / var_r
+    both = torch.stack([means, spreads]).where((batch.var > 0) & (running.var > 0), torch.nan)
+    return dict(zip(names, both.split([len(sample.running[name].mean) for name in names], 1), strict=True))
 
 
 def lag(now: Tensor, before: Tensor) -> float:

@@ -16,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, Sum
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
+from torch import nn
 
 from normzoo.callbacks.activation_percentiles import flat_bounds
 from normzoo.callbacks.finite_loss import FiniteLoss
@@ -47,6 +48,7 @@ class Verdicts(Callback):
     tab, `verdicts`, and as the record `normalization/verdicts`; the file `verdicts.json` holds the list, empty for a
     healthy run. A resumed run continues with those from before. Any monitor adds this callback to its Trainer.
 
+    >>> from normzoo.callbacks import GradientFlow
     >>> trainer = Trainer(callbacks=[GradientFlow(every=10), Verdicts(vanishing=1e-4)], logger=False)
 
     Args:
@@ -116,6 +118,8 @@ class Verdicts(Callback):
         self.found: list[Verdict] = []
         self.samples: dict[str, deque[Sample]] = {}
         self.starts: dict[str, list[int]] = {}
+        self.owned: dict[str, list[nn.Parameter]] = {}
+        self.facts: dict[str, Any] = {}
 
     # The run.
 
@@ -126,6 +130,7 @@ class Verdicts(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_fitting = True
+        self.find_layers(pl_module)
         steps = trainer.estimated_stepping_batches
         self.steps = steps if math.isfinite(steps) else None
         resumed, self.resumed = self.resumed, {}
@@ -137,41 +142,52 @@ class Verdicts(Callback):
             self.starts = {table: list(steps) for table, steps in resumed["starts"].items()}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.end(trainer, pl_module)
+        self.end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.is_fitting:
-            self.end(trainer, pl_module)
+            self.end(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self.judge(trainer, pl_module, trainer.global_step)
+            self.judge(trainer, trainer.global_step)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.samples:
-            self.judge(trainer, pl_module, trainer.global_step)
+            self.judge(trainer, trainer.global_step)
             self.write(trainer)
 
-    def end(self, trainer: Trainer, module: LightningModule) -> None:
+    def end(self, trainer: Trainer) -> None:
         """Judges once more, as a step that was not finite has ended the training; writes the file and the summary."""
         self.is_fitting = False
-        self.judge(trainer, module, trainer.global_step)
+        self.judge(trainer, trainer.global_step)
         self.write(trainer)
         if self.prints_summary:
             say(trainer, self.summary())
 
     # The verdicts.
 
-    def judge(self, trainer: Trainer, module: LightningModule, number: int) -> None:
+    def find_layers(self, module: LightningModule) -> None:
+        """Reads what the rules need to know of the layers."""
+        layers = dict(named_layers(module))
+        flat = {name: flat_bounds(layer) for name, layer in layers.items()}
+        owned = {name: own_parameters(layer) for name, layer in layers.items()}
+        self.owned = {name: many for name, many in owned.items() if many}
+        self.facts = {
+            "two_sided": {n for n, bounds in flat.items() if bounds and bounds[0] < 0 and math.isfinite(sum(bounds))},
+            "momentum": {n: getattr(one, "momentum", None) for n, one in layers.items() if keeps_statistics(one)},
+            "has_norms": any(is_norm(layer) and not isinstance(layer, NoNorm) for layer in layers.values()),
+        }
+
+    def judge(self, trainer: Trainer, number: int) -> None:
         """Applies the rules to what the monitors have written; the sampler calls it after each sample.
 
         Args:
             trainer: the trainer.
-            module: what it trains.
             number: the step.
         """
         self.read_monitors(trainer)
-        new = judge(self.evidence(trainer, module), self.thresholds, [one.rule for one in self.found])
+        new = judge(self.evidence(trainer), self.thresholds, [one.rule for one in self.found])
         if not new:
             return
         self.found += new
@@ -192,26 +208,19 @@ class Verdicts(Callback):
                     starts = self.starts.setdefault(monitor.label, [])
                     starts[:] = dict.fromkeys([*starts, sample.step][:2])
 
-    def evidence(self, trainer: Trainer, module: LightningModule) -> Evidence:
+    def evidence(self, trainer: Trainer) -> Evidence:
         """What the rules judge: the samples, and facts about the network and the run."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        layers = dict(named_layers(module))
-        flat = {name: flat_bounds(layer) for name, layer in layers.items()}
-        owned = {name: own_parameters(layer) for name, layer in layers.items()}
         bad_steps = [one.found for one in callbacks if isinstance(one, FiniteLoss) and one.found is not None]
         return Evidence(
             self.samples,
             self.starts,
-            two_sided={
-                name for name, bounds in flat.items() if bounds and bounds[0] < 0 and math.isfinite(sum(bounds))
-            },
-            frozen={name for name, many in owned.items() if many and not any(p.requires_grad for p in many)},
-            momentum={n: getattr(layer, "momentum", None) for n, layer in layers.items() if keeps_statistics(layer)},
-            has_norms=any(is_norm(layer) and not isinstance(layer, NoNorm) for layer in layers.values()),
+            frozen={name for name, many in self.owned.items() if not any(p.requires_grad for p in many)},
             rate=float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else None,
             steps=self.steps,
             scales_loss=getattr(trainer.precision_plugin, "scaler", None) is not None,
             bad_step=bad_steps[0] if bad_steps else None,
+            **self.facts,
         )
 
     def summary(self) -> str:

@@ -161,7 +161,7 @@ class Sampler(Callback):
         self.write_layout()
         self.writer.flush()
         for judge in self.judges:
-            judge.judge(trainer, step.module, step.number)
+            judge.judge(trainer, step.number)
         self.drop()
 
     def write_layout(self) -> None:

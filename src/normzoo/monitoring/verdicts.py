@@ -216,9 +216,9 @@ def remedy_of_growth(evidence: Evidence, step: int) -> str:
 
 
 def dead(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    """Units that no sample of the probe batch activates."""
+    """Units that no sample of the probe batch activates; not those that die after the gradient has vanished."""
     found = flat_layer(evidence, "dead", thresholds.dead, lambda name: name not in evidence.two_sided)
-    if found is None:
+    if found is None or vanished_before(evidence, found[0], thresholds):
         return None
     layer, step, value, others = found
     text = (
@@ -232,6 +232,14 @@ def dead(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
         else f"Lower the learning rate, whose updates pushed them there, or {NORM}. LeakyReLU has no dead units."
     )
     return Verdict("dead", layer, step, value, thresholds.dead, text, remedy)
+
+
+def vanished_before(evidence: Evidence, layer: str, thresholds: Thresholds) -> bool:
+    """Whether the gradient had vanished when the units of a layer still lived."""
+    shares = [one for samples in evidence.of("ActivationPercentiles", "dead") for one in samples if layer in one[1]]
+    lived = [step for step, share in shares if share[layer] <= thresholds.dead]
+    flows = [one for samples in evidence.of("GradientFlow", "flow_norm") for one in samples]
+    return any(step <= lived[-1] and layers_below(f, thresholds.vanishing) for step, f in flows) if lived else False
 
 
 def saturated(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
@@ -254,21 +262,24 @@ def saturated(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 def flat_layer(
     evidence: Evidence, metric: str, threshold: float, counts: Callable[[str], bool]
 ) -> tuple[str, int, float, str] | None:
-    """The first layer whose share is above a threshold in two samples in a row: layer, step, share, how many more."""
+    """The first layer whose share is above a threshold: layer, step, share, how many more."""
     for samples in evidence.of("ActivationPercentiles", metric):
         step, now = samples[-1]
-        before = samples[-2][1] if len(samples) > 1 else {}
-        above = [name for name, share in now.items() if counts(name) and min(share, before.get(name, 0)) > threshold]
+        above = [name for name, share in now.items() if counts(name) and share > threshold]
         if above:
             return above[0], step, now[above[0]], more(len(above) - 1)
     return None
 
 
 def vanishing(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    """A gradient that does not reach the first layers, in two samples in a row, named where it vanishes."""
+    """A gradient that does not reach the first layers, in two samples in a row, named where it vanishes.
+
+    Where activations are sampled too, it waits for a sample of them, which may show the cause.
+    """
+    activations = max((s[-1][0] for s in evidence.of("ActivationPercentiles", "input_width")), default=math.inf)
     for samples in evidence.of("GradientFlow", "flow_norm"):
         unreached = [layers_below(flow, thresholds.vanishing) for _, flow in samples[-2:]]
-        if len(unreached) == 2 and all(unreached):
+        if len(unreached) == 2 and all(unreached) and activations >= samples[-2][0]:
             (step, flow), names = samples[-1], unreached[-1]
             first, layer, last = flow[names[0]], names[-1], list(flow.values())[-1]
             text = (
@@ -416,7 +427,7 @@ class Rule:
         find: returns a verdict if it holds.
         hides: the rules whose findings are consequences of this one.
         measures: what is measured, of which table.
-        holds: when it holds, with {threshold} for the bound of its name.
+        holds: when it holds, with {NAME:g} for a threshold.
     """
 
     name: str
@@ -441,36 +452,36 @@ RULES = (
         exploding,
         ("dead", "saturated", *FLOW, "running_lag", "shift"),
         "`update_ratio`, `flow_norm` (GradientFlow), `std` of the inputs of layers with weights (CovariateShift)",
-        "an update above {update} of the weights, and above a third of that in a second layer; or a `flow_norm` above "
-        "{exploding} of the last layer's; or a `std` above {growth} of the first layer's",
+        "an update above {update:g} of the weights, and above a third of that in a second layer; or a `flow_norm` above "
+        "{exploding:g} of the last layer's; or a `std` above {growth:g} of the first layer's",
     ),
     Rule(
         "dead",
         dead,
-        FLOW,
+        (*FLOW, "shift"),
         "`dead` of nonlinearities that are flat on one side, such as ReLU and GELU (ActivationPercentiles)",
-        "above {dead} in two samples in a row",
+        "above {dead:g}",
     ),
     Rule(
         "saturated",
         saturated,
         FLOW,
         "`saturated` of nonlinearities that are flat on both sides, such as Sigmoid and Tanh (ActivationPercentiles)",
-        "above {saturated} in two samples in a row",
+        "above {saturated:g}",
     ),
     Rule(
         "vanishing",
         vanishing,
-        ("not_learning",),
+        ("not_learning", "dead", "saturated"),
         "`flow_norm` (GradientFlow)",
-        "below {vanishing} of the last layer's in two samples in a row, in this layer and in all before it",
+        "below {vanishing:g} of the last layer's in two samples in a row, in this layer and in all before it",
     ),
     Rule(
         "running_lag",
         running_lag,
         (),
         "`running_lag` (RunningStatistics)",
-        "above {running_lag} nats per channel in three samples in a row, after 5 / momentum steps or half of the run, "
+        "above {running_lag:g} nats per channel in three samples in a row, after 5 / momentum steps or half of the run, "
         "if it will be so at the end of the run",
     ),
     Rule(
@@ -478,14 +489,14 @@ RULES = (
         shift,
         (),
         "`val_w2` and `test_w2` (CovariateShift)",
-        "above {shift} standard deviations and 3 times the noise floor, in two neighbouring layers",
+        "above {shift:g} standard deviations and 3 times the noise floor, in two neighbouring layers",
     ),
     Rule(
         "not_learning",
         not_learning,
         (),
         "`turn` (GradientFlow)",
-        "below {not_learning}, and below a thousandth of the median over the layers that move, in at least three "
+        "below {not_learning:g}, and below a thousandth of the median over the layers that move, in at least three "
         "samples in a row",
     ),
 )
