@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from page_runs import Run, as_file, page_run
 
-from normzoo.page.bundle import html_page
+from normzoo.page.bundle import STATIC, html_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -354,6 +354,68 @@ def test_a_second_run_of_a_seed_is_no_band(open_page: Open) -> None:
     page = open_page([page_run("BatchNorm", 0), again]).page
     names = page.locator(".nz-legend > span").all_inner_texts()
     assert names == ["BatchNorm · BatchNorm-0/000", "BatchNorm · BatchNorm-0/001"]
+
+
+HOST = """<!doctype html><body><div id="page"></div><link rel="stylesheet" href="/page.css"><script type="module">
+import { mount } from "/page.js";
+mount(document.getElementById("page"), {
+    live: true,
+    runs: async () => [{ name: window.run.name, version: String(window.run.last_step) }],
+    run: async () => structuredClone(window.run),
+});
+</script>"""
+
+
+@pytest.fixture
+def hosted(browser: Any) -> Iterator[Opened]:
+    """The modules in a page that says what the runs are, in a frame, as TensorBoard shows it."""
+    one = Opened(browser.new_context(viewport={"width": 1280, "height": 900}).new_page())
+    one.page.set_default_timeout(10_000)
+    one.page.on("console", lambda message: one.errors.append(message.text) if message.type == "error" else None)
+    one.page.on("pageerror", lambda error: one.errors.append(str(error)))
+
+    def serve(route: Any) -> None:
+        name = route.request.url.rpartition("/")[2].partition("?")[0]
+        pages = {
+            "frame": HOST,
+            "outer": '<tb-webapp></tb-webapp><iframe src="/frame" width="1200" height="800"></iframe>',
+        }
+        if name in pages:
+            route.fulfill(body=pages[name], content_type="text/html")
+        else:
+            route.fulfill(path=STATIC / name)
+
+    one.page.route("http://board.test/**", serve)
+    yield one
+    assert one.errors == []
+    one.page.context.close()
+
+
+def test_a_live_page_follows_the_run(hosted: Opened) -> None:
+    run, later = page_run(steps=4), page_run(steps=9)
+    hosted.page.clock.install()
+    hosted.page.add_init_script(f"window.run = {json.dumps(run)}")
+    hosted.page.goto("http://board.test/frame")
+    hosted.page.clock.run_for(500)
+    assert hosted.page.locator("output").inner_text() == "30 of 30"
+    hosted.page.evaluate("(run) => { window.run = run; }", later)
+    hosted.page.clock.run_for(6000)
+    hosted.page.get_by_text("80 of 80").wait_for()
+
+
+def test_dark_mode_and_url_are_those_of_tensorboard(hosted: Opened) -> None:
+    hosted.page.add_init_script(f"window.run = {json.dumps(page_run())}")
+    hosted.page.goto("http://board.test/outer#normalization")
+    frame = hosted.page.frame_locator("iframe")
+    frame.locator("main[aria-busy=false]").wait_for()
+    assert frame.locator(".nz").get_attribute("data-theme") == "light"
+    hosted.page.evaluate("document.body.classList.add('dark-mode')")
+    frame.locator(".nz[data-theme=dark]").wait_for()
+    frame.locator("#nz-pin").select_option("net.hidden.5.layer")
+    hosted.page.wait_for_url("**#normalization&p.normalization.state=**")
+    hosted.page.reload()
+    frame.locator("main[aria-busy=false]").wait_for()
+    assert frame.locator("#nz-pin").input_value() == "net.hidden.5.layer"
 
 
 @pytest.mark.slow

@@ -17,6 +17,11 @@ export function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
+/** A div of a class. */
+export function div(name, ...children) {
+  return el("div", name ? { class: name } : {}, ...children);
+}
+
 /** An SVG element. Colours are attributes, not classes, so that a saved file looks the same without the stylesheet. */
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
