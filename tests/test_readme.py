@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SHORT, fit
+from commands import QUIET, SHORT, fit, normzoo
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,6 +62,15 @@ def test_a_trained_network_exports_as_it_says(tmp_path: Path, monkeypatch: pytes
     names: dict[str, Any] = {"__name__": "runs"}
     exec(compile(code, "docs/runs.md", "exec"), names)
     assert names["logits"].shape == (7, 10)
+
+
+def test_the_walk_through_works_in_any_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of docs/see.md, on a run that is there."""
+    monkeypatch.chdir(tmp_path)
+    assert normzoo("fit", *QUIET, *SHORT).status == 0
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "see.md").read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, "docs/see.md", "exec"), {"__name__": "see"})
+    assert b"Normalization" in Path("report.html").read_bytes()
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def load_checkpoint(file: str | Path | IO[bytes], *, mmap: bool = False) -> dict
     A checkpoint that is truncated, has a flipped bit, or holds more than tensors and plain data is refused. Weights
     that are not finite cause a warning.
 
-        load_checkpoint("lightning_logs/digits_mlp/000/checkpoints/best.ckpt")["state_dict"]
+        load_checkpoint("lightning_logs/digits_mlp/000-BatchNorm-0/checkpoints/best.ckpt")["state_dict"]
 
     Args:
         file: a path or an open file, as `trainer.save_checkpoint` or the command line wrote it.

@@ -26,7 +26,7 @@ def load_task(
 ) -> LightningModule:
     """Builds the task in a checkpoint of the command line, with its weights.
 
-        task = load_task("lightning_logs/digits_mlp/000/checkpoints/best.ckpt")
+        task = load_task("lightning_logs/digits_mlp/000-BatchNorm-0/checkpoints/best.ckpt")
         logits = task(images)
 
     The checkpoint may name classes of normzoo, torch, torchvision, torchmetrics and lightning, and modules, optimizers
