@@ -146,10 +146,10 @@ def non_finite_value(evidence: Evidence) -> tuple[int, str, str] | None:
 
 
 def exploding(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    """An update larger than the weights; gradients or activations that grow by orders of magnitude over the layers."""
+    """Activations that grow by orders of magnitude over the layers, which make updates large; then the others."""
     return (
-        exploding_update(evidence, thresholds.update)
-        or exploding_activations(evidence, thresholds.growth)
+        exploding_activations(evidence, thresholds.growth)
+        or exploding_update(evidence, thresholds.update)
         or exploding_gradient(evidence, thresholds.exploding)
     )
 
