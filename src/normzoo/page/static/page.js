@@ -151,8 +151,8 @@ class Page {
     );
   }
 
-  /** Draws what is in sight at once and the rest right after. */
-  drawSections(sections) {
+  /** Draws what is in sight at once, and the rest after `wait` ms without another change. */
+  drawSections(sections, wait = 60) {
     clearTimeout(this.later);
     const inSight = ({ node }) => node.getBoundingClientRect().top < innerHeight && node.getBoundingClientRect().bottom > 0;
     const now = sections.filter(inSight);
@@ -167,7 +167,7 @@ class Page {
       this.drawSection(section);
       this.later = setTimeout(next, 0);
     };
-    this.later = setTimeout(next, 60);
+    this.later = setTimeout(next, wait);
   }
 
   /** Replaces the charts of a view, and keeps the focus where it was. */
@@ -195,7 +195,10 @@ class Page {
   move(at) {
     this.state.step = at >= this.steps.length - 1 ? null : this.steps[at];
     this.step = this.bar.showStep(this.steps, this.state);
-    this.drawSections(this.sections.filter(({ view }) => view.byStep));
+    this.drawSections(
+      this.sections.filter(({ view }) => view.byStep),
+      250,
+    );
     for (const { body } of this.sections) moveMarkers(body, this.step);
     clearTimeout(this.saving);
     this.saving = setTimeout(() => this.state.save(), 200); // browsers limit how often the URL may change
