@@ -43,15 +43,15 @@ FAULTS = (
         "vanishing",
         "The loss does not move",
         (DEEP, NO_NORM),
-        "In *Depth profiles* the gradient of the layer's output falls as a straight line towards the input: each sigmoid "
-        "takes the same share. The layers at the left do not learn.",
+        "In *Depth profiles* the gradient of the layer's output falls as a straight line towards the input: each sigmoid"
+        " takes the same share. The layers at the left do not learn.",
     ),
     Fault(
         "exploding",
         "The loss is huge, then NaN",
         (DEEP, NO_NORM, RELU, "--model.net.init.std=0.5"),
-        "In *Depth profiles* the width of the inputs rises as a straight line with depth from the first step on. The run "
-        "ends within a few steps.",
+        "In *Depth profiles* the width of the inputs rises as a straight line with depth from the first step on. The run"
+        " ends within a few steps.",
     ),
     Fault(
         "non_finite",
@@ -88,9 +88,8 @@ def write(root: Path) -> list[Path]:
     """Trains the networks, and writes docs/faults.md."""
     path = root / "docs" / "faults.md"
     with tempfile.TemporaryDirectory() as folder:
-        path.write_text(
-            "\n".join([HEAD, *(section(root, fault, Path(folder) / str(i)) for i, fault in enumerate(FAULTS))])
-        )
+        sections = [section(root, fault, Path(folder) / str(i)) for i, fault in enumerate(FAULTS)]
+    path.write_text("\n".join([HEAD, *sections]))
     return [path]
 
 

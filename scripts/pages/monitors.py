@@ -12,9 +12,9 @@ HEAD = """# What the monitors show
 <!-- Made by scripts/docs from the docstrings, metrics and units in src/normzoo/. -->
 
 Six callbacks, each for one question, and a seventh, `Verdicts`, that says in words what is wrong. `normzoo fit` has all
-of them unless `--monitors=false`. They work in any Lightning project with any network, and do not change the training by
-a bit. [See it in five minutes](see.md); [my network does not train](faults.md); [the rules of the verdicts](verdicts.md);
-[what the event files hold](data.md).
+of them unless `--monitors=false`. They work in any Lightning project with any network, and do not change the training
+by a bit. [See it in five minutes](see.md); [my network does not train](faults.md); [the rules of the
+verdicts](verdicts.md); [what the event files hold](data.md).
 
 Other rates or layers, by flags or in your own Trainer:
 
@@ -45,7 +45,7 @@ Python.
 that opens on the most telling ones. Logarithms where values span decades. **Custom Scalars** has them as six questions,
 the same for every run. **Text** has the verdicts.
 
-![Time Series with pinned cards: without a norm the gradient of the first layer is a millionth of the last layer's](tensorboard-time-series.png)
+![Time Series: without a norm the first layer's gradient is 1e-5 of the last layer's](tensorboard-time-series.png)
 
 {overview}
 
@@ -54,8 +54,8 @@ the same for every run. **Text** has the verdicts.
 | what changes | metric | what to expect |
 |---|---|---|
 | **over time**: a layer's input since the first sample | `drift_w2` | {over_time} |
-| **over depth**: a layer's input against the network's input; a block's output against its input | `depth_w2`, `block_w2` | {over_depth} |
-| **by gradients**: a layer's gradient once the layers below have moved | `ics_relative`, `ics_cosine` | {by_gradients} |
+| **over depth**: from the network's input to a layer's; over a block | `depth_w2`, `block_w2` | {over_depth} |
+| **by gradients**: once the layers below have moved | `ics_relative`, `ics_cosine` | {by_gradients} |
 | **from training to evaluation**, at equal weights | `val_w2`, `test_w2` | {evaluation} |
 
 ## Good to know
@@ -77,8 +77,8 @@ the same for every run. **Text** has the verdicts.
 EXPECT = {
     "over_time": "without a norm in a deep network it rises with depth, by orders; with BatchNorm it is small and flat",
     "over_depth": "the deeper, the further from the network's input",
-    "by_gradients": "larger with BatchNorm than without, in many networks: Santurkar et al. 2018 found this, and it is no "
-    "fault. Where gradients vanish nothing moves, and it is near 0",
+    "by_gradients": "larger with BatchNorm than without, in many networks: Santurkar et al. 2018 found this, and it is"
+    " no fault. Where gradients vanish nothing moves, and it is near 0",
     "evaluation": "within the noise floor, `val_w2_floor`, which two sets of batches of one distribution give",
 }
 

@@ -49,12 +49,14 @@ def write(root: Path) -> list[Path]:
 
 def of_report(browser: Any, file: Path, docs: Path) -> Iterator[Path]:
     """A picture of each view of a report."""
-    page = browser.new_page(viewport={"width": WIDTH, "height": 900})
+    page = browser.new_page(viewport={"width": WIDTH, "height": 6000})  # all of it: what floats hides nothing
     page.goto(file.as_uri())
     page.locator("main[aria-busy=false]").wait_for()
     for view in VIEWS:
         path = docs / f"page-{view}.png"
-        page.locator(f"#nz-{view}").screenshot(path=path)
+        box = page.locator(f"#nz-{view}").bounding_box()
+        edge = {"x": box["x"] - 12, "y": box["y"], "width": box["width"] + 24, "height": box["height"] + 8}
+        page.screenshot(path=path, clip=edge)
         yield path
 
 

@@ -1,6 +1,7 @@
 """What monitors leave alone: weights, buffers, random numbers, graphs, memory; on one rank and on several."""
 
 import gc
+import json
 import os
 import resource
 import subprocess
@@ -34,6 +35,7 @@ from normzoo.callbacks.running_statistics import keeps_statistics
 from normzoo.distributed.sync import SyncNorms
 from normzoo.errors import InputError
 from normzoo.models import MLP, ConvNet, ResNet
+from normzoo.monitoring.overview import OVERVIEWS
 from normzoo.monitoring.sampler import Sampler
 from normzoo.norms import BatchNorm
 
@@ -347,14 +349,34 @@ def test_a_module_that_cannot_be_copied_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("net", ["MLP", *(pytest.param(net, marks=pytest.mark.slow) for net in ("ConvNet", "ResNet"))])
-def test_one_more_config_switches_them_on(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Path(__file__).parents[2] / "configs" / "monitors.yaml"
+def test_fit_has_all_monitors_unless_it_is_told_not_to(
+    net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=3", f"--model.net={net}", *BRIEF[:3])
+    shown = normzoo("fit", *short)
+    assert shown.status == 0, shown.err
+    assert "\nverdicts: " in shown.out
+    assert f"report {Path('lightning_logs', 'default')} --open" in shown.out
+    assert "pinnedCards=" in shown.out
+    run = tmp_path / "lightning_logs" / "default" / "000-BatchNorm-0"
+    assert json.loads((run / "verdicts.json").read_text()) == []
+    events = Written(run)
+    assert {one.tag for one in OVERVIEWS} <= set(events.tags["scalars"])
+    assert len(events.tags["scalars"]) <= 80
+    hidden = normzoo("fit", *short, "--monitors=false")
+    assert not any(tag.startswith("normalization") for tag in Written(run.with_name("001-BatchNorm-0")).tags["tensors"])
+    assert "verdicts" not in hidden.out
+
+
+def test_the_config_with_other_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Path(__file__).parents[2] / "configs" / "monitors.yaml"
+    monkeypatch.chdir(tmp_path)
+    short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=11", "--test_after_fit=false", *BRIEF[:3])
     result = normzoo("fit", "-c", str(config), *short)
     assert result.status == 0, result.err
-    groups = Written(tmp_path / "lightning_logs" / "default" / "000-BatchNorm-0").groups()
-    assert {"running_gap", "drift_w2", "input_p50", "ics_cosine", "flow", "landscape", "val_w2", "test_w2"} <= groups
+    events = Written(tmp_path / "lightning_logs" / "default" / "000-BatchNorm-0")
+    assert list(events.scalars("grad_norm/net.head")) == [0, 10]
 
 
 def test_one_monitor_by_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,11 +487,21 @@ def test_two_ranks_show_what_one_does(cut: int, lr: float, tmp_path: Path) -> No
     one, two = written(tmp_path / "1"), written(tmp_path / "2")
     assert len(list((tmp_path / "2" / "run").glob("events*"))) == 1
     assert set(one.tags["scalars"]) == set(two.tags["scalars"])
-    own = ("epoch", *(("grad_norm", "grad_ratio", "update_ratio", "flow") if cut == 5 else ()))
-    compared = [tag for tag in one.tags["scalars"] if not tag.startswith(own)]
-    assert len({tag.split("/")[0] for tag in compared}) > 20
-    for tag in compared:
-        assert two.scalars(tag) == pytest.approx(one.scalars(tag), rel=1e-5, abs=1e-6), tag
+    own = ("flow_norm", "grad_norm", "grad_ratio", "update_ratio", "turn") if cut == 5 else ()
+    tags = [
+        tag for tag in one.tags["tensors"] if tag.startswith("normalization/") and one.described(tag).get("metrics")
+    ]
+    compared = 0
+    for tag in tags:
+        metrics, tables = one.described(tag)["metrics"], two.tables(tag)
+        for step, table in one.tables(tag).items():
+            for i, metric in enumerate(metrics):
+                if metric not in own:
+                    torch.testing.assert_close(
+                        tables[step][:, i], table[:, i], rtol=1e-5, atol=1e-6, equal_nan=True, msg=f"{tag} {metric}"
+                    )
+                    compared += 1
+    assert compared > 200
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ class Written:
         """What stands beside a table's first record."""
         metadata = self.events.SummaryMetadata(tag)
         assert metadata.plugin_data.plugin_name == "normalization"
-        return json.loads(metadata.plugin_data.content)  # type: ignore[no-any-return]
+        return json.loads(metadata.plugin_data.content or b"{}")  # type: ignore[no-any-return]
 
     def tables(self, tag: str) -> dict[int, Tensor]:
         """Step -> table; of several records of a step, the last value that is one."""

@@ -3,6 +3,10 @@
 import math
 from typing import Any
 
+import numpy as np
+
+from normzoo.page.packing import packed
+
 Run = dict[str, Any]
 
 GROWTH = {"NoNorm": 3.0, "LayerNorm": 1.8}  # per layer; 1 with BatchNorm
@@ -124,5 +128,22 @@ def page_run(
 
 
 def rounded(value: float) -> float | None:
-    """Five significant digits, None for NaN: as a report has it."""
-    return None if math.isnan(value) else float(f"{value:.5g}")
+    """The nearest number of 11 bits, which a report keeps as it is; None for NaN."""
+    if math.isnan(value):
+        return None
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 2**11), exponent - 11)
+
+
+ARRAYS = ("values", "low", "high", "counts", "loss", "gradient_change")
+
+
+def as_file(run: Run) -> bytes:
+    """A run as a report holds it."""
+
+    def arrays(part: Any, key: str = "") -> Any:
+        if key in ARRAYS and isinstance(part, list):
+            return np.array(part, dtype=float)
+        return {name: arrays(one, name) for name, one in part.items()} if isinstance(part, dict) else part
+
+    return packed(arrays(run))

@@ -195,6 +195,18 @@ def test_a_folder_without_runs_is_empty_until_there_is_one(folder: str, tmp_path
     assert [*tab.runs()] == ["run"]
 
 
+def test_a_run_that_is_deleted_between_two_looks_is_gone(tmp_path: Path) -> None:
+    small_run(tmp_path / "a")
+    small_run(tmp_path / "b")
+    tab, find_runs = Tab(tmp_path), {"a": tmp_path / "a", "b": tmp_path / "b", "gone": tmp_path / "gone"}
+    with patch("normzoo.page.live_runs.find_runs", lambda folders: find_runs):
+        assert set(tab.runs()) == {"a", "b"}
+        shutil.rmtree(tmp_path / "b")
+        assert tab.plugin.is_active()
+        assert "a" in tab.runs()
+        assert tab.get("/run?name=b").status_code == 404
+
+
 def test_the_entry_point_leads_to_the_plugin() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     [path] = project["entry-points"]["tensorboard_plugins"].values()

@@ -39,7 +39,7 @@ BATCHES = 8
 """Batches of training that evaluation is compared with."""
 KEPT_BYTES = 1 << 28
 """Fewer batches are kept if they are larger than this together."""
-UNCERTAIN = 0.1
+UNCERTAIN = 0.05
 """Squared relative error of a feature's standard deviation above which it is left out."""
 SAVED_BYTES = 1 << 22
 """Batches that are larger than this together, those of all ranks, are not kept in checkpoints."""
@@ -87,7 +87,7 @@ class CovariateShift(Monitor):
       one size it is `(1 / K_p + 1 / K_q) mean_c (Var_k mu_kc + Var_k sigma_kc) / sigma_c^2`. Distances of
       one to two floors are no shift; there is no floor of a single batch. Features that hardly vary in training, as a
       unit that is active for one sample in a hundred, are left out: sigma is not known where
-      `s_c^2 / (N_q sigma_c^2) > 0.1`;
+      `s_c^2 / (N_q sigma_c^2) > 0.05`;
     - `drift_w2_floor`: the same for a single batch against another, in the mode of evaluation.
 
     A validation is compared if a tenth of the run has passed since the last one that was, or if it is the last; a test

@@ -67,7 +67,7 @@ class LiveRuns:
 
     def has_tables(self, run: Path) -> bool:
         """Whether a run has tables, by what its files hold since the last time."""
-        if run not in self.with_tables and any(map(self.finds_table, event_files(run))):
+        if run not in self.with_tables and any(map(self.finds_table, files_of(run))):
             self.with_tables.add(run)
         return run in self.with_tables
 
@@ -80,10 +80,18 @@ class LiveRuns:
             return False
 
 
+def files_of(run: Path) -> list[Path]:
+    """The event files of a run; none if it was deleted meanwhile."""
+    try:
+        return event_files(run)
+    except OSError:
+        return []
+
+
 def version(run: Path) -> str:
     """A checksum of sizes and times of what a run is read from."""
     facts = []
-    for path in (*event_files(run), run / VERDICTS_FILE, run / FINISHED):
+    for path in (*files_of(run), run / VERDICTS_FILE, run / FINISHED):
         try:
             status = path.stat()
         except OSError:

@@ -32,5 +32,6 @@ export async function render() {
     });
   } catch (error) {
     page.textContent = error.message;
+    page.style.cssText = "margin: 2rem; font: 1rem/1.5 system-ui, sans-serif; color: #646b76";
   }
 }

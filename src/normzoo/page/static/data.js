@@ -60,7 +60,9 @@ export function runLabel(run, group) {
 /** The first seed of every group, then the second: so that what shows few runs shows each norm. */
 export function inTurns(groups) {
   const longest = Math.max(0, ...groups.map((group) => group.runs.length));
-  return Array.from({ length: longest }, (_, i) => groups.filter((group) => i < group.runs.length).map((group) => ({ group, run: group.runs[i] }))).flat();
+  return Array.from({ length: longest }, (_, i) =>
+    groups.filter((group) => i < group.runs.length).map((group) => ({ group, run: group.runs[i] })),
+  ).flat();
 }
 
 /** Indices of the rows of a table that a profile shows. Rows of single units, LAYER/UNIT, only for "every". */
@@ -125,7 +127,7 @@ export function stepsOf(runs) {
 }
 
 /** The layer of a run at the place of `name`: itself, or that of the same relative depth in the network of `other`. */
-export function sameLayer(run, name, other) {
+function sameLayer(run, name, other) {
   const mine = run.network.map((layer) => layer.name);
   const theirs = other ? other.network.map((layer) => layer.name) : [];
   if (mine.includes(name) || !theirs.includes(name) || !mine.length) return name;
@@ -133,13 +135,19 @@ export function sameLayer(run, name, other) {
 }
 
 /** Of `names`, the one that belongs to a layer: itself, the next in the order of the network, or the one before. */
-export function nearest(run, layer, names) {
+function nearest(run, layer, names) {
   if (names.includes(layer) || !names.length) return names.includes(layer) ? layer : null;
   const order = run.network.map((one) => one.name);
   const at = order.indexOf(layer);
   if (at < 0) return null;
   const known = names.filter((name) => order.includes(name)).sort((a, b) => order.indexOf(a) - order.indexOf(b));
   return known.find((name) => order.indexOf(name) > at) ?? known[known.length - 1] ?? null;
+}
+
+/** Of `names`, the one that belongs to the pinned layer in this run. */
+export function ownLayer(page, run, names) {
+  const other = page.runs.find((one) => one.network.some((layer) => layer.name === page.layer));
+  return nearest(run, sameLayer(run, page.layer, other), names);
 }
 
 /** Values of several seeds as a point with a band: their median, least and largest finite value. */

@@ -17,12 +17,22 @@ export function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
+/** A div of a class. */
+export function div(name, ...children) {
+  return el("div", name ? { class: name } : {}, ...children);
+}
+
 /** An SVG element. Colours are attributes, not classes, so that a saved file looks the same without the stylesheet. */
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** Columns of equal width that fill `width`, each at least `least` wide. */
+/** Children side by side in columns, as `columns` counts them. */
+export function grid({ count, width }, ...children) {
+  return el("div", { class: "nz-grid", style: `grid-template-columns:repeat(${count},${width}px)` }, ...children);
+}
+
+/** Columns of equal width that fill `width`, each at least `least` wide: {count, width}. */
 export function columns(width, least, most = 6, gap = 16) {
   const count = Math.max(1, Math.min(most, Math.floor((width + gap) / (least + gap))));
   return { count, width: Math.floor((width - gap * (count - 1)) / count) };

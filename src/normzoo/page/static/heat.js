@@ -42,7 +42,10 @@ export class ColourScale {
       const axis = new Scale(this.scale.kind, this.scale.min, this.scale.max, 20, 20 + bar);
       for (const tick of axis.ticks(6)) node.append(label(axis.pixel(tick), 54, axis.label(tick), theme, { "text-anchor": "middle" }));
     }
-    [["infinite", theme.bad], ["no value", theme.none]].forEach(([text, fill], i) => {
+    [
+      ["infinite", theme.bad],
+      ["no value", theme.none],
+    ].forEach(([text, fill], i) => {
       const x = Math.min(340, width - 210) + 44 + i * 76;
       node.append(svg("rect", { x, y: 26, width: 12, height: 12, fill }), label(x + 17, 36, text, theme));
     });
@@ -59,7 +62,10 @@ function edges(steps, x) {
 function paint(spec, x, columns) {
   const picture = el("canvas", { width: Math.round(x.to - x.from), height: spec.rows });
   const context = picture.getContext("2d");
-  const at = edges(columns.map((i) => spec.steps[i]), x);
+  const at = edges(
+    columns.map((i) => spec.steps[i]),
+    x,
+  );
   columns.forEach((column, i) => {
     for (let row = 0; row < spec.rows; row++) {
       context.fillStyle = spec.colour(column, row);
@@ -79,16 +85,31 @@ function rowLabels(node, spec, y, room, theme) {
   const every = Math.ceil(12 / height);
   for (let row = 0; row < spec.rows; row += every) {
     const pinned = spec.names[row] === spec.pinned;
-    node.append(label(room - 6, y.top + (row + 0.5) * height + 4, shorten(spec.names[row], Math.floor((room - 8) / (pinned ? 6.9 : 6.1))), theme, { "text-anchor": "end", ...(pinned && { fill: theme.ink, "font-weight": 700 }) }));
+    node.append(
+      label(room - 6, y.top + (row + 0.5) * height + 4, shorten(spec.names[row], Math.floor((room - 8) / (pinned ? 6.9 : 6.1))), theme, {
+        "text-anchor": "end",
+        ...(pinned && { fill: theme.ink, "font-weight": 700 }),
+      }),
+    );
   }
 }
 
 /** Drag to zoom, click or Enter to pick, arrow keys to move a cursor, Escape or a double click to see all steps. */
 function addPointer(node, spec, x, y, columns, theme) {
   const cursor = svg("rect", { fill: "none", stroke: theme.ink, "stroke-width": 1.5, visibility: "hidden", "pointer-events": "none" });
-  const brush = svg("rect", { y: y.top, height: y.bottom - y.top, fill: theme.ink, opacity: 0.25, visibility: "hidden", "pointer-events": "none" });
+  const brush = svg("rect", {
+    y: y.top,
+    height: y.bottom - y.top,
+    fill: theme.ink,
+    opacity: 0.25,
+    visibility: "hidden",
+    "pointer-events": "none",
+  });
   node.append(brush, cursor);
-  const at = edges(columns.map((i) => spec.steps[i]), x);
+  const at = edges(
+    columns.map((i) => spec.steps[i]),
+    x,
+  );
   const height = (y.bottom - y.top) / spec.rows;
   let [column, row, start] = [columns.length - 1, 0, null];
   const show = () => {
@@ -104,7 +125,10 @@ function addPointer(node, spec, x, y, columns, theme) {
   const find = (event) => {
     const box = node.getBoundingClientRect();
     const pixel = event.clientX - box.left - x.from;
-    column = Math.max(0, at.findLastIndex((edge, i) => i < columns.length && edge <= pixel));
+    column = Math.max(
+      0,
+      at.findLastIndex((edge, i) => i < columns.length && edge <= pixel),
+    );
     row = Math.max(0, Math.min(spec.rows - 1, Math.floor((event.clientY - box.top - y.top) / height)));
     return Math.max(x.from, Math.min(x.to, event.clientX - box.left));
   };
@@ -144,8 +168,9 @@ function addPointer(node, spec, x, y, columns, theme) {
 }
 
 /**
- * A heatmap. `spec`: title, unit, width, height, steps, range [first, last step], rows (their number), names (of the rows) or scale (of the y axis),
- * room (pixels for the labels), colour(column, row), tip(column, row) -> [title, lines], pick(row, column), zoom([from, to] or null), pinned, step.
+ * A heatmap. `spec`: title, unit, width, height, steps, range [first, last step], rows (their number), names (of the rows) or scale (of the y
+ * axis), room (pixels for the labels), colour(column, row), tip(column, row) -> [title, lines], pick(row, column), zoom([from, to] or null),
+ * pinned (a name), empty (why there is nothing).
  */
 export function heatmap(spec, theme) {
   const node = figure(spec, theme);
@@ -154,9 +179,20 @@ export function heatmap(spec, theme) {
   const y = { top: 38, bottom: spec.height - 38 };
   const [first, last] = spec.range;
   const x = new Scale("linear", first, last === first ? first + 1 : last, spec.room, spec.width - 16);
-  node.append(svg("image", { href: paint(spec, x, columns), x: x.from, y: y.top, width: x.to - x.from, height: y.bottom - y.top, preserveAspectRatio: "none", style: "image-rendering:pixelated" }));
+  node.append(
+    svg("image", {
+      href: paint(spec, x, columns),
+      x: x.from,
+      y: y.top,
+      width: x.to - x.from,
+      height: y.bottom - y.top,
+      preserveAspectRatio: "none",
+      style: "image-rendering:pixelated",
+    }),
+  );
   rowLabels(node, spec, y, spec.room, theme);
-  for (const tick of x.ticks(Math.max(2, Math.floor((x.to - x.from) / 60)))) node.append(label(x.pixel(tick), y.bottom + 15, x.label(tick), theme, { "text-anchor": "middle" }));
+  for (const tick of x.ticks(Math.max(2, Math.floor((x.to - x.from) / 60))))
+    node.append(label(x.pixel(tick), y.bottom + 15, x.label(tick), theme, { "text-anchor": "middle" }));
   node.append(label((x.from + x.to) / 2, y.bottom + 31, "step", theme, { "text-anchor": "middle" }));
   node.append(stepMarker(x, y.top - 3, y.bottom + 3, theme));
   addPointer(node, spec, x, y, columns, theme);

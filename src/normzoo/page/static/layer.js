@@ -1,80 +1,11 @@
 // The page of one layer: histogram over steps, percentiles, batch against running statistics, gamma and beta.
-import { columns, el } from "./dom.js";
-import { before, median, nearest, runLabel, sameLayer, series } from "./data.js";
-import { heatmap } from "./heat.js";
+import { before, ownLayer, runLabel, series } from "./data.js";
+import { columns, el, grid } from "./dom.js";
+import { histogramChart, histograms } from "./histogram.js";
 import { someRuns, stepRange } from "./layers.js";
 import { lineChart } from "./lines.js";
-import { why } from "./profiles.js";
-import { Extent, Scale, format } from "./scale.js";
-import { SEQUENTIAL } from "./theme.js";
-
-const ROWS = 72; // of the histogram over steps
-
-/** The layer of this run that is meant, and of `names` the one that belongs to it. */
-function own(page, run, names) {
-  return nearest(run, sameLayer(run, page.layer, page.runs.find((other) => other.network.some((one) => one.name === page.layer))), names);
-}
-
-/** A value axis for histograms of all steps: symmetric-logarithmic if the last samples are far wider than most. */
-function valueScale(low, high) {
-  const finite = (values) => values.filter(Number.isFinite);
-  const [lows, highs] = [finite(low), finite(high)];
-  if (!lows.length || !highs.length) return null;
-  const reach = median([...lows, ...highs].map(Math.abs)) || 1;
-  const [min, max] = [Math.min(...lows), Math.max(...highs)];
-  const wide = Math.max(-min, max) > 30 * reach;
-  return new Scale(wide ? "symlog" : "linear", min, max > min ? max : min + 1, 0, ROWS, wide ? 10 ** Math.round(Math.log10(reach)) : 1);
-}
-
-/** Spreads the bins of one sample over the rows of the common axis, as parts of all values. */
-function spread(scale, low, high, counts) {
-  const rows = new Float64Array(ROWS);
-  const total = counts.reduce((sum, count) => sum + count, 0) || 1;
-  counts.forEach((count, i) => {
-    if (!count) return;
-    const [from, to] = [i, i + 1].map((edge) => scale.pixel(low + ((high - low) * edge) / counts.length));
-    const last = Math.min(ROWS - 1, Math.floor(to));
-    for (let row = Math.min(ROWS - 1, Math.floor(from)); row <= last; row++) {
-      const part = to > from ? (Math.min(to, row + 1) - Math.max(from, row)) / (to - from) : 1;
-      rows[row] += (count / total) * Math.max(0, part);
-    }
-  });
-  return rows;
-}
-
-/** The histograms of a layer: {name, steps, scale, parts: steps x rows}; null without any. */
-function histograms(page, run) {
-  const all = Object.values(run.histograms)[0];
-  const name = all ? own(page, run, all.layers) : null;
-  if (!name) return null;
-  const at = all.layers.indexOf(name);
-  const scale = valueScale(all.low.map((row) => row[at]), all.high.map((row) => row[at]));
-  if (!scale) return null;
-  const usable = (i) => Number.isFinite(all.low[i][at]) && Number.isFinite(all.high[i][at]);
-  const parts = all.steps.map((_, i) => (usable(i) ? spread(scale, all.low[i][at], all.high[i][at], all.counts[i][at]) : null));
-  return { name, steps: all.steps, scale, parts };
-}
-
-function histogramChart(page, { run, group, data }, width) {
-  const colour = (part) => SEQUENTIAL[part > 0 ? Math.round(255 * Math.max(0, Math.min(1, 1 + Math.log10(part * 4) / 3))) : 0];
-  const edge = (row) => format(data.scale.value(row));
-  const share = (part) => (part ? `${(100 * part).toFixed(1)} % of the values` : "none");
-  return heatmap({
-    title: runLabel(run, group),
-    unit: `input of ${data.name}`,
-    width,
-    height: 260,
-    steps: data.steps,
-    range: stepRange(page),
-    rows: ROWS,
-    scale: data.scale,
-    room: 52,
-    colour: (column, row) => (data.parts[column] ? colour(data.parts[column][ROWS - 1 - row]) : page.theme.none),
-    tip: (column, row) => [`step ${data.steps[column]}`, [{ name: `${edge(ROWS - 1 - row)} to ${edge(ROWS - row)}`, text: data.parts[column] ? share(data.parts[column][ROWS - 1 - row]) : "no finite value" }]],
-    zoom: (range) => page.change({ zoom: range }),
-    empty: "No sample in these steps.",
-  }, page.theme);
-}
+import { why } from "./profile.js";
+import { Extent } from "./scale.js";
 
 /** A line per group over steps, with a band between two metrics or around the middle. */
 function overSteps(page, { title, unit, monitor, middle, band }, width) {
@@ -84,7 +15,7 @@ function overSteps(page, { title, unit, monitor, middle, band }, width) {
     const run = group.runs[0];
     const all = [middle, ...band.metrics].map((metric) => series(run, monitor, metric));
     if (all.some((one) => !one)) return [];
-    const name = own(page, run, all[0].layers);
+    const name = ownLayer(page, run, all[0].layers);
     const at = all[0].layers.indexOf(name);
     if (at < 0) return [];
     const points = all[0].steps.flatMap((step, i) => {
@@ -97,32 +28,78 @@ function overSteps(page, { title, unit, monitor, middle, band }, width) {
     });
     return [{ label: runLabel(run, group), color: page.color(group), dash: group.dash, thin: true, edges: true, points }];
   });
-  const finite = lines.map((line) => ({ ...line, points: line.points.filter((point) => Number.isFinite(point.low) && Number.isFinite(point.high)) }));
-  return lineChart({ title, unit, width, height: 250, series: finite, extent, xRange: [from, to], xTitle: "step", overSteps: true, tight: true, tipTitle: (step) => `step ${step}`, empty: why(page, monitor, middle) }, page.theme);
+  const finite = lines.map((line) => ({
+    ...line,
+    points: line.points.filter((point) => Number.isFinite(point.low) && Number.isFinite(point.high)),
+  }));
+  return lineChart(
+    {
+      title,
+      unit,
+      width,
+      height: 250,
+      series: finite,
+      extent,
+      xRange: [from, to],
+      xTitle: "step",
+      overSteps: true,
+      tight: true,
+      tipTitle: (step) => `step ${step}`,
+      empty: why(page, monitor, middle),
+    },
+    page.theme,
+  );
 }
 
 const BANDS = [
-  { title: "Input of the nonlinearity", unit: "median, band from 15 % to 85 %", monitor: "ActivationPercentiles", middle: "input_p50", band: { metrics: ["input_p15", "input_p85"] } },
-  { title: "Scale γ over steps", unit: "mean and deviation over channels", monitor: "RunningStatistics", middle: "gamma_mean", band: { metrics: ["gamma_std"], around: true } },
-  { title: "Shift β over steps", unit: "mean and deviation over channels", monitor: "RunningStatistics", middle: "beta_mean", band: { metrics: ["beta_std"], around: true } },
+  {
+    title: "Input of the nonlinearity",
+    unit: "median, band from 15 % to 85 %",
+    monitor: "ActivationPercentiles",
+    middle: "input_p50",
+    band: { metrics: ["input_p15", "input_p85"] },
+  },
+  {
+    title: "Scale γ over steps",
+    unit: "mean and deviation over channels",
+    monitor: "RunningStatistics",
+    middle: "gamma_mean",
+    band: { metrics: ["gamma_std"], around: true },
+  },
+  {
+    title: "Shift β over steps",
+    unit: "mean and deviation over channels",
+    monitor: "RunningStatistics",
+    middle: "beta_mean",
+    band: { metrics: ["beta_std"], around: true },
+  },
 ];
 
 /** Channels of the layer's norm at the step of the slider; null without. */
 function channelsAt(page, run) {
-  const name = own(page, run, Object.keys(run.channels));
+  const name = ownLayer(page, run, Object.keys(run.channels));
   const table = name ? run.channels[name] : null;
   const at = table ? Math.max(0, before(table.steps, page.step)) : -1;
   const column = (metric) => table.metrics.indexOf(metric);
   if (!table?.steps.length || ["batch_mean", "batch_var", "running_mean", "running_var"].some((metric) => column(metric) < 0)) return null;
   const pick = (metric) => table.values[at].map((channel) => channel[column(metric)]);
-  return { name, step: table.steps[at], batch: [pick("batch_mean"), pick("batch_var")], running: [pick("running_mean"), pick("running_var")] };
+  return {
+    name,
+    step: table.steps[at],
+    batch: [pick("batch_mean"), pick("batch_var")],
+    running: [pick("running_mean"), pick("running_var")],
+  };
 }
 
 function channelChart(page, { run, group, data }, width) {
   const extent = new Extent();
   const order = [...data.running[0].keys()].sort((a, b) => data.running[0][a] - data.running[0][b]);
   const line = ([means, variances], text, color, dash) => ({
-    label: text, color, dash, thin: true, edges: true,
+    label: text,
+    color,
+    dash,
+    thin: true,
+    edges: true,
     points: order.flatMap((channel, i) => {
       const [y, deviation] = [means[channel], Math.sqrt(variances[channel])];
       if (y === null || !Number.isFinite(y) || !Number.isFinite(deviation)) return [];
@@ -131,25 +108,49 @@ function channelChart(page, { run, group, data }, width) {
     }),
   });
   const lines = [line(data.batch, "batch", page.color(group), 0), line(data.running, "running", page.theme.ink, 1)];
-  return lineChart({ title: `${runLabel(run, group)}, step ${data.step}`, unit: "mean ± deviation; coloured: batch, dashed: running", width, height: 250, series: lines, extent, xRange: [0, Math.max(1, order.length - 1)], tight: true, xTitle: "channel, by running mean", tipTitle: (i) => `${data.name}, place ${i + 1} of ${order.length}`, empty: "No finite statistics at this step." }, page.theme);
+  return lineChart(
+    {
+      title: `${runLabel(run, group)}, step ${data.step}`,
+      unit: "mean ± deviation; coloured: batch, dashed: running",
+      width,
+      height: 250,
+      series: lines,
+      extent,
+      xRange: [0, Math.max(1, order.length - 1)],
+      tight: true,
+      xTitle: "channel, by running mean",
+      tipTitle: (i) => `${data.name}, place ${i + 1} of ${order.length}`,
+      empty: "No finite statistics at this step.",
+    },
+    page.theme,
+  );
 }
 
 /** Charts of the runs that have data, and one sentence on the others. */
 function perRun(page, read, chart, width, sentence) {
   const found = new Map(page.runs.map((run) => [run, read(page, run)]));
   const groups = page.groups.map((group) => ({ ...group, runs: group.runs.filter((run) => found.get(run)) }));
-  const charts = someRuns({ ...page, groups, showMore: (count) => page.showMore(count) }, ({ run, group }) => chart(page, { run, group, data: found.get(run) }, width), 3);
+  const charts = someRuns(
+    { ...page, groups, showMore: (count) => page.showMore(count) },
+    ({ run, group }) => chart(page, { run, group, data: found.get(run) }, width),
+    3,
+  );
   const without = page.groups.filter((group) => group.runs.some((run) => !found.get(run)));
-  return [...charts, without.length ? el("p", { class: "nz-empty" }, ...without.map((group) => el("span", {}, `${group.label}: ${sentence(group)}`))) : ""];
+  return [
+    ...charts,
+    without.length ? el("p", { class: "nz-empty" }, ...without.map((group) => el("span", {}, `${group.label}: ${sentence(group)}`))) : "",
+  ];
 }
 
 const noHistogram = () => "no histogram of this layer or of the nonlinearity after it.";
-const noChannels = (group) => (group.norm === "NoNorm" ? "no norm in this run: there are no running statistics." : "its norm keeps no running statistics, or no detail was sampled.");
+const noChannels = (group) =>
+  group.norm === "NoNorm"
+    ? "no norm in this run: there are no running statistics."
+    : "its norm keeps no running statistics, or no detail was sampled.";
 
 function drawAll(page, parts) {
-  const { count, width } = columns(page.width, 300, 3);
-  const style = `grid-template-columns:repeat(${count},${width}px)`;
-  return parts.flatMap(([title, draw]) => [el("h3", {}, title), el("div", { class: "nz-grid", style }, ...draw(width))]);
+  const fit = columns(page.width, 300, 3);
+  return parts.flatMap(([title, draw]) => [el("h3", {}, title), grid(fit, ...draw(fit.width))]);
 }
 
 export const layerView = {
@@ -158,7 +159,10 @@ export const layerView = {
   about: "The pinned layer, with the nonlinearity and the norm that belong to it. Brighter: more of the values (logarithmic).",
   byStep: true,
   draw(page) {
-    if (!page.layer) return [el("p", { class: "nz-empty" }, page.runs.length ? "No monitor wrote a table in these runs: there is no layer to show." : why(page))];
+    if (!page.layer)
+      return [
+        el("p", { class: "nz-empty" }, page.runs.length ? "No monitor wrote a table in these runs: there is no layer to show." : why(page)),
+      ];
     return [
       el("p", { class: "nz-pinned" }, page.layer),
       ...drawAll(page, [
@@ -170,11 +174,17 @@ export const layerView = {
   },
   csv(page) {
     const head = ["monitor", "metric", "run", "norm", "seed", "step", "layer", "value"];
-    const rows = page.runs.flatMap((run) => BANDS.flatMap(({ monitor, middle, band }) => [middle, ...band.metrics].flatMap((metric) => {
-      const all = series(run, monitor, metric);
-      const at = all ? all.layers.indexOf(own(page, run, all.layers)) : -1;
-      return at < 0 ? [] : all.steps.map((step, i) => [monitor, metric, run.name, run.norm, run.seed, step, all.layers[at], all.values[i][at]]);
-    })));
+    const rows = page.runs.flatMap((run) =>
+      BANDS.flatMap(({ monitor, middle, band }) =>
+        [middle, ...band.metrics].flatMap((metric) => {
+          const all = series(run, monitor, metric);
+          const at = all ? all.layers.indexOf(ownLayer(page, run, all.layers)) : -1;
+          return at < 0
+            ? []
+            : all.steps.map((step, i) => [monitor, metric, run.name, run.norm, run.seed, step, all.layers[at], all.values[i][at]]);
+        }),
+      ),
+    );
     return [head, ...rows];
   },
 };

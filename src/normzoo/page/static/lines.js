@@ -16,10 +16,22 @@ export function label(x, y, text, theme, attributes = {}) {
 export function figure(spec, theme) {
   const { width, height, title, unit } = spec;
   const cut = (text, size) => (text.length * size > width - 8 ? `${text.slice(0, Math.floor((width - 8) / size) - 1)}…` : text);
-  return svg("svg", { class: "nz-figure", width, height, viewBox: `0 0 ${width} ${height}`, "font-family": FONT, role: "img", tabindex: 0, "aria-label": `${title}. ${unit ?? ""}` },
+  return svg(
+    "svg",
+    {
+      class: "nz-figure",
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
+      "font-family": FONT,
+      role: "img",
+      tabindex: 0,
+      "aria-label": `${title}. ${unit ?? ""}`,
+    },
     svg("rect", { width, height, fill: theme.back }),
     svg("text", { x: 4, y: 15, fill: theme.ink, "font-size": 13, "font-weight": 600 }, svg("title", {}, title), cut(title, 7)),
-    label(4, 30, cut(unit ?? "", 5.7), theme));
+    label(4, 30, cut(unit ?? "", 5.7), theme),
+  );
 }
 
 /** Says in the middle of a figure why it is empty. */
@@ -31,7 +43,9 @@ export function sayWhy(node, spec, theme) {
     lines[lines.length - 1] += `${word} `;
   }
   const text = label(0, 0, "", theme, { "text-anchor": "middle", "font-size": 12 });
-  lines.forEach((line, i) => text.append(svg("tspan", { x: spec.width / 2, y: spec.height / 2 + 8 + 16 * (i - (lines.length - 1) / 2) }, line)));
+  lines.forEach((line, i) =>
+    text.append(svg("tspan", { x: spec.width / 2, y: spec.height / 2 + 8 + 16 * (i - (lines.length - 1) / 2) }, line)),
+  );
   node.append(text);
   return node;
 }
@@ -40,19 +54,38 @@ function drawAxes(node, x, y, spec, theme) {
   const [left, right, top, bottom] = [x.from, x.to, y.to, y.from];
   for (const tick of y.ticks(5)) {
     const at = Math.round(y.pixel(tick)) + 0.5;
-    node.append(svg("line", { x1: left, x2: right, y1: at, y2: at, stroke: theme.grid }), label(left - 6, at + 4, y.label(tick), theme, { "text-anchor": "end" }));
+    node.append(
+      svg("line", { x1: left, x2: right, y1: at, y2: at, stroke: theme.grid }),
+      label(left - 6, at + 4, y.label(tick), theme, { "text-anchor": "end" }),
+    );
   }
   const whole = spec.whole || spec.xLabels;
-  const ticks = x.ticks(Math.max(2, Math.floor((right - left) / (spec.xLabels ? 44 : 55)))).filter((tick) => !whole || Number.isInteger(tick));
-  for (const tick of ticks) node.append(label(x.pixel(tick), bottom + 16, spec.xLabels?.[tick] ?? x.label(tick), theme, { "text-anchor": "middle" }));
-  node.append(svg("line", { x1: left, x2: right, y1: bottom + 0.5, y2: bottom + 0.5, stroke: theme.soft }),
-    label((left + right) / 2, bottom + 32, spec.xTitle, theme, { "text-anchor": "middle" }));
+  const ticks = x
+    .ticks(Math.max(2, Math.floor((right - left) / (spec.xLabels ? 44 : 55))))
+    .filter((tick) => !whole || Number.isInteger(tick));
+  for (const tick of ticks)
+    node.append(label(x.pixel(tick), bottom + 16, spec.xLabels?.[tick] ?? x.label(tick), theme, { "text-anchor": "middle" }));
+  node.append(
+    svg("line", { x1: left, x2: right, y1: bottom + 0.5, y2: bottom + 0.5, stroke: theme.soft }),
+    label((left + right) / 2, bottom + 32, spec.xTitle, theme, { "text-anchor": "middle" }),
+  );
   if (spec.overSteps) node.append(stepMarker(x, top, bottom, theme));
 }
 
 /** The line at the step of the slider; `moveMarkers` places it. */
 export function stepMarker(x, top, bottom, theme) {
-  return svg("line", { class: "nz-marker", y1: top, y2: bottom, stroke: theme.ink, "stroke-dasharray": "3 3", "pointer-events": "none", "data-from": x.from, "data-to": x.to, "data-min": x.min, "data-max": x.max });
+  return svg("line", {
+    class: "nz-marker",
+    y1: top,
+    y2: bottom,
+    stroke: theme.ink,
+    "stroke-dasharray": "3 3",
+    "pointer-events": "none",
+    "data-from": x.from,
+    "data-to": x.to,
+    "data-min": x.min,
+    "data-max": x.max,
+  });
 }
 
 /** Moves the marks of the step in all charts over steps of `body`. */
@@ -76,16 +109,31 @@ function drawLine(node, one, x, y, theme) {
   if (points.some((point) => point.low !== point.high)) {
     const shape = path(points, x, y, "high") + path([...points].reverse(), x, y, "low").replace("M", "L");
     node.append(svg("path", { d: `${shape}Z`, fill: one.color, opacity: one.edges ? 0.13 : 0.2 }));
-    for (const edge of one.edges ? ["low", "high"] : []) node.append(svg("path", { d: path(points, x, y, edge), fill: "none", stroke: one.color, opacity: 0.5 }));
+    for (const edge of one.edges ? ["low", "high"] : [])
+      node.append(svg("path", { d: path(points, x, y, edge), fill: "none", stroke: one.color, opacity: 0.5 }));
   }
-  node.append(svg("path", { d: path(points, x, y, "y"), fill: "none", stroke: one.color, "stroke-width": one.thin ? 1.2 : 2, "stroke-dasharray": DASHES[one.dash % DASHES.length], "stroke-linejoin": "round" }));
+  node.append(
+    svg("path", {
+      d: path(points, x, y, "y"),
+      fill: "none",
+      stroke: one.color,
+      "stroke-width": one.thin ? 1.2 : 2,
+      "stroke-dasharray": DASHES[one.dash % DASHES.length],
+      "stroke-linejoin": "round",
+    }),
+  );
   for (const point of all) {
     const [px, py] = [x.pixel(point.x), y.pixel(point.y)];
     if (!Number.isFinite(point.y)) {
       const up = point.y > 0 ? -1 : 1;
-      node.append(svg("path", { d: `M${px - 5} ${py - 4 * up}h10L${px} ${py + 4 * up}Z`, fill: theme.bad }), label(px, py - up * 14, "∞", theme, { fill: theme.bad, "text-anchor": "middle", "font-weight": 700 }));
+      node.append(
+        svg("path", { d: `M${px - 5} ${py - 4 * up}h10L${px} ${py + 4 * up}Z`, fill: theme.bad }),
+        label(px, py - up * 14, "∞", theme, { fill: theme.bad, "text-anchor": "middle", "font-weight": 700 }),
+      );
     } else if (!one.thin && all.length <= 40) {
-      node.append(svg("circle", { cx: px, cy: py, r: all.length > 24 ? 1.8 : 2.6, fill: off(point) ? theme.back : one.color, stroke: one.color }));
+      node.append(
+        svg("circle", { cx: px, cy: py, r: all.length > 24 ? 1.8 : 2.6, fill: off(point) ? theme.back : one.color, stroke: one.color }),
+      );
     }
   }
 }
@@ -134,9 +182,9 @@ function addHover(node, spec, x, y, theme) {
 }
 
 /**
- * A line chart. `spec`: title, unit, width, height, xTitle, xRange [from, to], extent (of y, an Extent), kind (of the y axis; by its extent if
- * not given), empty (why there is nothing), series [{label, color, dash, thin, edges (of the band), points [{x, y, low, high, name}]}], tipTitle(x), pick(x), overSteps (x is the step), xLabels
- * (names of the places 0, 1, ... of x), tight (a linear axis need not reach to 0).
+ * A line chart. `spec`: title, unit, width, height, xTitle, xRange [from, to], whole (x has whole numbers only), xLabels (names of the places
+ * 0, 1, ... of x), extent (of y), tight (a linear axis need not reach to 0), overSteps (x is the step), series, empty (why there is nothing),
+ * tipTitle(x), pick(x). A series: {label, color, dash, thin, edges (of the band are drawn), points [{x, y, low, high, name}]}.
  */
 export function lineChart(spec, theme) {
   const node = figure(spec, theme);

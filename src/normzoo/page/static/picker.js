@@ -1,5 +1,5 @@
 // The list of runs: filter, all, none, by norm.
-import { el } from "./dom.js";
+import { div, el } from "./dom.js";
 
 /** Norm and seed as the folder of a run tells them, EXPERIMENT/NORM-SEED/NUMBER: for runs that are not loaded yet. */
 export function guess(name) {
@@ -11,20 +11,47 @@ export function guess(name) {
 export class RunPicker {
   constructor(changed) {
     this.changed = changed;
-    this.filter = el("input", { type: "search", placeholder: "Filter, for example BatchNorm", "aria-label": "Filter runs", oninput: () => this.sift() });
+    this.filter = el("input", {
+      type: "search",
+      placeholder: "Filter, for example BatchNorm",
+      "aria-label": "Filter runs",
+      oninput: () => this.sift(),
+    });
     this.count = el("span", { class: "nz-soft", "aria-live": "polite" });
-    this.list = el("div", { class: "nz-runs" });
-    const all = (on) => () => this.set(this.boxes.filter(({ row }) => !row.hidden).map(({ name }) => name), on);
-    this.node = el("div", { class: "nz-picker" }, el("h2", {}, "Runs"), this.filter,
-      el("div", { class: "nz-controls" }, el("button", { type: "button", onclick: all(true) }, "All"), el("button", { type: "button", onclick: all(false) }, "None"), this.count), this.list);
+    this.list = div("nz-runs");
+    const all = (on) => () =>
+      this.set(
+        this.boxes.filter(({ row }) => !row.hidden).map(({ name }) => name),
+        on,
+      );
+    this.node = div(
+      "nz-picker",
+      el("h2", {}, "Runs"),
+      this.filter,
+      div(
+        "nz-controls",
+        el("button", { type: "button", onclick: all(true) }, "All"),
+        el("button", { type: "button", onclick: all(false) }, "None"),
+        this.count,
+      ),
+      this.list,
+    );
     this.boxes = [];
     this.heads = [];
   }
 
   /** Shows runs: [{name, norm, seed, color}]. */
   show(runs, chosen) {
+    const shown = JSON.stringify(runs);
+    if (shown === this.shown) return this.mark(chosen); // keeps the focus
+    this.shown = shown;
     this.boxes = [];
-    this.heads = [...new Set(runs.map((run) => run.norm))].map((norm) => this.norm(norm, runs.filter((run) => run.norm === norm)));
+    this.heads = [...new Set(runs.map((run) => run.norm))].map((norm) =>
+      this.norm(
+        norm,
+        runs.filter((run) => run.norm === norm),
+      ),
+    );
     this.list.replaceChildren(...this.heads.map((head) => head.node));
     this.mark(chosen);
     this.sift();
@@ -34,13 +61,26 @@ export class RunPicker {
     const names = runs.map((run) => run.name);
     const box = el("input", { type: "checkbox", onchange: () => this.set(names, box.checked) });
     const rows = runs.map((run) => this.run(run));
-    const head = el("label", { class: "nz-norm" }, box, el("i", { class: "nz-dot", style: `background:${runs[0].color}` }), norm, el("small", {}, runs.length > 1 ? `${runs.length} runs` : ""));
-    return { box, names, rows, node: el("div", {}, head, ...rows) };
+    const head = el(
+      "label",
+      { class: "nz-norm" },
+      box,
+      el("i", { class: "nz-dot", style: `background:${runs[0].color}` }),
+      norm,
+      el("small", {}, runs.length > 1 ? `${runs.length} runs` : ""),
+    );
+    return { box, names, rows, node: div("", head, ...rows) };
   }
 
   run({ name, seed }) {
     const box = el("input", { type: "checkbox", onchange: () => this.set([name], box.checked) });
-    const row = el("label", { class: "nz-run", title: name }, box, el("span", {}, seed === null ? "" : `seed ${seed}`), el("small", {}, name));
+    const row = el(
+      "label",
+      { class: "nz-run", title: name },
+      box,
+      el("span", {}, seed === null ? "" : `seed ${seed}`),
+      el("small", {}, name),
+    );
     this.boxes.push({ name, box, row });
     return row;
   }

@@ -1,21 +1,46 @@
-// Charts with the depth of the network on x and one line per norm: the views "depth profiles", "evaluation" and "covariate shift".
-import { columns, el } from "./dom.js";
-import { band, before, series } from "./data.js";
-import { lineChart } from "./lines.js";
-import { Extent, format } from "./scale.js";
+// The views of depth charts: the story, evaluation, internal covariate shift.
+import { columns, div, el, grid } from "./dom.js";
+import { profile, profileCsv, samplesAt } from "./profile.js";
+import { format } from "./scale.js";
 
-const DRIFT = { title: "Drift of the input since step 0", unit: "W2, in deviations at step 0", monitor: "CovariateShift", metric: "drift_w2" };
+const DRIFT = {
+  title: "Drift of the input since step 0",
+  unit: "W2, in deviations at step 0",
+  monitor: "CovariateShift",
+  metric: "drift_w2",
+};
 const DEPTH = { title: "Distance from the network's input", unit: "W2, in deviations", monitor: "CovariateShift", metric: "depth_w2" };
-const ICS = { title: "Internal covariate shift by gradients", unit: "‖G − G′‖ / ‖G‖", monitor: "InternalCovariateShift", metric: "ics_relative" };
-const VALIDATION = { title: "Validation against training", unit: "W2, in deviations; grey: noise floor", monitor: "CovariateShift", metric: "val_w2", floor: "val_w2_floor" };
+const ICS = {
+  title: "Internal covariate shift by gradients",
+  unit: "‖G − G′‖ / ‖G‖",
+  monitor: "InternalCovariateShift",
+  metric: "ics_relative",
+};
+const VALIDATION = {
+  title: "Validation against training",
+  unit: "W2, in deviations; grey: noise floor",
+  monitor: "CovariateShift",
+  metric: "val_w2",
+  floor: "val_w2_floor",
+};
 const TEST = { ...VALIDATION, title: "Test against training", metric: "test_w2", floor: "test_w2_floor" };
 
 const STORY = [
   { title: "Gradient of the layer's output", unit: "L2 norm", monitor: "GradientFlow", metric: "flow_norm" },
   DRIFT,
   DEPTH,
-  { title: "Running against batch statistics", unit: "gap, in deviations of the batch", monitor: "RunningStatistics", metric: "running_gap" },
-  { title: "Width of the input's 15-85 % band", unit: "of nonlinearities, in units of the input", monitor: "ActivationPercentiles", metric: "input_width" },
+  {
+    title: "Running against batch statistics",
+    unit: "gap, in deviations of the batch",
+    monitor: "RunningStatistics",
+    metric: "running_gap",
+  },
+  {
+    title: "Width of the input's 15-85 % band",
+    unit: "of nonlinearities, in units of the input",
+    monitor: "ActivationPercentiles",
+    metric: "input_width",
+  },
   ICS,
   VALIDATION,
   TEST,
@@ -30,117 +55,36 @@ const SHIFTS = [
   {
     heading: "Over depth",
     text: "How far is a layer's distribution from that of the network's input, and how much does each block change it? Expect growth with depth, unless a norm or a saturating activation resets the scale.",
-    charts: [DEPTH, { title: "From input to output of each block", unit: "W2, in deviations", monitor: "CovariateShift", metric: "block_w2" }],
+    charts: [
+      DEPTH,
+      { title: "From input to output of each block", unit: "W2, in deviations", monitor: "CovariateShift", metric: "block_w2" },
+    ],
   },
   {
     heading: "By gradients",
     text: "How much does the update of the layers below change a layer's gradient? It is often larger with BatchNorm than without a norm: Santurkar et al. (2018) found this, and it is expected.",
-    charts: [ICS, { title: "Cosine of the two gradients", unit: "G · G′ / ‖G‖ ‖G′‖; 1: same direction", monitor: "InternalCovariateShift", metric: "ics_cosine" }],
+    charts: [
+      ICS,
+      {
+        title: "Cosine of the two gradients",
+        unit: "G · G′ / ‖G‖ ‖G′‖; 1: same direction",
+        monitor: "InternalCovariateShift",
+        metric: "ics_cosine",
+      },
+    ],
   },
 ];
-
-const EMPTY_RUNS = "No run is chosen: choose one in the list of runs.";
-
-/** Why a chart of a metric shows nothing at this step, in one sentence. */
-export function why(page, monitor, metric) {
-  if (!page.runs.length) return EMPTY_RUNS;
-  const samples = page.runs.map((run) => series(run, monitor, metric)).filter(Boolean);
-  if (samples.length) return `No value yet at this step: the first is at step ${Math.min(...samples.map((one) => one.steps[0]))}.`;
-  const runs = page.runs.length > 1 ? "these runs" : "this run";
-  if (monitor === "RunningStatistics" && page.runs.every((run) => run.norm === "NoNorm")) return `No norm in ${runs}: there are no running statistics.`;
-  if (monitor === "RunningStatistics" && metric.startsWith("running") && page.runs.some((run) => run.tables[monitor])) return `The norms of ${runs} keep no running statistics.`;
-  if (/^(val|test)_/.test(metric)) return `No ${metric.startsWith("val") ? "validation" : "test"} was measured in ${runs}.`;
-  return page.runs.some((run) => run.tables[monitor]) ? `${monitor} has no values of ${metric} in ${runs}.` : `The monitor ${monitor} was off in ${runs}.`;
-}
-
-/** Rows of a metric at the step of the slider, one per run: {group, run, step, layers, places, of, values}. */
-function samplesAt(page, monitor, metric) {
-  return page.groups.flatMap((group) => group.runs.flatMap((run) => {
-    const all = series(run, monitor, metric, page.state.rows ?? "weighted");
-    const at = all ? before(all.steps, page.step) : -1;
-    return at < 0 ? [] : [{ ...all, group, run, step: all.steps[at], values: all.values[at] }];
-  }));
-}
-
-/** Networks of one depth share the number of the layer as x; others share the relative depth. */
-function depthAxis(samples) {
-  const counts = new Set(samples.map((sample) => sample.of));
-  const count = Math.max(1, ...counts);
-  if (counts.size <= 1) {
-    return { xTitle: "layer, in order of execution", xRange: [1, count], x: (i) => i + 1, whole: true, tipTitle: (x) => `layer ${x} of ${count}` };
-  }
-  return { xTitle: "relative depth (0: first layer, 1: last)", xRange: [0, 1], x: (i, of) => (of > 1 ? i / (of - 1) : 0), tipTitle: (x) => `relative depth ${format(x)}` };
-}
-
-function groupLine(group, samples, axis, page) {
-  const mine = samples.filter((sample) => sample.group === group);
-  if (!mine.length) return [];
-  const names = mine[0].layers;
-  const late = mine[0].step < page.step && mine[0].step === mine[0].run.last_step ? ` (step ${mine[0].step})` : "";
-  const points = names.map((name, i) => ({ x: axis.x(mine[0].places[i], mine[0].of), ...band(mine.map((sample) => sample.values[i] ?? null)), name }));
-  return [{ label: group.label + late, color: page.color(group), dash: group.dash, points: points.filter((point) => point.y !== null) }];
-}
-
-/** The largest noise floor of any run at each depth. */
-function floorLine(page, chart, axis) {
-  const points = new Map();
-  for (const sample of samplesAt(page, chart.monitor, chart.floor)) {
-    sample.values.forEach((value, i) => {
-      const x = axis.x(sample.places[i], sample.of);
-      if (value !== null) points.set(x, Math.max(value, points.get(x) ?? 0));
-    });
-  }
-  const line = [...points].sort((a, b) => a[0] - b[0]).map(([x, y]) => ({ x, y, low: 0, high: y, name: "" }));
-  return line.length ? [{ label: "noise floor", color: page.theme.soft, dash: 1, thin: true, points: line }] : [];
-}
-
-/** The axis stays the same at all steps, so that a move of the slider shows a change; but a floor must be told from 0 at each. */
-function wholeExtent(page, chart, lines) {
-  const extent = new Extent();
-  if (chart.floor) {
-    for (const { points } of lines) for (const { y, high } of points) [0, y, high].forEach((value) => extent.add(value));
-    return extent;
-  }
-  for (const run of page.runs) {
-    const all = series(run, chart.monitor, chart.metric, page.state.rows ?? "weighted");
-    if (all) extent.merge(all.extent);
-  }
-  return extent;
-}
-
-/** The chart of a metric over depth, at the step of the slider. */
-export function profile(page, chart, width, height = 240) {
-  const samples = samplesAt(page, chart.monitor, chart.metric);
-  const axis = depthAxis(samples);
-  const lines = page.groups.flatMap((group) => groupLine(group, samples, axis, page));
-  const all = [...(chart.floor ? floorLine(page, chart, axis) : []), ...lines];
-  const pick = (x) => {
-    const point = lines[0]?.points.find((one) => one.x === x) ?? lines.flatMap((line) => line.points).find((one) => one.x === x);
-    if (point) page.change({ layer: point.name });
-  };
-  return lineChart({ ...chart, ...axis, width, height, series: all, extent: wholeExtent(page, chart, all), empty: why(page, chart.monitor, chart.metric), pick }, page.theme);
-}
-
-/** Rows of a CSV file: what the charts show. */
-function profileCsv(page, charts) {
-  const head = ["monitor", "metric", "run", "norm", "seed", "step", "number", "layer", "value"];
-  const rows = charts.flatMap(({ monitor, metric, floor }) => [metric, floor].filter(Boolean).flatMap((name) =>
-    samplesAt(page, monitor, name).flatMap(({ run, step, layers, places, values }) =>
-      layers.map((layer, i) => [monitor, name, run.name, run.norm, run.seed, step, places[i] + 1, layer, values[i]]))));
-  return [head, ...rows];
-}
-
-function grid(page, charts) {
-  const { count, width } = columns(page.width, 300, 4);
-  return el("div", { class: "nz-grid", style: `grid-template-columns:repeat(${count},${width}px)` }, ...charts.map((chart) => profile(page, chart, width)));
-}
 
 export const profilesView = {
   id: "depth",
   title: "Depth profiles",
-  about: "Each line is a norm; the band spans its seeds. Layers run from the input at the left to the output at the right. Click a layer to pin it.",
+  about:
+    "Each line is a norm; the band spans its seeds. Layers run from the input at the left to the output at the right. Click a layer to pin it.",
   byStep: true,
-  draw: (page) => [grid(page, STORY)],
+  draw(page) {
+    const fit = columns(page.width, 300, 4);
+    return [grid(fit, ...STORY.map((chart) => profile(page, chart, fit.width)))];
+  },
   csv: (page) => profileCsv(page, STORY),
 };
 
@@ -149,15 +93,19 @@ function floorSentences(page, chart) {
   const floors = samplesAt(page, chart.monitor, chart.floor);
   return page.groups.flatMap((group) => {
     const samples = samplesAt(page, chart.monitor, chart.metric).filter((sample) => sample.group === group);
-    const layers = samples.flatMap(({ run, layers: names, values }) => names.flatMap((name, i) => {
-      const floor = floors.find((sample) => sample.run === run)?.values[i];
-      return values[i] === null || !(floor >= 0) ? [] : [{ name, value: values[i], floor }];
-    }));
+    const layers = samples.flatMap(({ run, layers: names, values }) =>
+      names.flatMap((name, i) => {
+        const floor = floors.find((sample) => sample.run === run)?.values[i];
+        return values[i] === null || !(floor >= 0) ? [] : [{ name, value: values[i], floor }];
+      }),
+    );
     if (!layers.length) return [];
     const worst = layers.reduce((most, layer) => (layer.value / layer.floor > most.value / most.floor ? layer : most));
     const above = new Set(layers.filter(({ value, floor }) => value > floor).map(({ name }) => name)).size;
     const seeds = group.runs.length > 1 ? `, ${group.runs.length} seeds` : "";
-    const text = above ? `${above} of ${samples[0].layers.length} layers above the noise floor, most ${worst.name}: ${format(worst.value)}, floor ${format(worst.floor)}.` : "all layers within the noise floor.";
+    const text = above
+      ? `${above} of ${samples[0].layers.length} layers above the noise floor, most ${worst.name}: ${format(worst.value)}, floor ${format(worst.floor)}.`
+      : "all layers within the noise floor.";
     return [el("li", {}, el("i", { class: "nz-dot", style: `background:${page.color(group)}` }), `${group.label}${seeds}: ${text}`)];
   });
 }
@@ -165,12 +113,13 @@ function floorSentences(page, chart) {
 export const evaluationView = {
   id: "evaluation",
   title: "Train, validation, test by depth",
-  about: "Distance between a layer's input in training and in evaluation, at equal weights. Below the noise floor, two batches of one distribution differ as much.",
+  about:
+    "Distance between a layer's input in training and in evaluation, at equal weights. Below the noise floor, two batches of one distribution differ as much.",
   byStep: true,
   draw(page) {
-    const { count, width } = columns(page.width, 420, 2);
-    const part = (chart) => el("div", {}, profile(page, chart, width, 280), el("ul", { class: "nz-notes" }, ...floorSentences(page, chart)));
-    return [el("div", { class: "nz-grid", style: `grid-template-columns:repeat(${count},${width}px)` }, part(VALIDATION), part(TEST))];
+    const fit = columns(page.width, 420, 2);
+    const notes = (chart) => el("ul", { class: "nz-notes" }, ...floorSentences(page, chart));
+    return [grid(fit, ...[VALIDATION, TEST].map((chart) => div("", profile(page, chart, fit.width, 280), notes(chart))))];
   },
   csv: (page) => profileCsv(page, [VALIDATION, TEST]),
 };
@@ -181,9 +130,14 @@ export const shiftView = {
   about: "Three definitions that answer three questions.",
   byStep: true,
   draw(page) {
-    const { count, width } = columns(page.width, 300, 3);
-    const part = ({ heading, text, charts }) => el("div", {}, el("h3", {}, heading), el("p", { class: "nz-sentence" }, text), ...charts.map((chart) => profile(page, chart, width, 235)));
-    return [el("div", { class: "nz-grid nz-aligned", style: `grid-template-columns:repeat(${count},${width}px)` }, ...SHIFTS.map(part))];
+    const fit = columns(page.width, 300, 3);
+    const part = ({ heading, text, charts }) =>
+      div("nz-aligned", el("h3", {}, heading), el("p", {}, text), ...charts.map((chart) => profile(page, chart, fit.width, 235)));
+    return [grid(fit, ...SHIFTS.map(part))];
   },
-  csv: (page) => profileCsv(page, SHIFTS.flatMap((one) => one.charts)),
+  csv: (page) =>
+    profileCsv(
+      page,
+      SHIFTS.flatMap((one) => one.charts),
+    ),
 };

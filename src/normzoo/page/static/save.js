@@ -11,7 +11,10 @@ function download(name, blob) {
 
 function cell(value) {
   if (value === null || value === undefined) return "";
-  if (typeof value === "number") return Number.isFinite(value) ? String(value) : value > 0 ? "inf" : "-inf";
+  if (typeof value === "number") {
+    if (!Number.isFinite(value)) return value > 0 ? "inf" : "-inf";
+    return String(Number.isInteger(value) ? value : Number(value.toPrecision(5))); // a report has no more digits
+  }
   return /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
 }
 
@@ -54,8 +57,17 @@ function drawnAgain(view, names, theme) {
   const frame = view.getBoundingClientRect();
   const head = 30;
   const [width, height] = [Math.ceil(frame.width), Math.ceil(frame.height + head)];
-  const whole = svg("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}`, "font-family": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif" },
-    svg("rect", { width, height, fill: theme.back }));
+  const whole = svg(
+    "svg",
+    {
+      xmlns: "http://www.w3.org/2000/svg",
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
+      "font-family": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif",
+    },
+    svg("rect", { width, height, fill: theme.back }),
+  );
   let x = 4;
   for (const { text, swatch } of names) {
     swatch.setAttribute("x", x);
@@ -71,7 +83,19 @@ function drawnAgain(view, names, theme) {
   }
   for (const node of view.querySelectorAll("h3, p, li")) {
     for (const { x: left, y: top, words, style } of textLines(node)) {
-      whole.append(svg("text", { x: left - frame.left, y: top - frame.top + head, fill: style.color, "font-size": style.fontSize, "font-weight": style.fontWeight }, words.join(" ")));
+      whole.append(
+        svg(
+          "text",
+          {
+            x: left - frame.left,
+            y: top - frame.top + head,
+            fill: style.color,
+            "font-size": style.fontSize,
+            "font-weight": style.fontWeight,
+          },
+          words.join(" "),
+        ),
+      );
     }
   }
   return whole;

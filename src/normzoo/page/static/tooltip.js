@@ -1,5 +1,5 @@
 // One tooltip for all charts.
-import { el } from "./dom.js";
+import { div, el } from "./dom.js";
 
 const box = el("div", { class: "nz-tip", role: "status", hidden: true });
 
@@ -14,9 +14,16 @@ export function showTip(x, y, title, lines) {
   const rest = lines.length - most;
   box.replaceChildren(
     el("strong", {}, title),
-    ...lines.slice(0, most).map((line) =>
-      el("div", { class: "nz-tip-line" },
-        el("i", { style: `background:${line.color ?? "transparent"}` }), el("span", {}, line.name), el("b", {}, line.text))),
+    ...lines
+      .slice(0, most)
+      .map((line) =>
+        div(
+          "nz-tip-line",
+          el("i", { style: `background:${line.color ?? "transparent"}` }),
+          el("span", {}, line.name),
+          el("b", {}, line.text),
+        ),
+      ),
     rest > 0 ? el("small", {}, `and ${rest} more`) : "",
   );
   box.hidden = false;

@@ -1,5 +1,5 @@
 // What the rules found, in words, at the top.
-import { el } from "./dom.js";
+import { div, el } from "./dom.js";
 import { runLabel } from "./data.js";
 import { format } from "./scale.js";
 
@@ -27,10 +27,13 @@ function progress(run) {
 
 function line(page, verdict) {
   const go = () => page.change({ step: verdict.step, layer: verdict.layer ?? page.state.layer });
-  return el("li", {},
+  return el(
+    "li",
+    {},
     el("span", { class: "nz-rule" }, RULES[verdict.rule] ?? verdict.rule),
     el("span", {}, `${verdict.text} `, el("em", {}, verdict.remedy)),
-    el("button", { type: "button", onclick: go, title: "Moves the slider there and pins the layer" }, `Show step ${verdict.step}`));
+    el("button", { type: "button", onclick: go, title: "Moves the slider there and pins the layer" }, `Show step ${verdict.step}`),
+  );
 }
 
 /** What is said of a run without a verdict: healthy only if the rules have looked at all of it. */
@@ -41,9 +44,12 @@ function unblamed(run) {
 
 function card(page, group, run) {
   const healthy = !run.verdicts.length;
-  return el("article", { class: "nz-verdict", style: `border-left-color:${page.color(group)}` },
+  return el(
+    "article",
+    { class: "nz-verdict", style: `border-left-color:${page.color(group)}` },
     el("h3", {}, runLabel(run, group), healthy ? unblamed(run) : null, el("small", {}, progress(run))),
-    healthy ? null : el("ul", {}, ...run.verdicts.map((verdict) => line(page, verdict))));
+    healthy ? null : el("ul", {}, ...run.verdicts.map((verdict) => line(page, verdict))),
+  );
 }
 
 export const verdictsView = {
@@ -51,13 +57,27 @@ export const verdictsView = {
   title: "Verdicts",
   about: "",
   draw(page) {
-    if (!page.runs.length) return [el("p", { class: "nz-empty" }, page.known.length ? "No run is chosen: choose one in the list of runs." : "No runs: nothing was found here. Train with the monitors on, and open the page again.")];
+    if (!page.runs.length)
+      return [
+        el(
+          "p",
+          { class: "nz-empty" },
+          page.any
+            ? "No run is chosen: choose one in the list of runs."
+            : "No runs: nothing was found here. Train with the monitors on, and open the page again.",
+        ),
+      ];
     const runs = page.groups.flatMap((group) => group.runs.map((run) => ({ group, run })));
     const ill = ({ run }) => Math.min(1, run.verdicts.length); // those with a finding come first
-    return [el("div", { class: "nz-verdicts" }, ...runs.sort((a, b) => ill(b) - ill(a)).map(({ group, run }) => card(page, group, run)))];
+    return [div("nz-verdicts", ...runs.sort((a, b) => ill(b) - ill(a)).map(({ group, run }) => card(page, group, run)))];
   },
   csv(page) {
     const fields = ["rule", "layer", "step", "value", "threshold", "text", "remedy"];
-    return [["run", "norm", "seed", ...fields], ...page.runs.flatMap((run) => run.verdicts.map((verdict) => [run.name, run.norm, run.seed, ...fields.map((field) => verdict[field])]))];
+    return [
+      ["run", "norm", "seed", ...fields],
+      ...page.runs.flatMap((run) =>
+        run.verdicts.map((verdict) => [run.name, run.norm, run.seed, ...fields.map((field) => verdict[field])]),
+      ),
+    ];
   },
 };
