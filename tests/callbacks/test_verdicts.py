@@ -187,6 +187,8 @@ def test_what_follows_from_a_fault_is_not_named_beside_it() -> None:
     assert judge(Evidence(without), T, ["vanishing"]) == []
     [after] = judge(evidence("GradientFlow", [flow(math.nan)]), T, ["exploding"])
     assert (after.rule, "explodes" in after.remedy) == ("non_finite", True)
+    large = evidence("GradientFlow", [{**flow(1e6, 1e3), "update_ratio": {"net.0": 9.0, "net.1": 9.0}}])
+    assert "Initialize" in judge(large, T, ())[0].remedy
 
 
 def test_of_dead_units_and_a_gradient_that_vanishes_the_first_is_the_cause() -> None:
@@ -538,6 +540,8 @@ def test_planted_faults_in_other_networks_are_named(fault: str, seed: int) -> No
     found = run(seed=seed)
     assert [one.rule for one in found if one.rule != "non_finite"] == [rule]
     assert layer in found[0].layer
+    if rule == "exploding":
+        assert ("Initialize" if fault.startswith("init") else "Lower the learning rate from") in found[0].remedy
 
 
 class Dropping(nn.Module):

@@ -146,11 +146,11 @@ def non_finite_value(evidence: Evidence) -> tuple[int, str, str] | None:
 
 
 def exploding(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    """Activations that grow by orders of magnitude over the layers, which make updates large; then the others."""
+    """Activations or gradients that grow by orders of magnitude over the layers; an update larger than the weights."""
     return (
         exploding_activations(evidence, thresholds.growth)
-        or exploding_update(evidence, thresholds.update)
         or exploding_gradient(evidence, thresholds.exploding)
+        or exploding_update(evidence, thresholds.update)  # large weights make updates large, too
     )
 
 
