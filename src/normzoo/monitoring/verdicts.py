@@ -452,8 +452,8 @@ RULES = (
         exploding,
         ("dead", "saturated", *FLOW, "running_lag", "shift"),
         "`update_ratio`, `flow_norm` (GradientFlow), `std` of the inputs of layers with weights (CovariateShift)",
-        "an update above {update:g} of the weights, and above a third of that in a second layer; or a `flow_norm` above "
-        "{exploding:g} of the last layer's; or a `std` above {growth:g} of the first layer's",
+        "an update above {update:g} of the weights, and above a third of that in a second layer; or a `flow_norm` "
+        "above {exploding:g} of the last layer's; or a `std` above {growth:g} of the first layer's",
     ),
     Rule(
         "dead",
@@ -481,8 +481,8 @@ RULES = (
         running_lag,
         (),
         "`running_lag` (RunningStatistics)",
-        "above {running_lag:g} nats per channel in three samples in a row, after 5 / momentum steps or half of the run, "
-        "if it will be so at the end of the run",
+        "above {running_lag:g} nats per channel in three samples in a row, after 5 / momentum steps or half of the "
+        "run, if it will be so at the end of the run",
     ),
     Rule(
         "shift",
