@@ -134,6 +134,12 @@ SILENT: dict[str, Evidence] = {
     "a branch gets little": evidence("GradientFlow", [flow(1, X, 1)] * 3),
     "the loss is zero": evidence("GradientFlow", [flow(0, 0, last=0)] * 3),
     "one layer starts near 0": evidence("GradientFlow", [{"update_ratio": {"net.0": 0.01, "head": 50.0}}]),
+    "the inputs are small": Evidence(
+        {
+            "GradientFlow": [Sample(0, flow(1))],
+            "CovariateShift": [Sample(0, {"std": {"net.0": 1e-3, "net.1": 1.0}})],
+        }
+    ),
     "a two-sided one is dead": evidence("ActivationPercentiles", [{"dead": {"a": 1.0}}] * 2, two_sided={"a"}),
     "ReLU is flat": evidence("ActivationPercentiles", [{"saturated": {"a": 1.0}}] * 2),
     "lags in the warm-up": evidence("RunningStatistics", [lag(1)] * 4, steps=600),

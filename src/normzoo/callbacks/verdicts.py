@@ -56,8 +56,8 @@ class Verdicts(Callback):
         summary: whether to print all verdicts at the end of the training.
         update: the size of an update, as a share of the weights, above which the learning rate is too large.
         exploding: the gradient of a layer's output, as a share of the last layer's, above which it explodes.
-        growth: the standard deviation of a layer's input, as a share of the first layer's, above which activations
-            explode.
+        growth: the standard deviation of a layer's input, as a share of the first layer's or of 1 if that is less,
+            above which activations explode.
         dead: the share of dead units above which a layer is dead, in (0, 1).
         saturated: the share of saturated inputs above which a nonlinearity is saturated, in (0, 1).
         vanishing: the gradient of a layer's output, as a share of the last layer's, below which it vanishes, in (0, 1).

@@ -179,13 +179,14 @@ def exploding_activations(evidence: Evidence, threshold: float) -> Verdict | Non
     for samples in evidence.of("CovariateShift", "std"):
         step, spreads = samples[-1]
         known = {name: spread for name, spread in spreads.items() if name in weighted and 0 < spread < math.inf}
-        first = next(iter(known.values()), 0.0)
+        first = max(next(iter(known.values()), 1.0), 1.0)  # inputs of the network may be small
         above = [name for name, spread in known.items() if spread > threshold * first]
         if above:
             layer, value = above[0], known[above[0]] / first
             text = (
-                f"Activations explode: at step {step} the input of {layer} has {value:.3g} times the standard "
-                f"deviation of the first layer's, above {threshold:g}{more(len(above) - 1)}."
+                f"Activations explode: at step {step} the inputs of {layer} have a standard deviation of "
+                f"{known[layer]:.3g}, {value:.3g} times the first layer's{' or 1' if first == 1 else ''}, above "
+                f"{threshold:g}{more(len(above) - 1)}."
             )
             return Verdict("exploding", layer, step, value, threshold, text, remedy_of_growth(evidence, step))
     return None
@@ -452,8 +453,9 @@ RULES = (
         exploding,
         ("dead", "saturated", *FLOW, "running_lag", "shift"),
         "`update_ratio`, `flow_norm` (GradientFlow), `std` of the inputs of layers with weights (CovariateShift)",
-        "an update above {update:g} of the weights, and above a third of that in a second layer; a `flow_norm` above "
-        "{exploding:g} of the last layer's; or a `std` above {growth:g} of the first layer's",
+        "an update above {update:g} of the weights, and above a third of that in a second layer; or a `flow_norm` "
+        "above {exploding:g} of the last layer's; or a `std` above {growth:g} times the first layer's, or 1 if that is "
+        "less",
     ),
     Rule(
         "dead",
@@ -481,8 +483,8 @@ RULES = (
         running_lag,
         (),
         "`running_lag` (RunningStatistics)",
-        "above {running_lag:g} nats per channel in three samples in a row, after 5 / momentum steps or half the run, "
-        "if it will be so at the end of the run",
+        "above {running_lag:g} nats per channel in three samples in a row, after 5 / momentum steps or half of the "
+        "run, if it will be so at the end of the run",
     ),
     Rule(
         "shift",
