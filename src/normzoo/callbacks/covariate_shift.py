@@ -77,8 +77,8 @@ class CovariateShift(Monitor):
 
     **On new data**, validation and test against training:
 
-    - `val_w2`, `test_w2`: the first batches of the evaluation against up to 8 batches of training, those of the newest
-      samples. When evaluation begins, these run once more through the module's `training_step`, on a copy of the
+    - `val_w2`, `test_w2`: the first batches of the evaluation against up to 8 batches of training, the first of the run
+      and then those of the newest samples. When evaluation begins, these run once more through the module's `training_step`, on a copy of the
       module, with the weights and in the mode of the evaluation. What data augmentation changes is part of the
       distance. Manual optimization takes `validation_step` and `test_step` for them;
     - `val_w2_floor`, `test_w2_floor`: the noise floor, which as many values of the training's distribution give,
@@ -153,6 +153,8 @@ class CovariateShift(Monitor):
         """The newest batches that were sampled, on the CPU, with their numbers."""
         self.saved: deque[list[Any]] = deque(maxlen=BATCHES)
         """Those of all ranks, for checkpoints, if there are several ranks."""
+        self.kept_at = -1
+        self.is_full = False
         self.compared_at = -1
         self.compares = False
         self.forget_evaluation()
@@ -181,13 +183,23 @@ class CovariateShift(Monitor):
     def readings(self) -> Readings:
         return {("input", feature_moments): self.modules, ("output", feature_moments): self.norms}
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keeps the first batches, too: a first validation may come before there are enough samples."""
+        if len(self.batches) < BATCHES and not self.is_full and not self.ranks.many:
+            self.keep(trainer.global_step, batch, batch_idx)
+
     def begin(self, step: Step) -> None:
-        """Copies the batch, before the step can change it."""
-        if self.evaluation_batches:
-            batch = move_data_to_device(copied_batch(step.batch), torch.device("cpu"))
-            self.batches.append((batch, step.batch_idx))
+        """Keeps the batch."""
+        self.keep(step.number, step.batch, step.batch_idx)
+
+    def keep(self, number: int, batch: Any, batch_idx: int) -> None:
+        """Copies a batch, before the step can change it, unless one of this step is there."""
+        if self.evaluation_batches and number != self.kept_at:
+            self.kept_at = number
+            self.batches.append((move_data_to_device(copied_batch(batch), torch.device("cpu")), batch_idx))
             while sum(size_of(batch) for batch, _ in self.batches) > KEPT_BYTES and len(self.batches) > 1:
                 self.batches.popleft()
+                self.is_full = True
 
     def read(self, step: Step, seen: Seen) -> Sample:
         inputs, outputs = (merge_passes(seen[site]) for site in self.readings())
