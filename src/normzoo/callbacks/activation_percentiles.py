@@ -227,20 +227,30 @@ class ActivationPercentiles(Monitor):
         names = [*sample, *(name for name in self.modules if name not in sample)]
         rows = [*names, *(f"{name}/{u}" for name in names for u in self.units)]
         values: dict[str, dict[str, float]] = {metric: {} for metric in self.metrics}
+        for row, metric, value in self.of_units(sample):
+            values[metric][row] = value
         for name, parts in sample.items():
             for row, metric, value in self.of_layer(name, parts):
                 values[metric][row] = value
         return Table(rows, values)
 
+    def of_units(self, sample: dict[str, list[Inputs]]) -> Iterator[tuple[str, str, float]]:
+        """Row, metric and value: the percentiles of single units, all that have equally many values at once."""
+        by_size: dict[int, dict[str, Tensor]] = {}
+        for name, parts in sample.items():
+            for u in self.units:
+                values = torch.cat([part.units[u] for part in parts])
+                by_size.setdefault(len(values), {})[f"{name}/{u}"] = values
+        for of_rows in by_size.values():
+            bands = percentiles(torch.stack(list(of_rows.values())), self.q, dim=1).T.tolist()
+            for row, band in zip(of_rows, bands, strict=True):
+                yield from ((row, metric, value) for metric, value in zip(self.unit_names, band, strict=True))
+
     def of_layer(self, name: str, parts: Sequence[Inputs]) -> Iterator[tuple[str, str, float]]:
-        """Row, metric and value: all metrics of a layer, from its inputs in each pass on each rank."""
+        """Row, metric and value: all metrics of a layer as a whole, from its inputs in each pass on each rank."""
         band = percentiles(torch.cat([part.values for part in parts]), self.q).tolist()
         for metric, value in zip((*self.input_names, "input_width"), (*band, band[2] - band[0]), strict=True):
             yield name, metric, value
-        for u in self.units:
-            band = percentiles(torch.cat([part.units[u] for part in parts]), self.q).tolist()
-            for metric, value in zip(self.unit_names, band, strict=True):
-                yield f"{name}/{u}", metric, value
         flat_of_units, count = [part.flat for part in parts if part.flat is not None], sum(part.count for part in parts)
         if flat_of_units:
             total = torch.stack(flat_of_units).sum(0)
