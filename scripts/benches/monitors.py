@@ -206,7 +206,7 @@ class Row:
 
 
 # What else a shared machine does comes and goes within seconds: the shorter the turns, the more alike it meets both.
-SUITE = {"mlp": Size(1000, 50, 3), "resnet": Size(1000, 50, 1)}
+SUITE = {"mlp": Size(2000, 50, 2), "resnet": Size(2000, 50, 1)}
 EACH_STEP = {"mlp": Size(500, 50, 2), "resnet": Size(48, 48, 3)}
 EACH_STEP_SLOW = {"mlp": Size(500, 50, 2), "resnet": Size(16, 16, 2)}
 EVERY_50 = {"mlp": Size(500, 50, 2), "resnet": Size(100, 50, 1)}

@@ -676,7 +676,7 @@ def test_the_custom_scalars_are_the_same_for_every_run(whole: Written) -> None:
         assert any(re.search(pattern, tag) for pattern in patterns for tag in whole.tags["scalars"]), chart.title
 
 
-@pytest.mark.parametrize("steps,every", [(600, 30), (10, 1), (5000, 50), (10**9, 50), (math.inf, 50)])
+@pytest.mark.parametrize("steps,every", [(600, 30), (10, 1), (5000, 200), (10**9, 200), (math.inf, 200)])
 def test_short_runs_have_twenty_samples(steps: float, every: int) -> None:
     monitor = CovariateShift()
     monitor.set_rates(steps)

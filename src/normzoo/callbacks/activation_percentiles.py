@@ -91,7 +91,7 @@ class ActivationPercentiles(Monitor):
     the rank of a percentile is then off by at most 1.6 points with probability 0.999.
 
     Args:
-        every: optimizer steps between samples, or a function of the step; None for 100, or less in a run so short
+        every: optimizer steps between samples, or a function of the step; None for 200, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all activation modules of torch. In a network without any, the
             outputs of its norms are read, or else those of its layers with weights.
@@ -111,7 +111,6 @@ class ActivationPercentiles(Monitor):
     """
 
     question = "Percentiles of activations"
-    usual_every = 100
 
     def __init__(
         self,

@@ -78,9 +78,10 @@ class CovariateShift(Monitor):
     **On new data**, validation and test against training:
 
     - `val_w2`, `test_w2`: the first batches of the evaluation against up to 8 batches of training, the first of the run
-      and then those of the newest samples. When evaluation begins, these run once more through the module's `training_step`, on a copy of the
-      module, with the weights and in the mode of the evaluation. What data augmentation changes is part of the
-      distance. Manual optimization takes `validation_step` and `test_step` for them;
+      and then those of the newest samples. When evaluation begins, these run once more through the module's
+      `training_step`, on a copy of the module, with the weights and in the mode of the evaluation. What data
+      augmentation changes is part of the distance. Manual optimization takes `validation_step` and `test_step` for
+      them;
     - `val_w2_floor`, `test_w2_floor`: the noise floor, which as many values of the training's distribution give,
       `floor^2 = (1 / N_p + 1 / N_q) mean_c s_c^2 / sigma_c^2` with the unbiased variance between the batches of
       training `s_c^2 = sum_k n_k ((mu_kc - mu_c)^2 + (sigma_kc - sigma_c)^2) / (K - 1)`: with K_p and K_q batches of
@@ -94,7 +95,7 @@ class CovariateShift(Monitor):
     always. W1, W2 and their floors are in standard deviations, KL in nats per feature.
 
     Args:
-        every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
+        every: optimizer steps between samples, or a function of the step; None for 200, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all norms and all layers with weights.
         reference_step: the first sample at this step or later is the reference.

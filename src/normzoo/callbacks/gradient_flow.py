@@ -41,7 +41,7 @@ class GradientFlow(Monitor):
     and layers that do not learn.
 
     Args:
-        every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
+        every: optimizer steps between samples, or a function of the step; None for 200, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all layers with weights but norms.
 

@@ -46,7 +46,7 @@ class InternalCovariateShift(Monitor):
       (`LossLandscape`).
 
     Args:
-        every: optimizer steps between samples, or a function of the step; None for 500, or less in a run so short
+        every: optimizer steps between samples, or a function of the step; None for 1000, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all layers with weights, or, of more than six, for six that are
             evenly spread from the first to the last.
@@ -59,7 +59,7 @@ class InternalCovariateShift(Monitor):
     """
 
     question = "Internal covariate shift"
-    usual_every = 500
+    usual_every = 1000
     metrics: Mapping[str, str] = {
         "ics_l2": "distance of the gradients before and after the update of the layers below",
         "ics_relative": "the same as a share of the gradient",

@@ -37,7 +37,7 @@ class LossLandscape(Monitor):
     and some copies of the weights. Not for manual optimization.
 
     Args:
-        every: optimizer steps between samples, or a function of the step; None for 1000, or less in a run so short
+        every: optimizer steps between samples, or a function of the step; None for 2000, or less in a run so short
             that there were fewer than 10 samples.
         steps: the values of eta, above 0. The paper uses half to four times its learning rate of 0.1.
 
@@ -49,7 +49,7 @@ class LossLandscape(Monitor):
     """
 
     question = "Loss landscape"
-    usual_every = 1000
+    usual_every = 2000
     usual_samples = 10
     metrics: Mapping[str, str] = {
         "loss": "loss at the weights",

@@ -55,7 +55,7 @@ class RunningStatistics(Monitor):
     weight and bias. Every 500 steps also a table `[channels, metrics]` per layer.
 
     Args:
-        every: optimizer steps between samples, or a function of the step; None for 50, or less in a run so short
+        every: optimizer steps between samples, or a function of the step; None for 200, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all norms.
         detail_every: at least so many optimizer steps between samples with channels; 0 for never; None for 500, or less
@@ -207,7 +207,8 @@ def keeps_statistics(module: nn.Module) -> bool:
 
 
 def copied(values: Tensor) -> Tensor:
-    """A copy on the CPU, in float64."""
+    """A copy on the CPU, in float64; of a sharded tensor, all of it."""
+    values = values.full_tensor() if hasattr(values, "full_tensor") else values
     return values.detach().flatten().to("cpu", torch.float64, copy=True)
 
 

@@ -12,13 +12,14 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     `norm = sqrt(sum x^2)`
 
     Args:
-        tensors: P tensors of any shapes, on one device.
+        tensors: P tensors of any shapes, on one device; of sharded ones (DTensor), on all ranks.
 
     Returns:
         (P,), in float32 at least.
     """
     wide = [t.detach() if t.dtype in (torch.float32, torch.float64) else t.detach().float() for t in tensors]
     found = [torch.linalg.vector_norm(t) for t in wide]
+    found = [one.full_tensor() if hasattr(one, "full_tensor") else one for one in found]  # of a sharded tensor
     mixed = len({one.dtype for one in found}) > 1
     return torch.stack([one.double() for one in found] if mixed else found) if found else torch.zeros(0)
 

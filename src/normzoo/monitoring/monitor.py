@@ -51,7 +51,7 @@ class Monitor(Callback):
     """What it shows, in a few words."""
     metrics: Mapping[str, str] = {}
     """Metric -> its meaning and unit."""
-    usual_every: ClassVar[int] = 50
+    usual_every: ClassVar[int] = 200
     usual_samples: ClassVar[int] = 20
     companions: ClassVar[list[type[Callback]]] = []
     """Further callbacks that a Trainer with a monitor gets, one of each class; `normzoo.callbacks` adds Verdicts."""

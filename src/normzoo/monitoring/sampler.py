@@ -1,8 +1,8 @@
 """Samples a step for all monitors of a Trainer: the only one of them that Lightning calls at every step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class Sampler(Callback):
         self.ranks: Ranks | None = None
         self.has_layout = False
         self.resumed: dict[str, Any] = {}
+        self.reasons: set[str] = set()
 
     # The run.
 
@@ -109,7 +110,8 @@ class Sampler(Callback):
     def open(self, step: Step, due: Sequence[Sampled]) -> None:
         """Attaches the hooks that read the forward and the backward pass."""
         self.drop()
-        self.step, self.due = step, [monitor for monitor in due if self.started(monitor, step)]
+        self.step = step
+        self.due = [monitor for monitor in due if self.works(monitor, partial(monitor.start, step))]
         is_described = self.writer is None or TAG in self.writer.described
         self.description = None if is_described else Description(step.module)
         readers: list[Reads] = [*self.due, *([] if self.description is None else [self.description])]
@@ -119,24 +121,30 @@ class Sampler(Callback):
             self.group = ProbeGroup(step.module, readers)
             self.attached.enter_context(self.group.probe)
 
-    def started(self, monitor: Sampled, step: Step) -> bool:
-        """Starts a monitor's sample. One that nobody asked for, and cannot read the module, warns and is left out."""
+    def works(self, monitor: Sampled, call: Callable[[], object]) -> bool:
+        """Runs a part of a sample. A monitor that nobody asked for, and that fails, warns and is left out."""
         try:
-            monitor.start(step)
+            call()
         except Exception as error:  # whatever the user's step raises on a copy
             if monitor.required:
                 raise
-            self.monitors.remove(monitor)
-            rank_zero_warn(f"{monitor.label} shows nothing: {error}")
+            self.leave_out(monitor, error)
             return False
         return True
+
+    def leave_out(self, monitor: Sampled, error: Exception) -> None:
+        """Samples without a monitor from now on."""
+        self.monitors.remove(monitor)
+        reason, is_new = str(error), str(error) not in self.reasons
+        self.reasons.add(reason)
+        rank_zero_warn(f"{monitor.label} shows nothing from here on" + (f": {reason}" if is_new else ", either."))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.step is not None:
             if pl_module.automatic_optimization:
                 self.attached.close()  # an optimizer such as LBFGS repeats the forward pass
-            for monitor in self.due:
-                monitor.before_update(self.step, optimizer)
+            step = self.step
+            self.due = [m for m in self.due if self.works(m, partial(m.before_update, step, optimizer))]
 
     def on_train_batch_end(self, trainer: Trainer, *unused: object) -> None:
         """Removes the hooks. After the update: merges over ranks, computes and writes."""
@@ -149,15 +157,19 @@ class Sampler(Callback):
         for monitor in self.due:
             try:
                 parts.append(monitor.read(step, self.group.seen(monitor)))
-            except Exception as error:  # all ranks receive it, and raise
-                failure = failure or error
+            except Exception as error:
+                if monitor.required:  # all ranks receive it, and raise
+                    failure = failure or error
+                else:
+                    self.leave_out(monitor, error)
                 parts.append(None)
         of_ranks = step.ranks.gather(parts, failure)
         if self.description is not None:
             of_run = self.description.of_run(self.group.seen(self.description), seed_of_run(), steps_of(trainer))
             self.writer.describe(step.number, TAG, of_run)
-        for i, monitor in enumerate(self.due):
-            monitor.finish(self.writer, step.number, [of_rank[i] for of_rank in of_ranks])
+        for monitor, *of_monitor in zip(self.due, *of_ranks, strict=True):
+            if monitor.required or None not in of_monitor:
+                self.works(monitor, partial(monitor.finish, self.writer, step.number, of_monitor))
         self.write_layout()
         self.writer.flush()
         for judge in self.judges:

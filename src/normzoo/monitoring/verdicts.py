@@ -326,12 +326,13 @@ def running_lag(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 def lags_behind(evidence: Evidence, layer: str, lag: Sequence[tuple[int, float]], threshold: float) -> bool:
     """Whether a lag is above a threshold in three samples in a row after the warm-up, and will be as the run ends.
 
-    Running statistics forget their start in about 5 / momentum steps; nobody waits for longer than half of the run.
-    What comes is taken to change at the rate of the samples known.
+    Running statistics forget their start in about 5 / momentum steps; nobody waits for longer than half of the run, nor
+    for less than the 50 steps of the usual momentum, 0.1. What comes is taken to change at the rate of the samples
+    known.
     """
     momentum, steps = evidence.momentum.get(layer), evidence.steps or 2 * LONG
     (begin, first), (step, last) = lag[0], lag[-1]
-    if len(lag) < 3 or step < min(5 / momentum if momentum else math.inf, steps / 2):
+    if len(lag) < 3 or step < max(min(5 / momentum if momentum else math.inf, steps / 2), 5 / USUAL_MOMENTUM):
         return False
     left = evidence.steps - step if evidence.steps else LONG
     shrinks = min(last / first, 1.0) if first > 0 else 1.0
@@ -341,10 +342,10 @@ def lags_behind(evidence: Evidence, layer: str, lag: Sequence[tuple[int, float]]
 def remedy_of_lag(evidence: Evidence, layer: str) -> str:
     """Against statistics that are late."""
     momentum = evidence.momentum.get(layer)
-    if momentum and 5 / momentum > (evidence.steps or LONG) / 4:
+    if momentum and momentum < USUAL_MOMENTUM and 5 / momentum > (evidence.steps or LONG) / 4:
         return (
-            f"Raise the norm's momentum from {momentum:g} to 0.1: it needs about 5 / momentum = {5 / momentum:,.0f} "
-            f"steps to forget how it started."
+            f"Raise the norm's momentum from {momentum:g} to {USUAL_MOMENTUM:g}: it needs about 5 / momentum = "
+            f"{5 / momentum:,.0f} steps to forget how it started."
         )
     return "Let the learning rate fall towards the end of the run, or raise the norm's momentum."
 
@@ -415,6 +416,7 @@ FINITE = (
     ("LossLandscape", "loss", "the loss of the"),
 )
 """What is finite in health: monitor, metric, words. Divergences of constant channels are not, nor ratios of 0 to 0."""
+USUAL_MOMENTUM = 0.1
 LONG = 2000
 """Steps that a run without an end is taken to go on."""
 
@@ -484,7 +486,7 @@ RULES = (
         (),
         "`running_lag` (RunningStatistics)",
         "above {running_lag:g} nats per channel in three samples in a row, after 5 / momentum steps or half of the "
-        "run, if it will be so at the end of the run",
+        "run, at least 50, if it will be so at the end of the run",
     ),
     Rule(
         "shift",
