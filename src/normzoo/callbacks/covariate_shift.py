@@ -41,6 +41,8 @@ KEPT_BYTES = 1 << 28
 """Fewer batches are kept if they are larger than this together."""
 UNCERTAIN = 0.05
 """Squared relative error of a feature's standard deviation above which it is left out."""
+RARE = 1e-3
+"""The variance of a feature, as a share of the mean over its layer, below which it is left out."""
 SAVED_BYTES = 1 << 22
 """Batches that are larger than this together, those of all ranks, are not kept in checkpoints."""
 
@@ -88,7 +90,7 @@ class CovariateShift(Monitor):
       one size it is `(1 / K_p + 1 / K_q) mean_c (Var_k mu_kc + Var_k sigma_kc) / sigma_c^2`. Distances of
       one to two floors are no shift; there is no floor of a single batch. Features that hardly vary in training, as a
       unit that is active for one sample in a hundred, are left out: sigma is not known where
-      `s_c^2 / (N_q sigma_c^2) > 0.05`;
+      `s_c^2 / (N_q sigma_c^2) > 0.05`, nor where `sigma_c^2` is below a thousandth of the mean over the layer;
     - `drift_w2_floor`: the same for a single batch against another, in the mode of evaluation.
 
     A validation is compared if a tenth of the run has passed since the last one that was, or if it is the last; a test
@@ -464,7 +466,8 @@ def compared(kind: str, trained: Sequence[Channels], evaluated: Sequence[Channel
     parts = [joined([part_of(one, name, q_layers[name]) for name in names]) for one in trained]
     spread = spread_between(*map(torch.stack, zip(*parts, strict=True))) / q.var
     squares = [w2(p, q).square() / q.var, spread * (1 / p.n + 1 / q.n), spread * 2 * steps / q.n]
-    counts = (q.var != 0) & ~(spread / q.n > UNCERTAIN)
+    typical = torch.cat([q_layers[name].var.mean().expand_as(q_layers[name].var) for name in names])
+    counts = (q.var > RARE * typical) & ~(spread / q.n > UNCERTAIN)
     known = torch.stack([counts, *[counts & ~spread.isnan()] * 2])
     means = averages([len(q_layers[name].mean) for name in names], torch.stack(squares), known)
     found = {
