@@ -67,7 +67,7 @@ def test_a_trained_network_exports_as_it_says(tmp_path: Path, monkeypatch: pytes
 def test_the_walk_through_works_in_any_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of docs/see.md, on a run that is there."""
     monkeypatch.chdir(tmp_path)
-    assert normzoo("fit", *QUIET, *SHORT).status == 0
+    assert normzoo("fit", *QUIET, *SHORT[1:]).status == 0
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "see.md").read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(code, "docs/see.md", "exec"), {"__name__": "see"})
     assert b"Normalization" in Path("report.html").read_bytes()

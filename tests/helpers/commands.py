@@ -19,7 +19,7 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 # What a test run has no use for, and what takes time.
 QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
-SHORT = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=3")
+SHORT = ("--monitors=false", "--trainer.max_epochs=1", "--trainer.limit_train_batches=3")
 BRIEF = (*QUIET, "--trainer.fast_dev_run=true")
 
 

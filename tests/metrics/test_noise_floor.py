@@ -25,7 +25,8 @@ def stacked(parts: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("draw", [independent, images])
 @pytest.mark.parametrize(
-    "trained,evaluated", [((32,) * 8, (32,) * 8), ((32,) * 8, (100, 20)), ((32,) * 7 + (5,), (32,))]
+    "trained,evaluated",
+    [((32,) * 8, (32,) * 8), ((32,) * 7 + (5,), (32,)), pytest.param((32,) * 8, (100, 20), marks=pytest.mark.slow)],
 )
 def test_two_samples_of_one_distribution_are_as_far_apart_as_the_floor(
     draw: object, trained: tuple[int, ...], evaluated: tuple[int, ...]

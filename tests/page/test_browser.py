@@ -123,6 +123,7 @@ def test_views_stand_in_order_without_overlap(open_page: Open, three: list[Run],
             assert apart or one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
 
 
+@pytest.mark.slow
 def test_no_label_is_cut(open_page: Open, three: list[Run]) -> None:
     """Every text of a chart lies within its chart."""
     page = open_page(three).page
@@ -190,6 +191,7 @@ def test_hover_tells_layers_and_values(open_page: Open, three: list[Run]) -> Non
     assert opened.page.locator("#nz-pin").input_value() == "net.hidden.6.layer"
 
 
+@pytest.mark.slow
 def test_heatmap_by_keyboard_and_brush(open_page: Open, three: list[Run]) -> None:
     opened = open_page(three)
     page = opened.page
@@ -217,6 +219,7 @@ def shown(value: float) -> str:
     return f"{value:.2e}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:.4g}"
 
 
+@pytest.mark.slow
 def test_saved_files_hold_what_is_shown(open_page: Open, three: list[Run]) -> None:
     opened = open_page(three)
     for view in ("verdicts", "depth", "heatmap", "layer", "evaluation", "shift", "landscape"):
@@ -236,6 +239,7 @@ def test_saved_files_hold_what_is_shown(open_page: Open, three: list[Run]) -> No
         assert float(row["value"]) == pytest.approx(value, rel=1e-4)  # five digits
 
 
+@pytest.mark.slow
 def test_the_url_keeps_what_was_chosen(open_page: Open, three: list[Run]) -> None:
     opened = open_page(three)
     page = opened.page
@@ -253,6 +257,7 @@ def test_the_url_keeps_what_was_chosen(open_page: Open, three: list[Run]) -> Non
     assert page.locator("output").inner_text() == "40 of 110"
 
 
+@pytest.mark.slow
 def test_picker_filters_and_chooses(open_page: Open, three: list[Run]) -> None:
     page = open_page(three).page
     page.get_by_role("button", name="None").click()
@@ -339,6 +344,7 @@ def cells(page: Any, rows: list[int]) -> list[list[int]]:
     return colours
 
 
+@pytest.mark.slow
 def test_networks_of_different_depth_share_the_relative_depth(open_page: Open) -> None:
     opened = open_page([page_run("BatchNorm", depth=4), page_run("NoNorm", depth=9, experiment="deep")])
     chart = opened.chart("Gradient of the layer's output")
@@ -348,6 +354,7 @@ def test_networks_of_different_depth_share_the_relative_depth(open_page: Open) -
     assert "NoNorm: net.hidden.8.layer" in opened.tip()
 
 
+@pytest.mark.slow
 def test_a_second_run_of_a_seed_is_no_band(open_page: Open) -> None:
     again = page_run("BatchNorm", 0)
     again["name"] = "digits/BatchNorm-0/001"
@@ -403,6 +410,7 @@ def test_a_live_page_follows_the_run(hosted: Opened) -> None:
     hosted.page.get_by_text("80 of 80").wait_for()
 
 
+@pytest.mark.slow
 def test_dark_mode_and_url_are_those_of_tensorboard(hosted: Opened) -> None:
     hosted.page.add_init_script(f"window.run = {json.dumps(page_run())}")
     hosted.page.goto("http://board.test/outer#normalization")
@@ -429,6 +437,7 @@ def test_200_runs_stay_usable(open_page: Open) -> None:
     assert slowest_move(page) < 250
 
 
+@pytest.mark.slow
 def test_the_slider_redraws_at_once(open_page: Open) -> None:
     page = open_page([page_run(norm, depth=21, steps=200) for norm in ("BatchNorm", "NoNorm", "LayerNorm")], 1920).page
     assert slowest_move(page) < 150  # 50 ms on an idle machine

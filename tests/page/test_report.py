@@ -228,6 +228,7 @@ def test_a_folder_that_disappears_is_a_note(tmp_path: Path) -> None:
     assert [run["name"] for run in runs] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_three_runs_of_resnet20_with_200_samples_take_less_than_3_megabytes(tmp_path: Path) -> None:
     for seed in range(3):
         resnet20_run(tmp_path / f"logs/{seed}", seed=seed)
