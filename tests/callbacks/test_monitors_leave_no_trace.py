@@ -38,6 +38,7 @@ from normzoo.models import MLP, ConvNet, ResNet
 from normzoo.monitoring.overview import OVERVIEWS
 from normzoo.monitoring.sampler import Sampler
 from normzoo.norms import BatchNorm
+from normzoo.tasks.classifier import Classifier
 
 LAYERS = norms.layers()
 
@@ -102,6 +103,32 @@ def test_500_steps_are_the_same_to_the_bit(net: str, compiled: bool, tmp_path: P
     assert (
         len(written(tmp_path / "on").scalars("drift_w2/net.net.hidden.0.norm" if net == "MLP" else "flow/growth")) == 50
     )
+
+
+class Hooked(Classifier):
+    """Its loss needs what a forward hook stores: a closure, which a copy would share."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.features: list[Tensor] = []
+        self.net.hidden[0].register_forward_hook(lambda module, args, y: self.features.append(y))  # type: ignore[operator]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        out = super().training_step(batch, batch_idx)
+        out["loss"] = out["loss"] + 1e-2 * sum(y.square().mean() for y in self.features)
+        self.features.clear()
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:a copy of Hooked leaves out the hooks of net.hidden.0")
+def test_a_hook_that_is_a_closure_stays_with_the_original(tmp_path: Path) -> None:
+    trained = []
+    for monitors in ([], suite(1)):
+        torch.manual_seed(0)
+        task = Hooked(MLP((1, 8, 8), 10, hidden=(12, 10)), optimizer=partial(torch.optim.SGD, lr=0.1), num_classes=10)
+        fit(task, monitors, tmp_path / str(len(monitors)), max_steps=5)
+        trained.append(task.state_dict())
+    assert all(map(torch.equal, trained[0].values(), trained[1].values()))
 
 
 def test_hooks_are_gone_after_training(tmp_path: Path) -> None:

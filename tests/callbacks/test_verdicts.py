@@ -141,6 +141,9 @@ SILENT: dict[str, Evidence] = {
         }
     ),
     "a two-sided one is dead": evidence("ActivationPercentiles", [{"dead": {"a": 1.0}}] * 2, two_sided={"a"}),
+    "an output is sure of itself": evidence(
+        "ActivationPercentiles", [{"saturated": {"act.1": 1.0}}] * 2, two_sided={"act.1"}, outputs={"act.1"}
+    ),
     "ReLU is flat": evidence("ActivationPercentiles", [{"saturated": {"a": 1.0}}] * 2),
     "lags in the warm-up": evidence("RunningStatistics", [lag(1)] * 4, steps=600),
     "lags less and less": evidence("RunningStatistics", [lag(2.0**-i) for i in range(4)], steps=160),

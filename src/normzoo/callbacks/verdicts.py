@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from normzoo.callbacks.finite_loss import FiniteLoss
 from normzoo.callbacks.running_statistics import keeps_statistics
 from normzoo.errors import InputError
 from normzoo.monitoring.event_files import event_loggers, file_writer
-from normzoo.monitoring.layers import is_norm, named_layers, own_parameters
+from normzoo.monitoring.layers import is_norm, is_weighted, named_layers, own_parameters
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.verdicts import Evidence, Sample, Thresholds, Verdict, judge
 from normzoo.monitoring.writer import PLUGIN
@@ -140,6 +141,7 @@ class Verdicts(Callback):
                 table: deque((Sample(*one) for one in samples), KEPT) for table, samples in resumed["samples"].items()
             }
             self.starts = {table: list(steps) for table, steps in resumed["starts"].items()}
+        self.write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.end(trainer)
@@ -176,6 +178,7 @@ class Verdicts(Callback):
         self.facts = {
             "two_sided": {n for n, bounds in flat.items() if bounds and bounds[0] < 0 and math.isfinite(sum(bounds))},
             "momentum": {n: getattr(one, "momentum", None) for n, one in layers.items() if keeps_statistics(one)},
+            "outputs": {name for name, bounds in flat.items() if bounds} - inner(layers),
             "has_norms": any(is_norm(layer) and not isinstance(layer, NoNorm) for layer in layers.values()),
         }
 
@@ -196,6 +199,7 @@ class Verdicts(Callback):
         if trainer.is_global_zero:
             for logger in event_loggers(trainer):
                 file_writer(logger).add_summary(Summary(value=records(new)), number)
+        self.write(trainer)
 
     def read_monitors(self, trainer: Trainer) -> None:
         """Takes over what the monitors have written since the last time."""
@@ -252,6 +256,13 @@ class Verdicts(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what `state_dict` returned until training starts: a test reads a checkpoint too."""
         self.resumed = state_dict
+
+
+def inner(layers: Mapping[str, nn.Module]) -> set[str]:
+    """The modules before the last layer with weights; those behind it shape the output, as a sigmoid does."""
+    names = list(layers)
+    last = max((i for i, layer in enumerate(layers.values()) if is_weighted(layer)), default=len(names))
+    return set(names[:last])
 
 
 def as_json(verdicts: list[Verdict], indent: int | None = None) -> str:

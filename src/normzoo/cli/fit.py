@@ -1,6 +1,8 @@
 """The command `normzoo fit`: trains a network in a new run, or resumes one, and tests the best checkpoint."""
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from normzoo.callbacks import (
 )
 from normzoo.cli.command import Command, has, report_file
 from normzoo.errors import InputError
+from normzoo.monitoring.event_files import event_loggers
 from normzoo.monitoring.layers import norm_name
 from normzoo.monitoring.lean import reduce_overhead
 from normzoo.monitoring.overview import time_series_url
@@ -152,6 +155,8 @@ class CLI(Command):
         """Removes the folder of a new run that ended before its first step."""
         trainer = getattr(self, "trainer", None)
         begun = trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > self.batches_before
+        if begun and self.run is not None and is_first():  # it ended early: the more there is to see
+            print(f"\n{self.closing_lines()}\n")
         if self.run is None or not self.is_new or begun or not is_first():
             return
         if not (self.run / FiniteLoss.FOLDER).exists():  # of a bad first step
@@ -172,21 +177,20 @@ class CLI(Command):
             print(f"\n{self.closing_lines()}")
 
     def closing_lines(self) -> str:
-        """What to look at after training."""
+        """What the monitors found, and what to look at after training."""
         runs, experiment = self.settings.runs, self.settings.experiment
         verdicts = [one for one in self.trainer.callbacks if isinstance(one, Verdicts)]  # type: ignore[attr-defined]
-        lines = [
-            f"run          {self.run}",
-            f"page         {program('normzoo')} report {Path(runs) / experiment} --open",
-            f"tensorboard  {program('tensorboard')} --logdir={runs}",
-            f"             {time_series_url(f'^{experiment}/')}",
-        ]
-        if not verdicts:
-            lines = [lines[0], lines[2]]
+        lines = [f"{one.summary()}\n" for one in verdicts if not one.prints_summary]
+        lines.append(f"run          {self.run}")
+        if event_loggers(self.trainer):
+            page = [f"page         {program('normzoo')} report {shlex.quote(str(Path(runs) / experiment))} --open"]
+            pinned = [f"             {time_series_url(f'^{re.escape(experiment)}/')}"]
+            tensorboard = f"tensorboard  {program('tensorboard')} --logdir={shlex.quote(runs)}"
+            lines += [*page, tensorboard, *pinned] if verdicts else [tensorboard]
         net = getattr(getattr(self.settings.model, "init_args", None), "net", None)
         if "norm" in (getattr(net, "init_args", None) or {}) and norm_name(self.model) != "NoNorm":
             lines.append("compare      the same command with --model.net.norm=NoNorm trains the network without a norm")
-        return "\n".join([*(f"{one.summary()}\n" for one in verdicts), *lines])
+        return "\n".join(lines)
 
 
 def usual_monitors(callbacks: Sequence[Callback]) -> list[Callback]:

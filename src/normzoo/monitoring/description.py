@@ -41,9 +41,14 @@ class Description:
         return {
             "norm": self.norm,
             "seed": seed,
-            "steps": int(steps) if math.isfinite(steps) else None,
+            "steps": finite(steps),
             "network": network,
         }
+
+
+def finite(steps: float) -> int | None:
+    """A number of steps; None for infinitely many."""
+    return int(steps) if math.isfinite(steps) else None
 
 
 def shape_of(module: nn.Module, x: Tensor) -> Sequence[int]:

@@ -97,7 +97,8 @@ OVERVIEWS = (
         "2_shift/log10_over_time",
         "drift_w2",
         log10_mean,
-        "drift of a layer's input since the reference, mean over layers, decimal logarithm",
+        "drift of a layer's input since the reference, mean over layers but the first, whose input is data, decimal "
+        "logarithm",
     ),
     Overview(
         "2_shift/log10_over_time_growth_per_layer",
@@ -136,6 +137,9 @@ SUMMED_UP = {one.metric for one in OVERVIEWS}
 
 def overview(latest: Mapping[str, Values]) -> dict[str, float]:
     """Tag -> scalar, from metric -> layer -> value."""
+    data = [layer for layer, value in latest.get("depth_w2", {}).items() if value == 0]  # the network's input
+    if data and len(latest.get("drift_w2", {})) > 1:
+        latest = {**latest, "drift_w2": {n: v for n, v in latest["drift_w2"].items() if n not in data}}
     known = [one for one in OVERVIEWS if latest.get(one.metric)]
     reduced = ((one.tag, one.reduce(list(latest[one.metric].values()))) for one in known)
     found = {tag: value for tag, value in reduced if value is not None}

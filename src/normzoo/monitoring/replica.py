@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -66,6 +67,12 @@ class Replica:
                 f"compute the loss need: store no results of autograd, open files or processes in attributes of the "
                 f"module."
             ) from error
+        if names := drop_closures(made):
+            rank_zero_warn(
+                f"a copy of {type(module).__name__} leaves out the hooks of {', '.join(names)}, which are closures and "
+                f"hold what belongs to the original: if the loss needs what they store, {NEEDED_BY} show another one. "
+                f"Make them methods of a module."
+            )
         with suppress(ValueError):  # it is not compiled as a whole
             made = to_uncompiled(made)
         made.trainer = cast(Trainer, Quiet(self.trainer))
@@ -244,6 +251,19 @@ def recurrent_weights(module: nn.Module) -> Iterator[None]:
     finally:
         for one, weights in zip(layers, before, strict=True):
             one._flat_weights = weights
+
+
+def drop_closures(module: nn.Module) -> list[str]:
+    """Removes the hooks of a copy that are closures, and returns the layers that had some, but for those of probes."""
+    found: dict[str, None] = {}
+    for name, one in module.named_modules():
+        # torch has no public way to list hooks.
+        for hooks in (one._forward_pre_hooks, one._forward_hooks, one._backward_pre_hooks, one._backward_hooks):
+            for number in [number for number, hook in hooks.items() if getattr(hook, "__closure__", None)]:
+                hook = hooks.pop(number)
+                if not str(hook.__module__).startswith("normzoo."):
+                    found[name] = None
+    return list(found)
 
 
 def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:

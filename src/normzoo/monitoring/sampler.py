@@ -1,5 +1,6 @@
 """Samples a step for all monitors of a Trainer: the only one of them that Lightning calls at every step."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
-from normzoo.monitoring.description import TAG, Description, seed_of_run, steps_of
+from normzoo.monitoring.description import TAG, Description, finite, seed_of_run, steps_of
 from normzoo.monitoring.event_files import continues_curves
 from normzoo.monitoring.layers import is_compiled, named_layers
 from normzoo.monitoring.lean import drop_empty
@@ -78,6 +79,8 @@ class Sampler(Callback):
         if resumed and self.writer is not None and continues_curves(trainer):
             self.has_layout = resumed["laid_out"]
             self.writer.described = dict(resumed["described"])
+            if json.loads(self.writer.described.get(TAG, "{}")).get("steps") != finite(steps_of(trainer)):
+                self.writer.described.pop(TAG, None)  # with another limit, it is another run
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.drop()

@@ -64,6 +64,7 @@ class Evidence:
         samples: table -> its last samples, the newest at the end.
         starts: table -> the steps of its first two samples in the run.
         two_sided: the nonlinearities that are flat on both sides, such as Sigmoid and Tanh.
+        outputs: the nonlinearities behind the last layer with weights: a classifier may be sure of itself.
         frozen: the layers none of whose parameters is trained.
         momentum: norm -> the weight of a batch in its running statistics.
         has_norms: whether the network normalizes its activations.
@@ -76,6 +77,7 @@ class Evidence:
     samples: Mapping[str, Sequence[Sample]]
     starts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     two_sided: Collection[str] = ()
+    outputs: Collection[str] = ()
     frozen: Collection[str] = ()
     momentum: Mapping[str, float | None] = field(default_factory=dict)
     has_norms: bool = False
@@ -266,7 +268,8 @@ def flat_layer(
     """The first layer whose share is above a threshold: layer, step, share, how many more."""
     for samples in evidence.of("ActivationPercentiles", metric):
         step, now = samples[-1]
-        above = [name for name, share in now.items() if counts(name) and share > threshold]
+        inner = [name for name in now if counts(name) and name not in evidence.outputs]
+        above = [name for name in inner if now[name] > threshold]
         if above:
             return above[0], step, now[above[0]], more(len(above) - 1)
     return None
@@ -287,11 +290,12 @@ def vanishing(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
                 f"The gradient vanishes at {layer}: at step {step} it is {flow[layer] / last:.2g} of the last layer's, "
                 f"below {thresholds.vanishing:g}, and {first / last:.2g} at the first layer, {names[0]}."
             )
-            start = "U" if evidence.has_norms else f"{NORM[0].upper()}{NORM[1:]}, u"
-            remedy = (
-                f"{start}se ReLU instead of Sigmoid or Tanh, initialize the weights for it (--model.net.init=Kaiming), "
-                f"or add skip connections."
-            )
+            cures = [
+                *([] if evidence.has_norms else [NORM]),
+                *(["use ReLU instead of Sigmoid or Tanh"] if evidence.two_sided else []),
+                "initialize the weights by Kaiming (normzoo fit: --model.net.init=Kaiming)",
+            ]
+            remedy = f"{cures[0][0].upper()}{', '.join(cures)[1:]}, or add skip connections."
             return Verdict("vanishing", layer, step, flow[layer] / last, thresholds.vanishing, text, remedy)
     return None
 
