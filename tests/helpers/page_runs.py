@@ -40,6 +40,7 @@ def page_run(
     evaluated = [row if s % 5 == 4 else [math.nan] * depth for s, row in enumerate(level)]
     floors = [[0.1 if not math.isnan(value) else math.nan for value in row] for row in evaluated]
     ones = metric([1.0] * depth)
+    from_input = metric([0.0, *grown[1:]])
     run: Run = {
         "name": f"{experiment}/{norm}-{seed}/000",
         "norm": norm,
@@ -66,7 +67,7 @@ def page_run(
                 drift_w2=metric(grown),
                 step_w2=metric(grown),
                 block_w2=ones,
-                depth_w2=metric(grown),
+                depth_w2=from_input,
                 val_w2=evaluated,
                 val_w2_floor=floors,
                 test_w2=evaluated,

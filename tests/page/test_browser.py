@@ -150,6 +150,88 @@ def test_verdicts(open_page: Open, three: list[Run]) -> None:
     assert opened.csv("verdicts")[0]["layer"] == "net.hidden.0.layer"
 
 
+@pytest.mark.parametrize(
+    "last_step,steps,finished,said",
+    [
+        (599, 600, True, "600 of 600 steps"),
+        (600, 600, True, "600 of 600 steps"),
+        (400, 600, True, "400 of 600 steps"),  # early stopping
+        (400, 600, False, "400 of 600 steps, not finished"),
+        (400, None, False, "step 400, not finished"),
+    ],
+)
+def test_a_run_says_how_far_it_is(
+    last_step: int, steps: int | None, finished: bool, said: str, open_page: Open
+) -> None:
+    run = {**page_run(), "last_step": last_step, "steps": steps, "finished": finished}
+    assert open_page([run]).page.locator("#nz-verdicts small").inner_text().split(" · ")[0] == said
+
+
+def test_the_networks_input_does_not_drift(open_page: Open) -> None:
+    """Charts of drift leave out the layer that takes data; the other charts and the heatmap do not."""
+    opened = open_page([page_run("NoNorm")], fragment="#metric=%22CovariateShift%20drift_w2%22")
+    for view, title in (
+        ("depth", "Drift of the input"),
+        ("shift", "Drift of the input"),
+        ("shift", "Move since the last"),
+    ):
+        chart = opened.chart(title, view)
+        chart.focus()
+        opened.page.keyboard.press("ArrowRight")  # to the first layer
+        assert "layer 2 of 8" in opened.tip()
+        assert "net.hidden.1.layer" in opened.tip()
+    chart = opened.chart("Distance from the network's input")
+    chart.focus()
+    opened.page.keyboard.press("ArrowRight")
+    assert "net.hidden.0.layer" in opened.tip()
+    for view in ("depth", "shift"):
+        assert "the network's input is left out: it is data." in opened.page.locator(f"#nz-{view}").inner_text().lower()
+    pairs = {(row["metric"], row["layer"]) for row in opened.csv("depth")}
+    assert ("depth_w2", "net.hidden.0.layer") in pairs
+    assert ("drift_w2", "net.hidden.0.layer") not in pairs
+    assert {row["metric"] for row in opened.csv("heatmap")} == {"drift_w2"}
+    assert "net.hidden.0.layer" in {row["layer"] for row in opened.csv("heatmap")}
+
+
+def test_a_network_of_one_layer_has_no_drift(open_page: Open) -> None:
+    opened = open_page([page_run("NoNorm", depth=1)])
+    assert "All layers here take the network's input" in opened.chart("Drift of the input").text_content()
+
+
+def test_up_to_twice_the_noise_floor_is_no_shift(open_page: Open) -> None:
+    run = page_run()
+    table = run["tables"]["CovariateShift"]
+    at, floor = (table["metrics"].index(name) for name in ("val_w2", "val_w2_floor"))
+    for layer, ratio in enumerate([0.5, 1.0, 1.5, 2.0, 2.5, 1.0, 4.0, 0.0]):
+        table["values"][-3][layer][at] = ratio * 0.125
+        table["values"][-3][layer][floor] = 0.125
+    opened = open_page([run])
+    note, other = opened.page.locator(".nz-notes").all_inner_texts()
+    assert "2 of 8 layers above twice the noise floor, most net.hidden.6.layer: 0.5, floor 0.125." in note
+    assert "all layers within twice the noise floor." in other
+    chart = opened.chart("Validation against training", "evaluation")
+    assert "grey: up to twice the noise floor" in chart.text_content()
+    chart.focus()
+    opened.page.keyboard.press("ArrowRight")
+    assert "twice the noise floor\n0.25" in opened.tip()
+    assert {row["value"] for row in opened.csv("evaluation") if row["metric"] == "val_w2_floor"} == {"0.125"}
+
+
+def test_names_of_runs_read_from_left_to_right(open_page: Open) -> None:
+    """A long name is cut at its beginning, and its number stays in front."""
+    runs = [{**page_run(), "name": name} for name in ("000-BatchNorm-0", "001", f"{'long_' * 9}/002-BatchNorm-0")]
+    page = open_page(runs).page
+    places = page.evaluate(
+        """() => [...document.querySelectorAll(".nz-run bdi")].map((name) => {
+            const range = document.createRange();
+            const at = (i) => (range.setStart(name.firstChild, i), range.setEnd(name.firstChild, i + 1), range);
+            return [...name.textContent].map((_, i) => at(i).getBoundingClientRect().left);
+        })"""
+    )
+    assert len(places) == 3
+    assert all(one == sorted(one) for one in places)
+
+
 def test_dark_mode_follows_the_system(open_page: Open, three: list[Run]) -> None:
     page = open_page(three, color_scheme="dark").page
     back = "getComputedStyle(document.querySelector('.nz')).backgroundColor"

@@ -308,6 +308,25 @@ def test_the_description_of_a_run_wins(tmp_path: Path) -> None:
     assert (data["norm"], data["seed"], data["steps"], data["network"]) == ("LayerNorm", 3, 10, network)
 
 
+def test_the_newest_description_of_a_run_wins(tmp_path: Path) -> None:
+    """A run that was resumed with a new limit describes itself once more."""
+    layers = [[{"name": name, "type": "Linear", "role": "weighted", "shape": [4]}] for name in ("net.0", "net.1")]
+    first = Events(tmp_path, number=2)
+    first.about(norm="BatchNorm", seed=0, steps=3, network=layers[0])
+    first.table(2, "normalization/X", [[0]], ["a"], ["m"])
+    log = read(tmp_path)
+    assert (run_data("run", log)["steps"], run_data("run", log)["finished"]) == (3, True)
+    second = Events(tmp_path, number=10)  # behind 2, though not by the alphabet
+    second.start(3)
+    second.about(norm="LayerNorm", seed=1, steps=6, network=layers[1])
+    log.update()
+    for one in (log, read(tmp_path)):
+        data = run_data("run", one)
+        assert [data[key] for key in ("norm", "seed", "steps", "finished")] == ["LayerNorm", 1, 6, False]
+        assert data["network"] == layers[1]
+        assert data["last_step"] == 2
+
+
 @pytest.mark.parametrize("steps,finished", [(3, True), (4, False), (None, False), ("x", False)])
 def test_a_run_has_finished_after_its_last_step(steps: Any, finished: bool, tmp_path: Path) -> None:
     small_run(tmp_path)

@@ -184,6 +184,7 @@ def test_what_is_no_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     small_run(tmp_path / "lightning_logs/digits/000")
     Events(tmp_path / "plain/000").scalar(0, "loss", 1)
+    Events(tmp_path / "more/000").scalar(0, "loss", 1)
     (tmp_path / "empty").mkdir()
     near = "There are lightning_logs/digits/000."
     for arguments, said in {
@@ -192,7 +193,10 @@ def test_what_is_no_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "lightning_logs/digit",
         ): f"lightning_logs/digit does not exist; give the folder of a run or an experiment. {near}",
         ("empty",): "empty: no run: neither here nor in the folders below is an event file, events.out.tfevents.*",
-        ("plain",): "plain/000 has tables of monitors. 'normzoo fit' writes them unless --monitors=false",
+        ("plain",): "plain/000 has no tables of monitors. 'normzoo fit' writes them unless --monitors=false",
+        ("plain", "more"): "none of the 2 runs has tables of monitors. 'normzoo fit' writes them unless",
+        ("",): "report '': the path is empty; give the folder of a run or an experiment. There are ",
+        ("lightning_logs/digits/7",): "lightning_logs/digits/7 does not exist; give the folder of a run or an",
         ("lightning_logs", "-o", "report.pdf"): "'report.pdf': a report is a .html or a .json file; try report.html.",
         ("lightning_logs/digits/000/events.out.tfevents.1700000000.host.1.0",): "is a file, not a folder",
         ("lightning_logs", "--output"): "expected one argument",
@@ -202,6 +206,20 @@ def test_what_is_no_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert said in result.err
         assert result.out == ""
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_is_found_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        small_run(tmp_path / f"lightning_logs/digits/{number:03d}-BatchNorm-0")
+    for path in ("lightning_logs/digits/1", "lightning_logs/digits/001"):
+        result = normzoo("report", path, "-o", "report.json")
+        assert (result.status, result.err) == (0, "")
+        by_command = data_of(tmp_path / "report.json")
+        assert [run["name"] for run in by_command] == ["001-BatchNorm-0"]
+        assert data_of(report(path, "report.json")) == data_of(report([path], "report.json")) == by_command
+    with pytest.raises(InputError, match="report '': the path is empty"):
+        report("")
 
 
 def test_what_cannot_be_read_is_a_note_and_the_rest_is_written(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ def main(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="the folder of a run, an experiment, or any folder above"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="the folder of a run, an experiment, or any folder above; a run also by its number, EXPERIMENT/7",
     )
     parser.add_argument(
         "-o",
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from normzoo.page.report_file import write_report  # numpy is imported here and not for --help
 
-    written = write_report([Path(run) for run in given.runs], Path(given.output))
+    written = write_report(given.runs, Path(given.output))
     for note in written.notes:
         print(f"normzoo: {printable(note)}", file=sys.stderr)
     count = f"{len(written.runs)} run{'' if len(written.runs) == 1 else 's'}"

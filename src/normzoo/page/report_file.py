@@ -14,6 +14,7 @@ from normzoo.page.json_text import json_text
 from normzoo.page.packing import packed
 from normzoo.page.run_data import run_data
 from normzoo.runs.atomic import written_whole
+from normzoo.runs.folders import existing
 
 ROOT = Path("lightning_logs")
 VERSION = 1
@@ -32,17 +33,19 @@ def report(runs: AnyPath | Sequence[AnyPath], output: AnyPath = "report.html") -
         normzoo.page.report("lightning_logs/digits_mlp", "digits.html")
 
     Args:
-        runs: the folder of a run, an experiment or any folder above, or several.
+        runs: the folder of a run, an experiment or any folder above, or several; of a run also by its number alone,
+            as `lightning_logs/digits_mlp/7`.
         output: the file, with the suffix .html or .json; one that exists is replaced.
 
     Returns:
         The file.
 
     Raises:
-        InputError: there are no runs, or none with monitors; the file has another suffix, or cannot be written.
+        InputError: there are no runs, or none with monitors; a path is empty; the file has another suffix, or cannot
+            be written.
     """
     given = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
-    written = write_report([Path(one) for one in given], Path(output))
+    written = write_report(given, Path(output))
     for note in written.notes:
         warnings.warn(note, stacklevel=2)
     return written.path
@@ -63,14 +66,15 @@ class Written:
     notes: list[str] = field(default_factory=list)
 
 
-def write_report(folders: Sequence[Path], output: Path) -> Written:
-    """Writes the report of all runs below folders.
+def write_report(paths: Sequence[AnyPath], output: Path) -> Written:
+    """Writes the report of all runs at and below paths.
 
     Raises:
         InputError: as `report` does.
     """
     if output.suffix not in (".html", ".json"):
         raise InputError(f"output={str(output)!r}: a report is a .html or a .json file; try report.html.")
+    folders = [given_folder(path) for path in paths]
     found = require_runs(folders)
     written = Written(output)
     title = f"normzoo: {', '.join(map(str, folders))}"
@@ -117,6 +121,17 @@ def json_file(runs: Iterable[tuple[str, EventLog]], title: str) -> Iterator[str]
     yield "\n]}\n"
 
 
+def given_folder(path: AnyPath) -> Path:
+    """The folder at a path; of a run also by its number alone.
+
+    Raises:
+        InputError: the path is empty.
+    """
+    if path == "":
+        raise InputError(f"report '': the path is empty; give the folder of a run or an experiment.{nearby(ROOT)}")
+    return existing(os.fspath(path))
+
+
 def require_runs(folders: Sequence[Path]) -> dict[str, Path]:
     """The runs below folders.
 
@@ -150,7 +165,7 @@ def nearby(folder: Path) -> str:
 
 def no_tables(found: Mapping[str, Path]) -> InputError:
     """The error for runs without monitors."""
-    which = f"{next(iter(found.values()))} has" if len(found) == 1 else f"none of the {len(found)} runs has"
+    which = f"{next(iter(found.values()))} has no" if len(found) == 1 else f"none of the {len(found)} runs has"
     return InputError(
         f"{which} tables of monitors. 'normzoo fit' writes them unless --monitors=false; a Trainer of your own does "
         f"with a callback such as normzoo.callbacks.GradientFlow()."

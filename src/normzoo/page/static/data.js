@@ -85,18 +85,37 @@ function placesOf(run, layers) {
   return { places: layers.map((name) => order.indexOf(name)), of: order.length };
 }
 
+/** Rows of a table whose input is that of the network: their distance from it is 0 in all samples. Such input is data, and no layer moves it. */
+function rowsOfData(table) {
+  const column = table.metrics.indexOf("depth_w2");
+  if (column < 0) return new Set();
+  const distances = (row) => table.values.map((sample) => sample[row][column]).filter((value) => value !== null);
+  return new Set([...table.layers.keys()].filter((row) => distances(row).length && distances(row).every((value) => value === 0)));
+}
+
 /**
  * What a table says of a metric: {steps, layers, places and `of` (see placesOf), values: steps x layers, unit, extent}, without empty steps;
- * null without it.
+ * null without it. The layers that take the network's input can be left out.
  */
-export function series(run, monitor, metric, role = "all") {
-  return cached(run, `${monitor}\0${metric}\0${role}`, () => {
+export function series(run, monitor, metric, role = "all", leaveOutInput = false) {
+  return cached(run, `${monitor}\0${metric}\0${role}\0${leaveOutInput}`, () => {
     const table = run.tables[monitor];
     const column = table ? table.metrics.indexOf(metric) : -1;
     if (column < 0) return null;
-    const rows = rowsOf(run, table, role);
-    const layers = rows.map((i) => table.layers[i]);
-    const result = { steps: [], layers, ...placesOf(run, layers), values: [], unit: table.units[column], extent: new Extent() };
+    const names = (indices) => indices.map((i) => table.layers[i]);
+    const chosen = rowsOf(run, table, role);
+    const { places, of } = placesOf(run, names(chosen));
+    const data = leaveOutInput ? rowsOfData(table) : new Set();
+    const rows = chosen.filter((row) => !data.has(row));
+    const result = {
+      steps: [],
+      layers: names(rows),
+      places: places.filter((_, i) => !data.has(chosen[i])),
+      of,
+      values: [],
+      unit: table.units[column],
+      extent: new Extent(),
+    };
     table.values.forEach((sample, i) => {
       const row = rows.map((layer) => sample[layer][column]);
       if (row.every((value) => value === null)) return;

@@ -79,7 +79,7 @@ export class RunPicker {
       { class: "nz-run", title: name },
       box,
       el("span", {}, seed === null ? "" : `seed ${seed}`),
-      el("small", {}, name),
+      el("small", {}, el("bdi", { dir: "ltr" }, name)),
     );
     this.boxes.push({ name, box, row });
     return row;

@@ -3,12 +3,17 @@ import { band, before, series } from "./data.js";
 import { lineChart } from "./lines.js";
 import { Extent, format } from "./scale.js";
 
+/** A distance of up to this many noise floors is no shift: the floor is the mean over samples of one distribution. */
+export const NO_SHIFT = 2;
+
 const EMPTY_RUNS = "No run is chosen: choose one in the list of runs.";
 
 /** Why a chart of a metric shows nothing at this step, in one sentence. */
-export function why(page, monitor, metric) {
+export function why(page, monitor, metric, leaveOutInput) {
   if (!page.runs.length) return EMPTY_RUNS;
-  const samples = page.runs.map((run) => series(run, monitor, metric)).filter(Boolean);
+  const found = (...options) => page.runs.map((run) => series(run, monitor, metric, ...options)).filter(Boolean);
+  const samples = found();
+  if (samples.length && !found("all", leaveOutInput).length) return "All layers here take the network's input, which is data.";
   if (samples.length) return `No value yet at this step: the first is at step ${Math.min(...samples.map((one) => one.steps[0]))}.`;
   const runs = page.runs.length > 1 ? "these runs" : "this run";
   if (monitor === "RunningStatistics" && page.runs.every((run) => run.norm === "NoNorm"))
@@ -21,11 +26,16 @@ export function why(page, monitor, metric) {
     : `The monitor ${monitor} was off in ${runs}.`;
 }
 
-/** Rows of a metric at the step of the slider, one per run: {group, run, step, layers, places, of, values}. */
-export function samplesAt(page, monitor, metric) {
+/** The rows of a run that a chart shows. */
+function chartSeries(page, run, { monitor, metric, leaveOutInput }) {
+  return series(run, monitor, metric, page.state.rows ?? "weighted", leaveOutInput);
+}
+
+/** Rows of a chart's metric at the step of the slider, one per run: {group, run, step, layers, places, of, values}. */
+export function samplesAt(page, chart, metric = chart.metric) {
   return page.groups.flatMap((group) =>
     group.runs.flatMap((run) => {
-      const all = series(run, monitor, metric, page.state.rows ?? "weighted");
+      const all = chartSeries(page, run, { ...chart, metric });
       const at = all ? before(all.steps, page.step) : -1;
       return at < 0 ? [] : [{ ...all, group, run, step: all.steps[at], values: all.values[at] }];
     }),
@@ -66,17 +76,17 @@ function groupLine(group, samples, axis, page) {
   return [{ label: group.label + late, color: page.color(group), dash: group.dash, points: points.filter((point) => point.y !== null) }];
 }
 
-/** The largest noise floor of any run at each depth. */
+/** Twice the largest noise floor of any run at each depth. */
 function floorLine(page, chart, axis) {
   const points = new Map();
-  for (const sample of samplesAt(page, chart.monitor, chart.floor)) {
+  for (const sample of samplesAt(page, chart, chart.floor)) {
     sample.values.forEach((value, i) => {
       const x = axis.x(sample.places[i], sample.of);
-      if (value !== null) points.set(x, Math.max(value, points.get(x) ?? 0));
+      if (value !== null) points.set(x, Math.max(NO_SHIFT * value, points.get(x) ?? 0));
     });
   }
   const line = [...points].sort((a, b) => a[0] - b[0]).map(([x, y]) => ({ x, y, low: 0, high: y, name: "" }));
-  return line.length ? [{ label: "noise floor", color: page.theme.soft, dash: 1, thin: true, points: line }] : [];
+  return line.length ? [{ label: "twice the noise floor", color: page.theme.soft, dash: 1, thin: true, points: line }] : [];
 }
 
 /** The axis stays the same at all steps, so that a move of the slider shows a change; but a floor must be told from 0 at each. */
@@ -87,7 +97,7 @@ function wholeExtent(page, chart, lines) {
     return extent;
   }
   for (const run of page.runs) {
-    const all = series(run, chart.monitor, chart.metric, page.state.rows ?? "weighted");
+    const all = chartSeries(page, run, chart);
     if (all) extent.merge(all.extent);
   }
   return extent;
@@ -95,7 +105,7 @@ function wholeExtent(page, chart, lines) {
 
 /** The chart of a metric over depth, at the step of the slider. */
 export function profile(page, chart, width, height = 240) {
-  const samples = samplesAt(page, chart.monitor, chart.metric);
+  const samples = samplesAt(page, chart);
   const axis = depthAxis(samples);
   const lines = page.groups.flatMap((group) => groupLine(group, samples, axis, page));
   const all = [...(chart.floor ? floorLine(page, chart, axis) : []), ...lines];
@@ -111,7 +121,7 @@ export function profile(page, chart, width, height = 240) {
       height,
       series: all,
       extent: wholeExtent(page, chart, all),
-      empty: why(page, chart.monitor, chart.metric),
+      empty: why(page, chart.monitor, chart.metric, chart.leaveOutInput),
       pick,
     },
     page.theme,
@@ -121,12 +131,12 @@ export function profile(page, chart, width, height = 240) {
 /** Rows of a CSV file: what the charts show. */
 export function profileCsv(page, charts) {
   const head = ["monitor", "metric", "run", "norm", "seed", "step", "number", "layer", "value"];
-  const rows = charts.flatMap(({ monitor, metric, floor }) =>
-    [metric, floor]
+  const rows = charts.flatMap((chart) =>
+    [chart.metric, chart.floor]
       .filter(Boolean)
       .flatMap((name) =>
-        samplesAt(page, monitor, name).flatMap(({ run, step, layers, places, values }) =>
-          layers.map((layer, i) => [monitor, name, run.name, run.norm, run.seed, step, places[i] + 1, layer, values[i]]),
+        samplesAt(page, chart, name).flatMap(({ run, step, layers, places, values }) =>
+          layers.map((layer, i) => [chart.monitor, name, run.name, run.norm, run.seed, step, places[i] + 1, layer, values[i]]),
         ),
       ),
   );

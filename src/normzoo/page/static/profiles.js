@@ -1,6 +1,6 @@
 // The views of depth charts: the story, evaluation, internal covariate shift.
 import { columns, div, el, grid } from "./dom.js";
-import { profile, profileCsv, samplesAt } from "./profile.js";
+import { NO_SHIFT, profile, profileCsv, samplesAt } from "./profile.js";
 import { format } from "./scale.js";
 
 const DRIFT = {
@@ -8,6 +8,14 @@ const DRIFT = {
   unit: "W2, in deviations at step 0",
   monitor: "CovariateShift",
   metric: "drift_w2",
+  leaveOutInput: true,
+};
+const STEP = {
+  title: "Move since the last sample",
+  unit: "W2, in deviations",
+  monitor: "CovariateShift",
+  metric: "step_w2",
+  leaveOutInput: true,
 };
 const DEPTH = { title: "Distance from the network's input", unit: "W2, in deviations", monitor: "CovariateShift", metric: "depth_w2" };
 const ICS = {
@@ -18,7 +26,7 @@ const ICS = {
 };
 const VALIDATION = {
   title: "Validation against training",
-  unit: "W2, in deviations; grey: noise floor",
+  unit: "W2, in deviations; grey: up to twice the noise floor",
   monitor: "CovariateShift",
   metric: "val_w2",
   floor: "val_w2_floor",
@@ -31,7 +39,7 @@ const STORY = [
   DEPTH,
   {
     title: "Running against batch statistics",
-    unit: "gap, in deviations of the batch",
+    unit: "gap, in running standard deviations",
     monitor: "RunningStatistics",
     metric: "running_gap",
   },
@@ -49,8 +57,8 @@ const STORY = [
 const SHIFTS = [
   {
     heading: "Over time",
-    text: "Has the distribution of a layer's input moved since step 0? Expect a rise with depth without a norm, and a small, level line where a norm holds the input of the next layer.",
-    charts: [DRIFT, { title: "Move since the last sample", unit: "W2, in deviations", monitor: "CovariateShift", metric: "step_w2" }],
+    text: "Has the distribution of a layer's input moved since step 0? Expect a rise with depth without a norm, and a small, level line where a norm holds the input of the next layer. The network's input is left out: it is data.",
+    charts: [DRIFT, STEP],
   },
   {
     heading: "Over depth",
@@ -79,7 +87,7 @@ export const profilesView = {
   id: "depth",
   title: "Depth profiles",
   about:
-    "Each line is a norm; the band spans its seeds. Layers run from the input at the left to the output at the right. Click a layer to pin it.",
+    "Each line is a norm; the band spans its seeds. Layers run from the input at the left to the output at the right. Click a layer to pin it. In the drift, the network's input is left out: it is data.",
   byStep: true,
   draw(page) {
     const fit = columns(page.width, 300, 4);
@@ -88,11 +96,11 @@ export const profilesView = {
   csv: (page) => profileCsv(page, STORY),
 };
 
-/** How many layers of each norm lie above the noise floor, in any of its seeds. */
+/** How many layers of each norm lie above twice the noise floor, in any of its seeds. */
 function floorSentences(page, chart) {
-  const floors = samplesAt(page, chart.monitor, chart.floor);
+  const floors = samplesAt(page, chart, chart.floor);
   return page.groups.flatMap((group) => {
-    const samples = samplesAt(page, chart.monitor, chart.metric).filter((sample) => sample.group === group);
+    const samples = samplesAt(page, chart).filter((sample) => sample.group === group);
     const layers = samples.flatMap(({ run, layers: names, values }) =>
       names.flatMap((name, i) => {
         const floor = floors.find((sample) => sample.run === run)?.values[i];
@@ -101,11 +109,11 @@ function floorSentences(page, chart) {
     );
     if (!layers.length) return [];
     const worst = layers.reduce((most, layer) => (layer.value / layer.floor > most.value / most.floor ? layer : most));
-    const above = new Set(layers.filter(({ value, floor }) => value > floor).map(({ name }) => name)).size;
+    const above = new Set(layers.filter(({ value, floor }) => value > NO_SHIFT * floor).map(({ name }) => name)).size;
     const seeds = group.runs.length > 1 ? `, ${group.runs.length} seeds` : "";
     const text = above
-      ? `${above} of ${samples[0].layers.length} layers above the noise floor, most ${worst.name}: ${format(worst.value)}, floor ${format(worst.floor)}.`
-      : "all layers within the noise floor.";
+      ? `${above} of ${samples[0].layers.length} layers above twice the noise floor, most ${worst.name}: ${format(worst.value)}, floor ${format(worst.floor)}.`
+      : "all layers within twice the noise floor.";
     return [el("li", {}, el("i", { class: "nz-dot", style: `background:${page.color(group)}` }), `${group.label}${seeds}: ${text}`)];
   });
 }
@@ -114,7 +122,7 @@ export const evaluationView = {
   id: "evaluation",
   title: "Train, validation, test by depth",
   about:
-    "Distance between a layer's input in training and in evaluation, at equal weights. Below the noise floor, two batches of one distribution differ as much.",
+    "Distance between a layer's input in training and in evaluation, at equal weights. The noise floor is what two samples of one distribution differ by on average; up to twice as much is no shift.",
   byStep: true,
   draw(page) {
     const fit = columns(page.width, 420, 2);

@@ -20,8 +20,10 @@ function last(run, tag) {
   return values.length ? `${tag} ${format(values[values.length - 1])}` : null;
 }
 
+/** How far a run is. Steps count from 0, so its last one has the number `steps` - 1, and an evaluation after it `steps`. */
 function progress(run) {
-  const steps = `step ${run.last_step}${run.steps ? ` of ${run.steps}` : ""}`;
+  const done = run.last_step + 1 >= run.steps ? run.steps : run.last_step;
+  const steps = run.steps ? `${done} of ${run.steps} steps` : `step ${run.last_step}`;
   return [run.finished ? steps : `${steps}, not finished`, last(run, "train/loss"), last(run, "val/accuracy")].filter(Boolean).join(" · ");
 }
 
