@@ -469,7 +469,7 @@ FITS = {
 @pytest.mark.parametrize("case", FITS)
 def test_replay_reproduces_the_loss_and_the_first_layer(case: str, own: Path) -> None:
     """It writes no files."""
-    result = commands.normzoo("fit", *commands.QUIET, "--trainer.max_epochs=3", *FITS[case])
+    result = commands.normzoo("fit", "--monitors=false", *commands.QUIET, "--trainer.max_epochs=3", *FITS[case])
     assert result.status == 1
     before = sorted(own.rglob("*"))
     again = commands.normzoo("replay", folder_in(result.err), "--allow=my_bad_task")
@@ -488,7 +488,7 @@ def test_replay_reproduces_the_loss_and_the_first_layer(case: str, own: Path) ->
 
 
 def test_replay_reports_what_it_does_not_reproduce(own: Path) -> None:
-    result = commands.normzoo("fit", *commands.QUIET, "--trainer.max_epochs=3", *FITS["own"])
+    result = commands.normzoo("fit", "--monitors=false", *commands.QUIET, "--trainer.max_epochs=3", *FITS["own"])
     file = next(own.rglob("rank0.pt"))
     step = BadStep.load(file)
     step.buffers["net.3.count"] = torch.zeros((), dtype=torch.int64)
@@ -507,7 +507,7 @@ class Code:
 
 def test_replay_runs_no_code_of_a_folder(own: Path) -> None:
     """Neither of the step, nor of the checkpoint, nor of the config."""
-    folder = Path(folder_in(commands.normzoo("fit", *commands.QUIET, *DIVERGES).err))
+    folder = Path(folder_in(commands.normzoo("fit", "--monitors=false", *commands.QUIET, *DIVERGES).err))
     config = folder / "config.yaml"
     step, checkpoint = folder / "rank0.pt", folder / "checkpoints" / "last.ckpt"
     for file, words in ((step, "could run code"), (checkpoint, str(checkpoint))):

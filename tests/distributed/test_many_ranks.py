@@ -128,6 +128,7 @@ def test_ranks_train_as_one(layer: str, pool: Ranks) -> None:
 # The pool that these tests run on
 
 
+@pytest.mark.slow
 def test_a_pool_that_timed_out_is_replaced(tmp_path: Path) -> None:
     """A late answer must not be taken for that of the next job."""
     pool = Ranks(tmp_path, 1, seconds=0.5)

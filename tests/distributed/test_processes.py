@@ -150,6 +150,7 @@ def test_a_failed_rank_ends_the_other(
     assert_other_ends(rank, how, message, disturbed(forks, tmp_path, rank, where, how, *BRIEF_TIMEOUT))
 
 
+@pytest.mark.slow
 def test_a_rank_that_raises_ends_the_other(forks: Forks, tmp_path: Path) -> None:
     """A short case of the above."""
     ranks = disturbed(forks, tmp_path, 1, "training_step", "raise")

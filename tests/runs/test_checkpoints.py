@@ -222,6 +222,7 @@ def groups(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
     return checkpoint["optimizer_states"][0]["param_groups"]  # type: ignore[no-any-return]
 
 
+SLOW = pytest.mark.slow
 # Change -> flags, and the expected settings of both groups of parameters.
 CHANGES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "model.optimizer.momentum": (("--model.optimizer.momentum=0.5",), {"momentum": [0.5, 0.5], "lr": [0.1, 0.1]}),
@@ -233,7 +234,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", ["model.optimizer", *(pytest.param(c, marks=SLOW) for c in list(CHANGES)[:2])])
 def test_any_argument_of_the_optimizer_can_change(change: str, run: Path) -> None:
     flags, expected = CHANGES[change]
     result = resume(run, *flags, f"--change={change}")

@@ -61,6 +61,7 @@ MONITORS = [
 AUGMENT = "--data.augment=" + objects(("normzoo.data.RandomFlip", {}), ("normzoo.data.RandomShift", {"padding": 1}))
 COMMON = (
     *QUIET,
+    "--monitors=false",  # a setting has monitors of its own
     "--trainer.max_epochs=3",
     "--trainer.limit_train_batches=12",
     "--trainer.log_every_n_steps=5",  # not a divisor of an epoch: points of the curve lie across its end
@@ -474,6 +475,7 @@ def test_a_run_that_is_cut_off_within_an_epoch_ends_the_same(
     assert differences(*map(left, runs)) == []
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_reported(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are then rounded differently: a run cannot be exact."""
     saved = torch.get_num_threads()

@@ -118,6 +118,7 @@ def test_the_second_install_is_a_no_op_under_a_second(checkout: Checkout) -> Non
     assert checkout.pip_calls == ["."]
 
 
+@pytest.mark.slow
 def test_dev_serves_train_and_adds_to_it(checkout: Checkout) -> None:
     checkout.call("scripts/train")
     checkout.call("scripts/test")
@@ -156,6 +157,7 @@ def test_an_interrupted_install_is_taken_up_again(checkout: Checkout, how: signa
     assert INSTALLING not in checkout.call("scripts/train")
 
 
+@pytest.mark.slow
 def test_two_scripts_at_once_do_not_trample_each_other(checkout: Checkout) -> None:
     with checkout.start("scripts/train", PIP_SECONDS="1") as first:
         wait_for(checkout.root / ".venv" / "busy")
