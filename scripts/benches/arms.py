@@ -86,7 +86,7 @@ def per_step(ends: list[float], warmup: int, window: int) -> float:
 
 
 def fit(config: str, data: str, steps: int, warmup: int, window: int, *flags: str) -> float:
-    """Our command line with one of our configs, as it ships."""
+    """Our command line with one of our configs, without monitors, whose cost `scripts/bench monitors` shows."""
     from normzoo.cli.fit import CLI
 
     timer: list[StepTimer] = []
@@ -99,6 +99,7 @@ def fit(config: str, data: str, steps: int, warmup: int, window: int, *flags: st
             return trainer
 
     endless = ["--trainer.max_epochs=1000", "--data.val_size=0", "--test_after_fit=false", "--trainer.accelerator=cpu"]
+    endless.append("--monitors=false")
     with tempfile.TemporaryDirectory() as folder:
         TimedCLI(["fit", "-c", str(CONFIGS / config), f"--data={data}", f"--runs={folder}", *endless, *flags])
     return per_step(timer[0].ends, warmup, window)

@@ -75,8 +75,9 @@ the same for every run. **Text** has the verdicts.
 """
 
 EXPECT = {
-    "over_time": "without a norm in a deep network it rises with depth, by orders; with BatchNorm it is small and flat",
-    "over_depth": "the deeper, the further from the network's input",
+    "over_time": "without a norm in a deep network it rises with depth, by orders; with BatchNorm it is small and level",
+    "over_depth": "it rises with depth where activations are unbounded and there is no norm, as in ReLU networks; "
+    "sigmoid, tanh and norms keep it level",
     "by_gradients": "larger with BatchNorm than without, in many networks: Santurkar et al. 2018 found this, and it is"
     " no fault. Where gradients vanish nothing moves, and it is near 0",
     "evaluation": "up to twice the noise floor, `val_w2_floor`, which two sets of batches of one distribution give",
