@@ -100,9 +100,8 @@ def test_500_steps_are_the_same_to_the_bit(net: str, compiled: bool, tmp_path: P
     off = outcome(NETS[net], [], tmp_path / "off", **settings)
     on = outcome(NETS[net], suite(10), tmp_path / "on", **settings)
     assert all(map(torch.equal, off, on))
-    assert (
-        len(written(tmp_path / "on").scalars("drift_w2/net.net.hidden.0.norm" if net == "MLP" else "flow/growth")) == 50
-    )
+    layer = "drift_w2/net.net.hidden.0.norm" if net == "MLP" else "flow_norm/net.net.head"
+    assert len(written(tmp_path / "on").scalars(layer)) == 50
 
 
 class Hooked(Classifier):
@@ -224,11 +223,12 @@ def works_with(net: nn.Module, folder: Path) -> None:
     if not any(module.facts.random for module in net.modules() if isinstance(module, norms.Norm)):
         assert all(torch.equal(value, after[name]) for name, value in on.state_dict().items())
     events = written(folder)
-    values = [v for tag in events.tags["scalars"] for v in events.scalars(tag).values()]
-    assert {"drift_w2", "in_out_w2", "flow_norm", "update_ratio", "ics_cosine", "landscape"} <= events.groups()
-    assert sum(v == v for v in values) > 0.95 * len(values)
+    values = events.values()
+    assert {"drift_w2", "flow_norm", "update_ratio", "ics_cosine", "loss_range"} <= values.keys()
+    finite = torch.cat(list(values.values())).isfinite()
+    assert finite.double().mean() > 0.95
     per_channel = [m for m in net.modules() if keeps_statistics(m) and m.running_mean.numel() == m.num_features]  # type: ignore[operator, union-attr]
-    assert ("running_gap" in events.groups()) is bool(per_channel)
+    assert ("running_gap" in values) is bool(per_channel)
 
 
 # Modules of other kinds

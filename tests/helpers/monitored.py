@@ -105,8 +105,19 @@ class Written:
                     return {step: value for step, value in found.items() if value == value}
         raise KeyError(tag)
 
-    def groups(self) -> set[str]:
-        return {tag.split("/")[0] for tag in self.tags["scalars"]}
+    def values(self) -> dict[str, Tensor]:
+        """Metric -> all of its values in tables."""
+        found: dict[str, list[Tensor]] = {}
+        for monitor in self.monitors():
+            for table in self.tables(f"normalization/{monitor}").values():
+                for metric, column in zip(self.described(f"normalization/{monitor}")["metrics"], table.T, strict=True):
+                    found.setdefault(metric, []).append(column[~column.isnan()])
+        flat = {metric: torch.cat(columns) for metric, columns in found.items()}
+        return {metric: values for metric, values in flat.items() if len(values)}
+
+    def monitors(self) -> list[str]:
+        """Those that have written a table."""
+        return [name for name in MONITORS if f"normalization/{name}" in self.tags["tensors"]]
 
     def described(self, tag: str) -> dict[str, Any]:
         """What stands beside a table's first record."""
