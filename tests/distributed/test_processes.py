@@ -19,7 +19,7 @@ from forks import Fork, Forks
 from normzoo.distributed import processes
 
 # What a run of the command line writes beside its events.
-KEPT = {"config.yaml", "hparams.yaml", "checkpoints", "finished", ".lock"}
+KEPT = {"config.yaml", "hparams.yaml", "checkpoints", "finished", ".lock", "verdicts.json"}
 TWO = (*QUIET, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1", "--test_after_fit=false")
 BRIEF_TIMEOUT = ("--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:00:03")
 HELPERS = str(Path(__file__).parents[1] / "helpers")

@@ -13,12 +13,12 @@ from events import Events, small_run
 from normzoo.page.event_log import EventLog
 from normzoo.page.run_data import run_data
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     file = tmp_path / "table.py"
     file.write_text(code)
     return file
@@ -54,6 +54,6 @@ def test_the_program_prints_a_table(program: Path, tmp_path: Path) -> None:
 def test_the_keys_of_a_run_are_those_of_the_page(tmp_path: Path) -> None:
     log = EventLog(small_run(tmp_path))
     log.update()
-    table = PAGE.split("| key of a run | value |")[1]
+    table = PAGE.read_text(encoding="utf-8").split("| key of a run | value |")[1]
     keys = [key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)]
     assert sorted(keys) == sorted(run_data("run", log))

@@ -96,8 +96,10 @@ def test_compiled_layers_are_measured(tmp_path: Path) -> None:
 # 4 to 7, which do not count, 8 to 37 and 68 to 97; the 50th of the block is step 88.
 
 WITH = [*range(4, 8), *range(8, 38), *range(68, 98)]
+MONITORS = ["RunningStatistics", "CovariateShift", "GradientFlow", "ActivationPercentiles", "InternalCovariateShift"]
+MORE = {"ActivationPercentiles": ["histogram"]}
 RATES = {
-    "whole suite at its defaults": "2 2 2 1 1 1",
+    "whole suite at its defaults": "1 1 1 1 1 1",
     "three statistics, every step": "60 60 60",
     "three statistics, every 50": "2 2 2",
     "RunningStatistics, every step": "60",
@@ -130,9 +132,9 @@ class Watched:
     def steps(self, row: str, kind: str, group: str) -> dict[str, list[int]]:
         """Tag -> the steps at which there is something."""
         [file] = (self.folder / re.sub(r"\W+", "_", row)).rglob("events.out.*")
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0, "histograms": 0})
+        events = EventAccumulator(str(file), size_guidance={"tensors": 0, "histograms": 0})
         events.Reload()
-        read = {"scalars": events.Scalars, "histograms": events.Histograms}[kind]
+        read = {"tensors": events.Tensors, "histograms": events.Histograms}[kind]
         tags: list[str] = events.Tags()[kind]  # type: ignore[assignment]
         return {tag: [event.step for event in read(tag)] for tag in tags if tag.startswith(group)}
 
@@ -160,15 +162,13 @@ def test_what_watching_costs_is_told_row_by_row(watched: Watched) -> None:
 @pytest.mark.slow
 def test_blocks_hold_the_samples_of_a_run_and_the_others_none(watched: Watched) -> None:
     suite = "MLP: whole suite at its defaults"
-    groups = {"running_gap": [4, 8, 88], "drift_w2": [4, 8, 88], "flow_norm": [4, 8, 88]}
-    for group, expected in (groups | {"input_p50": [4, 8], "ics_l2": [4, 8], "landscape": [4, 8]}).items():
-        found = watched.steps(suite, "scalars", f"{group}/")
-        assert found, group
-        assert all(steps == expected for steps in found.values()), (group, found)
-    for group in ("running_gap", "drift_w2", "flow_norm"):
-        found = watched.steps("MLP: three statistics, every step", "scalars", f"{group}/")
-        assert found, group
-        assert all(steps == WITH for steps in found.values()), (group, found)
+    for monitor in MONITORS:
+        assert watched.steps(suite, "tensors", f"normalization/{monitor}") == {f"normalization/{monitor}": [4, 8]} | (
+            {f"normalization/{monitor}/{more}": [4, 8] for more in MORE.get(monitor, ())}
+        )
+    for monitor in MONITORS[:3]:
+        found = watched.steps("MLP: three statistics, every step", "tensors", f"normalization/{monitor}")
+        assert found == {f"normalization/{monitor}": WITH}
     found = watched.steps("MLP: add_histogram, every 50", "histograms", "output/")
     assert list(found.values()) == [[4, 8, 88]] * 3  # of the three norms
 
@@ -176,8 +176,8 @@ def test_blocks_hold_the_samples_of_a_run_and_the_others_none(watched: Watched) 
 @pytest.mark.slow
 def test_what_is_written_in_detail_has_its_share(tmp_path: Path) -> None:
     watched = Watched(tmp_path, "--net=mlp", "--only=RunningStatistics", "--rounds=1", "--steps=500,250,4")
-    assert [rest for _, rest in watched.rows("MLP").values()] == ["10, 1 in detail"]
-    found = watched.steps("MLP: RunningStatistics, every 50", "histograms", "running_mean/")
+    assert [rest for _, rest in watched.rows("MLP").values()] == ["3, 1 in detail"]
+    found = watched.steps("MLP: RunningStatistics, every 200", "tensors", "channels/")
     assert list(found.values()) == [[4, 8]] * 3  # and none at 508, half way through the block
 
 

@@ -376,8 +376,8 @@ def test_two_ranks_are_one_run(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert [p.name for p in (tmp_path / "lightning_logs" / "default").iterdir()] == ["000-NoNorm-0"]
-    run = tmp_path / "lightning_logs" / "default" / "000-NoNorm-0"
+    assert [p.name for p in (tmp_path / "lightning_logs" / "default").iterdir()] == ["000-BatchNorm-0"]
+    run = tmp_path / "lightning_logs" / "default" / "000-BatchNorm-0"
     assert {p.name for p in run.iterdir()} >= {"config.yaml", "checkpoints"}
     logged = commands.scalars(run)
     assert logged["val/accuracy"][max(logged["val/accuracy"])] > 0.6

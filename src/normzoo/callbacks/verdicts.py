@@ -128,6 +128,8 @@ class Verdicts(Callback):
         self.resumed = {}  # of a checkpoint that was tested
         if stage == "fit" and trainer.global_step == 0:
             self.reset()
+        if self.folder is not None and trainer.is_global_zero:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_fitting = True
@@ -240,7 +242,7 @@ class Verdicts(Callback):
     def write(self, trainer: Trainer) -> None:
         """Writes `verdicts.json`, completely or not at all."""
         folder = self.folder or log_folder(trainer)
-        if folder is None or not trainer.is_global_zero:
+        if folder is None or not trainer.is_global_zero or not Path(folder).is_dir():  # it may have been deleted
             return
         try:
             with written_whole(Path(folder) / FILE) as file:
