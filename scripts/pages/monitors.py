@@ -75,7 +75,8 @@ the same for every run. **Text** has the verdicts.
 """
 
 EXPECT = {
-    "over_time": "without a norm in a deep network it rises with depth, by orders; with BatchNorm it is small and level",
+    "over_time": "without a norm in a deep network it rises with depth, by orders; with BatchNorm it is small and "
+    "level",
     "over_depth": "it rises with depth where activations are unbounded and there is no norm, as in ReLU networks; "
     "sigmoid, tanh and norms keep it level",
     "by_gradients": "larger with BatchNorm than without, in many networks: Santurkar et al. 2018 found this, and it is"
