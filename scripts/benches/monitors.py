@@ -5,8 +5,8 @@ machine affects both alike. Without means that the callbacks are not in the Trai
 steps with them, and a block of B of these steps has exactly the samples that a run of B steps
 would. The clock stops once TensorBoard's thread has written everything. What lies between epochs is left out of both.
 
-One ratio is that of a block with to the block without between whose turns it ran. Where a block has fewer than 500
-steps, the values of channels that monitors write every 500 steps are left out.
+One ratio is that of a block with to the block without between whose turns it ran. Where a block has fewer than 1000
+steps, the values of channels that monitors write every 1000 steps are left out.
 
 It judges nothing: marks are shown, and the exit status is 0. By default it takes about 11 minutes on two quiet cores.
 """

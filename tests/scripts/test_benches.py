@@ -175,10 +175,10 @@ def test_blocks_hold_the_samples_of_a_run_and_the_others_none(watched: Watched) 
 
 @pytest.mark.slow
 def test_what_is_written_in_detail_has_its_share(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, "--net=mlp", "--only=RunningStatistics", "--rounds=1", "--steps=500,250,4")
-    assert [rest for _, rest in watched.rows("MLP").values()] == ["3, 1 in detail"]
+    watched = Watched(tmp_path, "--net=mlp", "--only=RunningStatistics", "--rounds=1", "--steps=1000,250,4")
+    assert [rest for _, rest in watched.rows("MLP").values()] == ["5, 1 in detail"]
     found = watched.steps("MLP: RunningStatistics, every 200", "tensors", "channels/")
-    assert list(found.values()) == [[4, 8]] * 3  # and none at 508, half way through the block
+    assert list(found.values()) == [[4, 8]] * 3  # and none at 1008, half way through the block
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ class ActivationPercentiles(Monitor):
     - `input_p15/LAYER` ...: of all units of a layer together, whose means differ; `input_width/LAYER`: its width;
     - `saturated/LAYER`: the share of the inputs where the nonlinearity is flat (sigmoid beyond 4, ReLU at 0 and below);
     - `dead/LAYER`: the share of the units all of whose inputs are saturated;
-    - every 500 steps `effective_rank/LAYER`, in directions;
+    - every 1000 steps `effective_rank/LAYER`, in directions;
     - a histogram of the inputs of each layer in a table of its own: its least and its largest value, and the counts of
       40 bins of equal width between them, of the values that are finite.
 
@@ -91,7 +91,7 @@ class ActivationPercentiles(Monitor):
     the rank of a percentile is then off by at most 1.6 points with probability 0.999.
 
     Args:
-        every: optimizer steps between samples, or a function of the step; None for 200, or less in a run so short
+        every: optimizer steps between samples, or a function of the step; None for 400, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all activation modules of torch. In a network without any, the
             outputs of its norms are read, or else those of its layers with weights.
@@ -100,7 +100,7 @@ class ActivationPercentiles(Monitor):
         batch: the probe batch, as `training_step` takes it; None for the first batch that is sampled.
         samples: the largest number of values of a layer or unit.
         detail_every: at least so many optimizer steps between samples with effective rank; 0 for never; None for
-            500, or less in a short run.
+            1000, or less in a short run.
 
     Raises:
         InputError: `layers` matches nothing; a layer has no such unit; `training_step` cannot take the batch; a number
@@ -111,6 +111,7 @@ class ActivationPercentiles(Monitor):
     """
 
     question = "Percentiles of activations"
+    usual_every = 400
 
     def __init__(
         self,

@@ -52,14 +52,14 @@ class RunningStatistics(Monitor):
 
     Tags, each with the name of the layer: `running_gap/`, `running_w2/` in running standard deviations, `running_kl/`
     and `running_lag/` in nats per channel; `gamma_mean/`, `gamma_std/`, `beta_mean/`, `beta_std/` over the channels of
-    weight and bias. Every 500 steps also a table `[channels, metrics]` per layer.
+    weight and bias. Every 1000 steps also a table `[channels, metrics]` per layer.
 
     Args:
         every: optimizer steps between samples, or a function of the step; None for 200, or less in a run so short
             that there were fewer than 20 samples.
         layers: names or classes, with `*`; None for all norms.
-        detail_every: at least so many optimizer steps between samples with channels; 0 for never; None for 500, or less
-            in a short run.
+        detail_every: at least so many optimizer steps between samples with channels; 0 for never; None for 1000, or
+            less in a short run.
 
     Raises:
         InputError: `layers` matches nothing; a number out of range.

@@ -20,7 +20,7 @@ from normzoo.monitoring.sampler import Sampler
 from normzoo.monitoring.schedule import Every, Schedule, as_schedule
 from normzoo.monitoring.writer import EventWriter
 
-DETAIL_EVERY = 500
+DETAIL_EVERY = 1000
 UNJUDGED = 8
 
 
@@ -40,7 +40,7 @@ class Monitor(Callback):
         layers: which modules, by patterns of their names (`net.blocks.*.norm`) or classes (`Conv2d`), or by class; None
             for those that the question is about.
         detail_every: at least so many optimizer steps between samples that also write values of channels; 0 for never;
-            None for 500, or less in a short run.
+            None for 1000, or less in a short run.
 
     Attributes:
         latest: metric -> layer -> the newest value, where there is one.
