@@ -114,7 +114,7 @@ class Sampler(Callback):
         """Attaches the hooks that read the forward and the backward pass."""
         self.drop()
         self.step = step
-        self.due = [monitor for monitor in due if self.works(monitor, partial(monitor.start, step))]
+        self.due = [monitor for monitor in due if self.starts(monitor, step)]
         is_described = self.writer is None or TAG in self.writer.described
         self.description = None if is_described else Description(step.module)
         readers: list[Reads] = [*self.due, *([] if self.description is None else [self.description])]
@@ -123,6 +123,15 @@ class Sampler(Callback):
         else:
             self.group = ProbeGroup(step.module, readers)
             self.attached.enter_context(self.group.probe)
+
+    def starts(self, monitor: Sampled, step: Step) -> bool:
+        """Starts a monitor's sample, on all ranks or on none: they would wait for each other."""
+        fine = self.works(monitor, partial(monitor.start, step))
+        if not monitor.required and not all(step.ranks.gather(fine)):
+            if fine:
+                self.leave_out(monitor, RuntimeError("it failed on another rank"))
+            return False
+        return fine
 
     def works(self, monitor: Sampled, call: Callable[[], object]) -> bool:
         """Runs a part of a sample. A monitor that nobody asked for, and that fails, warns and is left out."""
