@@ -39,15 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from arms import CONFIGS  # beside this file
 from machine import describe, row
 
-from normzoo.callbacks import (
-    ActivationPercentiles,
-    CovariateShift,
-    Every,
-    GradientFlow,
-    InternalCovariateShift,
-    LossLandscape,
-    RunningStatistics,
-)
+from normzoo.callbacks import MONITORS, CovariateShift, Every, GradientFlow, RunningStatistics
 from normzoo.cli.fit import CLI
 from normzoo.monitoring.layers import is_norm, is_weighted, of_kind
 from normzoo.monitoring.monitor import Monitor
@@ -212,14 +204,7 @@ EACH_STEP_SLOW = {"mlp": Size(500, 50, 2), "resnet": Size(16, 16, 2)}
 EVERY_50 = {"mlp": Size(500, 50, 2), "resnet": Size(100, 50, 1)}
 
 STATISTICS: tuple[Callable[[int], Monitor], ...] = (RunningStatistics, CovariateShift, GradientFlow)
-SINGLES: tuple[Callable[[], Monitor], ...] = (
-    RunningStatistics,
-    CovariateShift,
-    GradientFlow,
-    ActivationPercentiles,
-    InternalCovariateShift,
-    LossLandscape,
-)
+SINGLES: tuple[Callable[[], Monitor], ...] = MONITORS
 
 
 def suite() -> list[Watcher]:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from normzoo import callbacks
 from normzoo.callbacks import (
     ActivationPercentiles,
     CovariateShift,
@@ -27,17 +28,7 @@ from normzoo.models import MLP
 from normzoo.monitoring.monitor import Monitor
 from normzoo.tasks.classifier import Classifier
 
-MONITORS: dict[str, type[Monitor]] = {
-    one.__name__: one
-    for one in (
-        RunningStatistics,
-        CovariateShift,
-        GradientFlow,
-        ActivationPercentiles,
-        InternalCovariateShift,
-        LossLandscape,
-    )
-}
+MONITORS: dict[str, type[Monitor]] = {one.__name__: one for one in callbacks.MONITORS}
 QUIET = {
     "accelerator": "cpu",
     "enable_checkpointing": False,

@@ -18,3 +18,13 @@ from normzoo.runs.change import Change as Change
 from normzoo.runs.exact_resume import ExactResume as ExactResume
 from normzoo.runs.record import Record as Record
 from normzoo.runs.shared_run import SharedRun as SharedRun
+
+MONITORS = (
+    RunningStatistics,
+    CovariateShift,
+    GradientFlow,
+    ActivationPercentiles,
+    InternalCovariateShift,
+    LossLandscape,
+)
+"""Those that `normzoo fit` adds."""

@@ -23,6 +23,7 @@ from normzoo.callbacks.activation_percentiles import flat_bounds
 from normzoo.callbacks.finite_loss import FiniteLoss
 from normzoo.callbacks.running_statistics import keeps_statistics
 from normzoo.errors import InputError
+from normzoo.monitoring.description import finite, steps_of
 from normzoo.monitoring.event_files import event_loggers, file_writer
 from normzoo.monitoring.layers import is_norm, is_weighted, named_layers, own_parameters
 from normzoo.monitoring.monitor import Monitor
@@ -134,8 +135,7 @@ class Verdicts(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_fitting = True
         self.find_layers(pl_module)
-        steps = trainer.estimated_stepping_batches
-        self.steps = steps if math.isfinite(steps) else None
+        self.steps = finite(steps_of(trainer))
         resumed, self.resumed = self.resumed, {}
         if resumed:
             self.found = [Verdict(**one) for one in resumed["found"]]
@@ -159,7 +159,6 @@ class Verdicts(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.samples:
             self.judge(trainer, trainer.global_step)
-            self.write(trainer)
 
     def end(self, trainer: Trainer) -> None:
         """Judges once more, as a step that was not finite has ended the training; writes the file and the summary."""
@@ -216,7 +215,7 @@ class Verdicts(Callback):
 
     def evidence(self, trainer: Trainer) -> Evidence:
         """What the rules judge: the samples, and facts about the network and the run."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
         bad_steps = [one.found for one in callbacks if isinstance(one, FiniteLoss) and one.found is not None]
         return Evidence(
             self.samples,

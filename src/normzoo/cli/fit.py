@@ -16,17 +16,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from normzoo.callbacks import (
-    ActivationPercentiles,
+    MONITORS,
     Change,
-    CovariateShift,
     ExactResume,
     FiniteLoss,
-    GradientFlow,
     HParams,
-    InternalCovariateShift,
-    LossLandscape,
     Record,
-    RunningStatistics,
     SharedRun,
     TrainingCurve,
     Verdicts,
@@ -41,14 +36,6 @@ from normzoo.runs import checkpoints, contradictions
 from normzoo.runs.folders import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, shared_run
 from normzoo.runs.loggers import continue_curves
 
-MONITORS = (
-    RunningStatistics,
-    CovariateShift,
-    GradientFlow,
-    ActivationPercentiles,
-    InternalCovariateShift,
-    LossLandscape,
-)
 # The settings of its run that a checkpoint records.
 RECORDED = ("seed_everything", "model", "data", "trainer")
 
@@ -179,7 +166,8 @@ class CLI(Command):
     def closing_lines(self) -> str:
         """What the monitors found, and what to look at after training."""
         runs, experiment = self.settings.runs, self.settings.experiment
-        verdicts = [one for one in self.trainer.callbacks if isinstance(one, Verdicts)]  # type: ignore[attr-defined]
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
+        verdicts = [one for one in callbacks if isinstance(one, Verdicts)]
         lines = [f"{one.summary()}\n" for one in verdicts if not one.prints_summary]
         lines.append(f"run          {self.run}")
         if event_loggers(self.trainer):

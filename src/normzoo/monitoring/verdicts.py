@@ -422,7 +422,7 @@ FINITE = (
 """What is finite in health: monitor, metric, words. Divergences of constant channels are not, nor ratios of 0 to 0."""
 USUAL_MOMENTUM = 0.1
 LONG = 2000
-"""Steps that a run without an end is taken to go on."""
+"""Steps that a run without an end is assumed to have left."""
 
 
 @dataclass(frozen=True)

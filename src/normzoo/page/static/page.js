@@ -43,7 +43,7 @@ class Page {
   /** Jumps to a view. A link with a "#" would replace the state in the URL. */
   link({ view, node }, i) {
     const show = () => {
-      node.focus({ preventScroll: true }); // Tab goes on from there
+      node.focus({ preventScroll: true }); // Tab continues from there
       node.scrollIntoView();
     };
     return el("li", {}, el("button", { type: "button", onclick: show }, `${i + 1} ${view.title}`));
