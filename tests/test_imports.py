@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "normzoo"
 MODULES = {
     ".".join(["normzoo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
+    if "template" not in path.parts  # a project of its own
 }
 
 # A room imports from those after it. Within norms, a family imports from no other family.
@@ -23,11 +24,13 @@ ROOMS = [
     "callbacks",
     "tasks",
     "runs",
+    "surgery",
     "monitoring",
     "data",
     "models",
     "distributed",
     "metrics",
+    "testing",
     "norms",
 ]
 # What a room may import besides the standard library and this package; a room that is not here may import anything.

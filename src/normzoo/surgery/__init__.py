@@ -1,0 +1,4 @@
+"""Normalization layers in networks that exist: each function changes a network in place and returns a `Report`."""
+
+from normzoo.surgery.report import Report as Report
+from normzoo.surgery.report import undo as undo

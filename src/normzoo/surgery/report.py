@@ -1,0 +1,53 @@
+"""What an operation did to a network, as a table, and how to undo it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What an operation did to a network: one row per layer, and lines about the whole network.
+
+    `print(report)` shows the table.
+
+    Args:
+        title: what was done, in one line.
+        rows: one mapping from column to value per layer; all with the same columns.
+        notes: lines about the whole network, below the table.
+        steps: what undoes the operation, each a function without arguments; `undo` calls the last first.
+
+    >>> print(Report(title="froze 1 layer", rows=[{"layer": "net.1", "kind": "BatchNorm", "change": 1e-7}]))
+    froze 1 layer
+      layer  kind       change
+      net.1  BatchNorm  1e-07
+    """
+
+    title: str
+    rows: Sequence[dict[str, Any]] = ()
+    notes: Sequence[str] = ()
+    steps: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def __str__(self) -> str:
+        cells = [[shown(value) for value in row.values()] for row in self.rows]
+        table = [[*self.rows[0]], *cells] if self.rows else []
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+        return "\n".join([self.title, *(f"  {line}".rstrip() for line in lines), *self.notes])
+
+
+def shown(value: object) -> str:
+    """A cell of the table: numbers with two digits, nothing for None."""
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    return "" if value is None else str(value)
+
+
+def undo(report: Report) -> None:
+    """Makes a network what it was before an operation; a second call changes nothing.
+
+    Args:
+        report: what the operation returned.
+    """
+    while report.steps:
+        report.steps.pop()()

@@ -1,0 +1,1 @@
+"""The laws that a normalization layer obeys, for layers of your own."""
