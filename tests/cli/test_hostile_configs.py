@@ -15,7 +15,7 @@ from commands import BRIEF, QUIET, SHORT, fit, normzoo
 from forks import Forks
 from hostile import FORBIDDEN, MARKER, ROOT, Case, Maker
 
-from normzoo.runs.allowed import refusal, typed
+from normzoo.runs.allowed import installed, refusal, typed
 from normzoo.runs.config_files import DEEPEST, LARGEST, MOST
 
 NUMBER = int(os.environ.get("HOSTILE_CASES", "150"))
@@ -203,6 +203,35 @@ def test_what_is_ones_own_is_allowed_by_a_flag_or_a_variable(place: Path, monkey
         assert "forbidden" not in sys.modules
     monkeypatch.setenv("NORMZOO_ALLOW", "other, forbidden")
     assert normzoo("fit", *BRIEF, "-c", "own.yaml").status == 0
+
+
+def declare(folder: Path) -> None:
+    """Writes what an installer writes of a package with an entry point."""
+    (folder / "forbidden-1.dist-info").mkdir()
+    (folder / "forbidden-1.dist-info" / "METADATA").write_text("Name: forbidden\nVersion: 1\n")
+    (folder / "forbidden-1.dist-info" / "entry_points.txt").write_text("[normzoo.packages]\nmine = forbidden.nets\n")
+
+
+def test_an_installed_package_that_declares_itself_needs_no_flag(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "own.yaml").write_text(OWN)
+    declare(place.parent / "modules")
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(place.parent / "modules")])
+    installed.cache_clear()
+    try:
+        result = normzoo("fit", *BRIEF, "-c", "own.yaml")
+    finally:
+        installed.cache_clear()
+    assert result.status == 0, result.err
+
+
+def test_a_package_beside_the_config_declares_nothing(place: Path) -> None:
+    """A stranger's folder may hold a package, and what makes it look installed."""
+    (place / "own.yaml").write_text(OWN)
+    (place / "forbidden.py").write_text(FORBIDDEN)
+    declare(place)
+    installed.cache_clear()
+    assert normzoo("fit", *BRIEF, "-c", "own.yaml").status == 1
+    assert "forbidden" not in sys.modules
 
 
 def test_a_class_that_the_user_types_is_his_word(place: Path) -> None:

@@ -8,10 +8,13 @@ import argparse
 import inspect
 import os
 import re
+import site
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 from normzoo.errors import InputError
@@ -20,6 +23,7 @@ PACKAGES = ("normzoo", "torch", "torchvision", "torchmetrics", "lightning")
 
 FLAG = "--allow"
 VARIABLE = "NORMZOO_ALLOW"  # set by the flag too, for the processes of other ranks
+GROUP = "normzoo.packages"  # the entry points of installed packages that need no flag
 
 # Flags whose values are paths and names, never classes.
 NOT_CLASSES = {"-c", "--config", "--ckpt_path", "--change", "--experiment", "--runs", "--output", "--data.root"}
@@ -43,8 +47,19 @@ def split(names: str) -> list[str]:
 
 
 def allowed() -> set[str]:
-    """The packages whose classes a file may name: `PACKAGES` and the user's own, from `NORMZOO_ALLOW`."""
-    return {*PACKAGES, *split(os.environ.get(VARIABLE, ""))}
+    """The packages whose classes a file may name: `PACKAGES`, and the user's own, installed or from `NORMZOO_ALLOW`."""
+    return {*PACKAGES, *installed(), *split(os.environ.get(VARIABLE, ""))}
+
+
+@cache
+def installed() -> frozenset[str]:
+    """The installed packages that declare an entry point of the group `normzoo.packages`.
+
+    Reads site-packages only. The working directory is on the path too, and may be the folder of a stranger.
+    """
+    folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    points = [point for one in metadata.distributions(path=folders) for point in one.entry_points]
+    return frozenset(point.module.split(".")[0] for point in points if point.group == GROUP)
 
 
 def again() -> str:
@@ -93,7 +108,8 @@ def typed(arguments: Sequence[str]) -> Iterator[str]:
         path = value if equals else following
         if flag.startswith("--") and flag not in NOT_CLASSES and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
             package = path.split(".")[0]
-            if not os.path.exists(path) and package not in {*sys.stdlib_module_names, *PACKAGES, "jsonargparse"}:
+            known = {*sys.stdlib_module_names, *PACKAGES, *installed(), "jsonargparse"}
+            if not os.path.exists(path) and package not in known:
                 yield package
 
 
