@@ -66,7 +66,7 @@ the same for every run. **Text** has the verdicts.
   batches differ in size.
 - A compiled network keeps its graphs. Hooks do not fire in them: the layers are read on a copy of the network that runs
   the same batch eagerly. With dropout, the copy draws other random numbers than the graph.
-- Other loggers than TensorBoard's receive all numbers as scalars, `METRIC/LAYER`.
+- Other loggers than TensorBoard's receive the scalars of Time Series, and no tables.
 - With `accumulate_grad_batches`, activations and `flow_norm` are those of the first batch of a step, the gradients of
   weights those of all its batches.
 - Units are features: of an input (N, L, C) of a linear layer, of a norm with `channel_dim=-1`, and of an activation

@@ -1,6 +1,7 @@
 """What monitors show: every value beside one computed by hand, in a run of its own."""
 
 import copy
+import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from monitored import MONITORS, Written, classifier, fit, suite, written
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import Tensor, nn
@@ -837,15 +838,23 @@ def test_without_a_logger_it_says_so_and_keeps_the_newest_sample(monitor: type[M
     assert found <= set(one.metrics)
 
 
-def test_a_logger_that_takes_numbers_gets_those(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path, name="", version="run")
-    with pytest.warns(UserWarning, match="CSVLogger receives only the scalars of monitors"):
-        fit(Plain(), suite(2), None, PlainData(), max_steps=5, logger=logger)
-    header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert {"drift_w2/net.1", "landscape/loss", "ics_l2/net.0", "1_gradient/log10_first_by_last"} <= set(
-        header.split(",")
-    )
-    assert len(rows) >= 3
+def test_a_logger_that_takes_numbers_gets_the_overview(tmp_path: Path) -> None:
+    """What TensorBoard shows in Time Series, at the same steps, and not thousands of curves."""
+    logger = CSVLogger(tmp_path, name="", version="rows")
+    board = TensorBoardLogger(tmp_path, name="", version="run")
+    fit(Plain(), suite(2), None, PlainData(), max_steps=5, logger=[logger, board])
+    with (tmp_path / "rows" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    seen = written(tmp_path)
+    assert set(rows[0]) - {"step"} == set(seen.tags["scalars"])
+    for tag in seen.tags["scalars"]:
+        found = {int(row["step"]): float(row[tag]) for row in rows if row[tag]}
+        assert found == pytest.approx(seen.scalars(tag)), tag
+
+
+def test_a_logger_without_tables_is_named(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="CSVLogger receives the overview of the monitors only.*TensorBoardLogger"):
+        fit(Plain(), suite(2), None, PlainData(), max_steps=1, logger=CSVLogger(tmp_path))
 
 
 # Resuming

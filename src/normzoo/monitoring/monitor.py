@@ -28,8 +28,8 @@ class Monitor(Callback):
     """A callback that samples a network while it trains, and writes metrics of each layer.
 
     All monitors of a Trainer see the same forward and backward pass of a sampled step, on all ranks. Each sample is
-    written as one tensor `[layers, metrics]`. TensorBoard also receives the scalars of `normzoo.monitoring.overview`;
-    from a monitor that has none there, and other loggers from all, the scalars of all layers, `METRIC/LAYER`.
+    written as one tensor `[layers, metrics]` to TensorBoard. All loggers receive the scalars of
+    `normzoo.monitoring.overview`; from a monitor that has none there, the scalars of all layers, `METRIC/LAYER`.
 
     A monitor of your own defines `question`, `metrics`, `usual_layers`, `readings`, `read` and `compute`; with several
     ranks also `merge`.
@@ -200,7 +200,6 @@ class Monitor(Callback):
         else:
             further = self.label.removeprefix(type(self).__name__)
             writer.scalars(number, {tag + further: value for tag, value in overview(found).items()})
-            writer.numbers(number, by_row)
         values = [[in_table(found.get(metric, {}).get(row)) for metric in self.metrics] for row in self.rows]
         writer.table(number, f"normalization/{self.label}", self.rows, self.metrics, torch.tensor(values))
         self.written.append((number, found))

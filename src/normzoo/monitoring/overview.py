@@ -1,4 +1,4 @@
-"""The few scalars that tell the story in TensorBoard; all numbers are in the tables."""
+"""The few scalars that tell the story in TensorBoard and other loggers; all numbers are in the tables."""
 
 import json
 import math

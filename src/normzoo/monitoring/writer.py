@@ -1,4 +1,4 @@
-"""Writes what monitors compute: everything to TensorBoard, scalars to other loggers."""
+"""Writes what monitors compute: everything to TensorBoard, the scalars also to other loggers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,8 @@ class EventWriter:
         elif self.others and not self.tensorboards:
             names = ", ".join(type(one).__name__ for one in self.others)
             rank_zero_warn(
-                f"{names} receives only the scalars of monitors, no tables. Add a TensorBoardLogger for them."
+                f"{names} receives the overview of the monitors only. Every metric of every layer goes into "
+                f"TensorBoard's event files, which `normzoo report` shows: add a TensorBoardLogger."
             )
 
     def add(self, step: int, *values: Summary.Value) -> None:
@@ -82,10 +83,6 @@ class EventWriter:
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds numbers by tag. The part of a tag before the first "/" is the group of its card."""
         self.add(step, *(Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()))
-        self.numbers(step, numbers)
-
-    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Adds numbers by tag for other loggers than TensorBoard's, which receive no tables."""
         if self.others:
             self.by_tag.setdefault(step, {}).update(numbers)
 
