@@ -36,7 +36,7 @@ def section(common: Mapping[str, str]) -> str:
             "`SyncBatchNorm`, which computes the same. None of these tools knows `channel_dim` and `freeze()`. A layer "
             "with another formula does not derive from it, because that conversion would silently replace it. For such "
             "a layer use `sync=True` or `SyncNorms`, `freeze()`, and after averaging weights "
-            "`normzoo.norms.update_running_stats(batches, net)`, which is `update_bn` for every layer.",
+            "`normzoo.surgery.recalibrate(net, batches)`, which is `update_bn` for every layer, and exact.",
         ]
     )
 

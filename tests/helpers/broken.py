@@ -38,6 +38,7 @@ from normzoo.norms import (
     Norm,
     OnlineNorm,
     PowerNorm,
+    RangeBatchNorm,
     RMSNorm,
     ScaleNorm,
     SpectralNorm,
@@ -1081,7 +1082,7 @@ class CopiesUnsharded(BatchNorm):
             tensor.detach().copy_(new[name])
 
 
-@caught_by("update-running-stats")
-class KeepsItsStatistics(GhostBatchNorm):
+@caught_by("recalibrate")
+class KeepsItsStatistics(RangeBatchNorm):
     def reset_running_stats(self) -> None:
         """Does nothing."""

@@ -1,6 +1,7 @@
 """Tools of other libraries on networks with our layers: statistics of averaged weights, freezing, conversion, timm."""
 
 import copy
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from normzoo import norms
+from normzoo.errors import InputError
 from normzoo.norms import Norm
 from normzoo.norms._arguments import keyword_defaults
+from normzoo.surgery import recalibrate, undo
+from normzoo.surgery._moments import running_buffers
 
 BATCH_NORMS = (norms.BatchNorm, norms.TorchBatchNorm)
 BATCHES = [torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(i)) + i for i in range(4)]
@@ -73,41 +77,44 @@ def test_update_bn(norm: type[Norm]) -> None:
     assert net[1].momentum == 0.1
 
 
-@pytest.mark.parametrize("norm", [norms.BatchNorm, nn.BatchNorm2d])
-def test_update_running_stats_equals_torchs(norm: type[nn.Module]) -> None:
-    """On torch's layer, and ours that derives from it, `update_running_stats` is `update_bn`."""
-    net, theirs = network(norm).eval(), network(nn.BatchNorm2d)
-    norms.update_running_stats(((x, None) for x in BATCHES), net, device="cpu")
-    update_bn(BATCHES, theirs)
-    assert_same_state(net, theirs)
-    assert (net[1].momentum, net.training) == (0.1, False)
+def has_momentum(subject: Subject) -> bool:
+    return on_images(subject) and "momentum" in keyword_defaults(subject.layer)
 
 
-def test_update_running_stats_leaves_no_trace_of_an_error() -> None:
-    """Momentum and mode of every module are what they were; frozen layers keep their statistics."""
-    net = nn.Sequential(network(norms.GhostBatchNorm), nn.Dropout())
-    net[1].eval()
-    with pytest.raises(RuntimeError):
-        norms.update_running_stats([BATCHES[0], BATCHES[0].flatten(1)], net)
-    assert [module.training for module in (net, net[0][1], net[1])] == [True, True, False]
-    assert net[0][1].momentum == 0.1
-    net[0][1].freeze()
-    before = copy.deepcopy(net[0][1])
-    norms.update_running_stats(BATCHES, net)
-    assert_same_buffers(net[0][1], before)
+def averaging(subject: Subject) -> dict[str, Any]:
+    """Arguments with which the layer keeps running statistics."""
+    return {} if subject.layer(8).num_batches_tracked is not None else {"track_running_stats": True}
 
 
-@law(when=lambda subject: on_images(subject) and "momentum" in keyword_defaults(subject.layer))
-def test_update_running_stats(subject: Subject) -> None:
-    """After `update_running_stats`, a layer is as one that has averaged over these batches from its start."""
-    averaging = {} if subject.layer(8).num_batches_tracked is not None else {"track_running_stats": True}
-    layer, expected = subject.experienced(averaging), subject.build({**averaging, "momentum": None})
-    batches = [subject.input(seed=seed) for seed in range(3)]
-    norms.update_running_stats(batches, layer)
-    for x in batches:
-        expected(x)
-    assert_same_buffers(layer, expected)
-    assert layer.momentum == subject.layer(8).momentum
+@law(when=has_momentum)
+def test_recalibrate(subject: Subject) -> None:
+    """On one batch each layer gets the running statistics that it computes itself, and `undo` restores the old ones."""
+    layer, expected = subject.experienced(averaging(subject)), subject.build({**averaging(subject), "momentum": None})
+    net, before = nn.Sequential(layer).eval(), copy.deepcopy(layer)
+    x = subject.input(seed=3)
+    if not layer.averages_batches:
+        with pytest.raises(InputError, match="no average over batches"):
+            recalibrate(net, [x])
+        return
+    expected(torch.cat([x] * getattr(layer, "num_splits", 1)))  # each part is the batch
+    report = recalibrate(net, [x])
+    for name, value in running_buffers(layer).items():
+        assert_close(value, getattr(expected, name), name)
+    assert layer.momentum == before.momentum
+    undo(report)
+    assert_same_buffers(layer, before, 0)
+
+
+@law(when=has_momentum)
+def test_recalibrate_keeps_a_frozen_layer(subject: Subject) -> None:
+    """Its statistics stay."""
+    layer = subject.experienced(
+        {} if subject.layer(8).num_batches_tracked is not None else {"track_running_stats": True}
+    )
+    before = copy.deepcopy(layer.freeze())
+    with suppress(InputError):  # there is nothing else to recalibrate
+        recalibrate(nn.Sequential(layer).eval(), [subject.input(seed=3)])
+    assert_same_buffers(layer, before, 0)
 
 
 @pytest.mark.parametrize("norm", BATCH_NORMS)

@@ -6,7 +6,6 @@ A new layer is one line here; the command line, the tests and the catalogue find
 from normzoo.norms._base import Facts as Facts
 from normzoo.norms._base import Norm as Norm
 from normzoo.norms._base import Paper as Paper
-from normzoo.norms._update import update_running_stats as update_running_stats
 from normzoo.norms.batch.batch_group_norm import BatchGroupNorm as BatchGroupNorm
 from normzoo.norms.batch.batch_norm import BatchNorm as BatchNorm
 from normzoo.norms.batch.batch_renorm import BatchRenorm as BatchRenorm
@@ -68,4 +67,4 @@ def layers() -> dict[str, type[Norm]]:
     return found
 
 
-__all__ = ["Facts", "Norm", "Paper", "layers", "update_running_stats", *layers()]
+__all__ = ["Facts", "Norm", "Paper", "layers", *layers()]
