@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from monitored import QUIET, Written
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo.callbacks import (
@@ -27,6 +28,7 @@ from normzoo.callbacks import (
 )
 from normzoo.errors import InputError
 from normzoo.monitoring import Every
+from normzoo.norms import BatchNorm, NoNorm
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Trainer has no logger")
 
@@ -188,6 +190,26 @@ def test_all_weights_of_an_attention_layer_count_and_all_weights_below_move() ->
     assert flow.latest["grad_norm"]["net.attention"] == pytest.approx(gradients["attention"].norm().item(), rel=1e-5)
     distance = (gradients["before"] - gradients["mixed"]).norm().item()
     assert shift.latest["ics_l2"]["net.last"] == pytest.approx(distance, rel=1e-4)
+
+
+class Recomputed(nn.Sequential):
+    """Computes the activations again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, BatchNorm, NoNorm])
+def test_activations_that_are_computed_again_belong_to_the_weights_that_were_tried(norm: Any) -> None:
+    """Checkpointing changes no number: the copy still has the other weights when the backward pass needs them."""
+    shown = []
+    for kind in (nn.Sequential, Recomputed):
+        torch.manual_seed(0)
+        net = kind(nn.Linear(6, 8), norm(8), nn.Sigmoid(), nn.Linear(8, 3))
+        monitors = [InternalCovariateShift(1), LossLandscape(1), GradientFlow(1)]
+        run(Task(net), *monitors, steps=3)
+        shown.append([monitor.latest for monitor in monitors])
+    assert shown[0] == shown[1]
 
 
 def test_a_gradient_of_zeros_has_no_share_and_no_angle() -> None:

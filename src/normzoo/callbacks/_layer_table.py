@@ -111,7 +111,8 @@ def inspect_step(replica: Replica, batch: Any, batch_idx: int, factor: float = 1
     with watch(module) as (visits, input_gradients):
         loss = replica.loss(batch, batch_idx, weights)
         if loss is not None and weights:
-            found = torch.autograd.grad(loss * factor, list(weights.values()), allow_unused=True)
+            with replica.backward(weights):
+                found = torch.autograd.grad(loss * factor, list(weights.values()), allow_unused=True)
             gradients = {name: Numbers.of(g) for name, g in zip(weights, found, strict=True) if g is not None}
     findings = Findings(None if loss is None else float(loss.detach()), visits)
     findings.offender, findings.summary = (

@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torchmetrics import Metric
 
 from normzoo.distributed.gather import Ranks
@@ -169,6 +168,15 @@ class Replica:
                 made._parameters.update(parameters)
                 made._buffers.update(buffers)
 
+    @contextmanager
+    def backward(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Gives the copy its weights once more: a backward pass may compute activations again (checkpointing)."""
+        with ExitStack() as stack:
+            if self.compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(self.present_state(weights))
+            yield
+
     def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """The loss that `training_step` returns, a scalar with its graph; None where it skips the batch."""
         with torch.enable_grad():
@@ -211,7 +219,8 @@ class Replica:
         try:
             # Layers that synchronize exchange gradients in the backward pass: each rank's share counts from there on.
             share = asked[0].new_zeros(()) if loss is None else loss * (own / total)
-            found = [share.detach(), *gradients_of(share, asked)]
+            with self.backward(weights):
+                found = [share.detach(), *gradients_of(share, asked)]
         except Exception as error:
             failure = error
         whole, *gradients = ranks.total(found, failure)
@@ -350,21 +359,20 @@ class Quiet:
 @contextmanager
 def refuse(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Raises `InputError` if one of the modules runs: a step of the copy has called the original."""
-    originals = set(map(id, modules))
 
     def check(module: nn.Module, args: Any) -> None:
-        if id(module) in originals:
-            raise InputError(
-                f"a copy of the LightningModule runs a {type(module).__name__} of the original, through a lambda, a "
-                f"closure or a compiled function that is an attribute and holds the module. Make it a method, or "
-                f"remove {NEEDED_BY}."
-            )
+        raise InputError(
+            f"a copy of the LightningModule runs a {type(module).__name__} of the original, through a lambda, a "
+            f"closure or a compiled function that is an attribute and holds the module. Make it a method, or remove "
+            f"{NEEDED_BY}."
+        )
 
-    handle = register_module_forward_pre_hook(check)
+    handles = [one.register_forward_pre_hook(check) for one in modules]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def ignore(*args: object, **kwargs: object) -> None:

@@ -262,5 +262,6 @@ def read_on_copy(step: Step, monitors: Iterable[Reads]) -> ProbeGroup:
         with group.probe:
             loss = replica.loss(step.batch, step.batch_idx, weights)
             if loss is not None and group.readers["gradient"]:
-                torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+                with replica.backward(weights):
+                    torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return group
