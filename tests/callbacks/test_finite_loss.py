@@ -466,7 +466,9 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize("case", FITS)
+@pytest.mark.parametrize(
+    "case", ["classifier", *(pytest.param(case, marks=pytest.mark.slow) for case in list(FITS)[1:])]
+)
 def test_replay_reproduces_the_loss_and_the_first_layer(case: str, own: Path) -> None:
     """It writes no files."""
     result = commands.normzoo("fit", "--monitors=false", *commands.QUIET, "--trainer.max_epochs=3", *FITS[case])

@@ -92,9 +92,8 @@ def on_rank(rank: int, *arguments: Any) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning: few workers, an experimental strategy
-@pytest.mark.parametrize(
-    "optimizer", ["SGD without state", *(pytest.param(one, marks=pytest.mark.slow) for one in list(OPTIMIZERS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_checkpoint_of_sharded_ranks_continues_exactly(optimizer: str, two_ranks: TwoRanks, tmp_path: Path) -> None:
     """Also where the optimizer has no state; what it holds is what one process would have written."""
 

@@ -72,10 +72,12 @@ def test_the_costs_stand_on_the_cards(measured: dict[str, Any]) -> None:
     assert "torch" in card.split("| (16, 32, 16, 16) |")[1].splitlines()[0]
 
 
+@pytest.mark.slow
 def test_an_unknown_layer_is_refused() -> None:
     assert "no layer is called Nonsense" in bench("--only=Nonsense", status=2)
 
 
+@pytest.mark.slow
 def test_what_fails_is_shown_and_the_rest_is_measured() -> None:
     said = bench("--only=InstanceNorm,NoNorm", "--shapes=4x8x1x1", "--rounds=1", "--no-compile")
     assert "not measured: layer, InstanceNorm (4, 8, 1, 1) contiguous: InputError" in " ".join(said.split())
