@@ -110,7 +110,7 @@ def test_the_page_is_built_without_torch() -> None:
     )
 
 
-LIGHT = [("--help",), *((name, "--help") for name in ("norms", "resume", "checkpoint", "report"))]
+LIGHT = [("--help",), *((name, "--help") for name in ("new", "norms", "resume", "checkpoint", "report"))]
 
 
 @pytest.mark.parametrize("command", LIGHT, ids=" ".join)

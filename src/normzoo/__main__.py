@@ -27,6 +27,7 @@ commands:
                       NORMZOO_ALLOW=my_package does the same. A class that you type as a flag needs neither.
 
 examples:
+  normzoo new my_project                                 # then my_project/scripts/train
   normzoo fit                                            # an MLP with BatchNorm on scikit-learn's digits
   normzoo fit -c configs/digits_mlp.yaml --model.net.norm=LayerNorm
   normzoo fit --data=FashionMNIST --model.net=ResNet --model.net.norm=GroupNorm --model.net.norm.num_groups=4

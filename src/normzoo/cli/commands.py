@@ -6,6 +6,7 @@ from typing import NoReturn
 from normzoo.errors import InputError
 
 COMMANDS = {
+    "new": "start a project of your own: data, network, norm and task to edit",
     "fit": "train a network, then test the best checkpoint",
     "resume": "continue a run that was interrupted, to the end it would have had",
     "validate": "score a checkpoint on the validation images",
