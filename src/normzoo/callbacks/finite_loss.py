@@ -27,8 +27,8 @@ from normzoo.runs.exact_resume import ExactResume
 SAVED = 3
 """The number of skipped steps that are saved: each holds the weights, and the first are the most useful."""
 ADVICE = (
-    "Try a smaller learning rate or --trainer.gradient_clip_val=1; to skip such steps, --on_bad_loss=skip (in Python, "
-    "FiniteLoss('skip'))."
+    "Try a smaller learning rate or Trainer(gradient_clip_val=1); to skip such steps, FiniteLoss('skip') (normzoo fit: "
+    "--trainer.gradient_clip_val=1, --on_bad_loss=skip)."
 )
 
 

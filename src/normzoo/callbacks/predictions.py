@@ -34,8 +34,8 @@ class PredictionsCSV(Callback):
         InputError: while predicting, if `predict_step` returns anything else.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: str | Path) -> None:
+        self.output = Path(output)
         self.rows = 0
         self.kept: list[Columns] = []
 

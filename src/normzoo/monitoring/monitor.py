@@ -193,7 +193,7 @@ class Monitor(Callback):
         if [row for row in self.rows if row in table.rows] != list(table.rows):  # the first sample, or further layers
             self.rows = list(dict.fromkeys([*table.rows, *self.rows, *self.modules]))
         found = {metric: {row: v[row] for row in self.rows if row in v} for metric, v in table.values.items()}
-        self.latest = {metric: found.get(metric, self.latest.get(metric, {})) for metric in self.metrics}
+        self.latest = {metric: found.get(metric) or self.latest.get(metric, {}) for metric in self.metrics}
         by_row = {self.tag(m, row): value for m, of_metric in found.items() for row, value in of_metric.items()}
         if SUMMED_UP.isdisjoint(self.metrics):
             writer.scalars(number, by_row)

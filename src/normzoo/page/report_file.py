@@ -148,7 +148,7 @@ def require_runs(folders: Sequence[Path]) -> dict[str, Path]:
     if not found:
         raise InputError(
             f"{', '.join(map(str, folders))}: no run: neither here nor in the folders below is an event file, "
-            f"events.out.tfevents.*, which 'normzoo fit' writes.{nearby(folders[0])}"
+            f"events.out.tfevents.*, which a TensorBoardLogger writes.{nearby(folders[0])}"
         )
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -91,6 +91,7 @@ class ExactResume(Checkpoint):
         self.next_look = 0
         """The step at which to look at the clock again."""
         self.started = False
+        self.others: list[Checkpoint] = []
         self.validated = False
         """Whether validation has run since the last batch."""
         self.restore_loops: list[Callable[[], None]] = []
@@ -102,6 +103,12 @@ class ExactResume(Checkpoint):
                 f"--checkpoint_minutes and --checkpoint_steps are for; in Python, keep one."
             )
         self.file = Path(trainer.strategy.broadcast(str(self.file)))  # where the first rank writes
+        self.others = [one for one in trainer.checkpoint_callbacks if one is not self]
+
+    @property
+    def best_model_path(self) -> str:
+        """That of the next checkpoint callback: Lightning asks the first one for `ckpt_path="best"`."""
+        return next((one.best_model_path for one in self.others if isinstance(one, ModelCheckpoint)), "")
 
     # Lightning has no hook between two batches, nor after all that belongs to an epoch: methods of its loops are
     # wrapped while a Trainer fits.
