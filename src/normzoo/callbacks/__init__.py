@@ -3,6 +3,7 @@
 from normzoo.callbacks.activation_percentiles import ActivationPercentiles as ActivationPercentiles
 from normzoo.callbacks.covariate_shift import CovariateShift as CovariateShift
 from normzoo.callbacks.finite_loss import FiniteLoss as FiniteLoss
+from normzoo.callbacks.freeze_norms import FreezeNorms as FreezeNorms
 from normzoo.callbacks.gradient_flow import GradientFlow as GradientFlow
 from normzoo.callbacks.hparams import HParams as HParams
 from normzoo.callbacks.internal_covariate_shift import InternalCovariateShift as InternalCovariateShift

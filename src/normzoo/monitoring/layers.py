@@ -63,7 +63,7 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
 # By name or class.
 
 
-def find(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
+def find(model: nn.Module, layers: Layers, option: str = "layers") -> dict[str, nn.Module]:
     """The modules that match patterns or classes.
 
     Args:
@@ -71,6 +71,7 @@ def find(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
         layers: a pattern (`*` any characters, `?` one) of names, such as "net.blocks.*.norm"; where no name matches, of
             classes, such as "Conv2d", "torch.nn.Conv2d" or "BatchNorm*", which match subclasses too; a class; or
             several of these.
+        option: the option that gave them, for an error.
 
     Returns:
         Name -> module, in the order of registration.
@@ -81,19 +82,19 @@ def find(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     named = dict(named_layers(model))
     named.pop("", None)
     wanted: Iterable[str | type[nn.Module]] = [layers] if isinstance(layers, str | type) else layers
-    found = {name for one in wanted for name in matches(one, named)}
+    found = {name for one in wanted for name in matches(one, named, option)}
     return {name: module for name, module in named.items() if name in found}
 
 
-def matches(wanted: str | type[nn.Module], named: Mapping[str, nn.Module]) -> list[str]:
-    """The names of the modules that one pattern or class matches."""
+def matches(wanted: str | type[nn.Module], named: Mapping[str, nn.Module], option: str = "layers") -> list[str]:
+    """The names of the modules that one pattern or class matches; an error names the option that gave it."""
     if isinstance(wanted, str):
         found = [name for name in named if name == wanted or fnmatchcase(name, wanted)]
         found = found or [name for name, module in named.items() if is_called(type(module), wanted)]
     else:
         found = [name for name, module in named.items() if isinstance(module, wanted)]
     if not found:
-        raise InputError(no_match(wanted, named))
+        raise InputError(no_match(wanted, named, option))
     return found
 
 
@@ -109,14 +110,14 @@ def is_called(kind: type[nn.Module], pattern: str) -> bool:
     )
 
 
-def no_match(wanted: str | type, named: Mapping[str, nn.Module]) -> str:
+def no_match(wanted: str | type, named: Mapping[str, nn.Module], option: str = "layers") -> str:
     """The message for a pattern or a class that matches nothing."""
     shown = wanted if isinstance(wanted, str) else wanted.__name__
     classes = sorted({type(module).__name__ for module in named.values()})
     words = [*named, *classes] if isinstance(wanted, str) else classes
     near = get_close_matches(shown, words, n=3, cutoff=0.4) or words[:3]
     return (
-        f"layers={shown!r} matches none of the network's {len(named)} modules; give the name of a module, in which * "
+        f"{option}={shown!r} matches none of the network's {len(named)} modules; give the name of a module, in which * "
         f"matches any characters, or its class; there are {', '.join(near) or 'none'}"
         + (" and others." if len(words) > len(near) else ".")
     )

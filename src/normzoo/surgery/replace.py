@@ -1,0 +1,278 @@
+"""Other normalization layers in a network that exists."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from itertools import islice
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from normzoo.errors import InputError
+from normzoo.monitoring.layers import Layers, is_called, is_norm, unwrapped
+from normzoo.surgery._batches import Data, batches, evaluation, predict
+from normzoo.surgery._fit import Put, fit, measure
+from normzoo.surgery._norms import above, behind_linear, channels_of, inside, places, usual_shape
+from normzoo.surgery._swap import Factory, Swap, planned
+from normzoo.surgery.report import Report
+
+Rule = str | type[nn.Module] | nn.Module
+
+
+def replace(
+    net: nn.Module,
+    rules: Mapping[Rule, Factory],
+    *,
+    where: Layers = "*",
+    match: Literal["nothing", "affine", "output"] = "affine",
+    data: Data | None = None,
+) -> Report:
+    """Replaces normalization layers of a network, in place.
+
+    A new layer has the device, dtype, mode and `requires_grad` of the old one, and its layout: a layer of this package
+    behind a `LayerNorm` on (N, *, C) is built for channels last. A layer that the network has under several names is
+    replaced once. The activation inside a layer of timm, such as `BatchNormAct2d`, stays; a new layer that includes an
+    activation takes its place there, and drops its own elsewhere. Build the optimizer afterwards: the parameters are
+    new.
+
+    `match="output"` fits weight and bias of each new layer by least squares per channel: its output, for what the
+    layers replaced before it make of the data, to the output of the old layer in the old network. It takes one pass
+    over the data in evaluation mode, in which each layer is fitted to all batches so far, and memory for the outputs of
+    the old layers for one batch. New running statistics are learned in the same pass.
+
+    Args:
+        net: the network.
+        rules: from a layer, a class or a pattern of class names (`"BatchNorm*"`, `"torch.nn.LayerNorm"`) to what builds
+            the new layer from the number of channels: a class, a `functools.partial`, any callable; None to remove the
+            layer. The first rule that fits a layer counts.
+        where: which layers: patterns of module names such as "layer3.*"; of a module with children, all those inside.
+        match: what a new layer keeps: "nothing"; "affine", what both layers have of weight, bias, eps, and running
+            statistics with their momentum; "output", its output on data.
+        data: inputs, or (input, target) pairs, of the network: for `match="output"`, and to measure what changed.
+
+    Returns:
+        One row per layer; with data, also the relative change of its output, `|new - old| / |old|` over all data.
+
+    Raises:
+        InputError: a rule matches no layer; a new layer cannot take the place of the old one, for example because its
+            groups would have one value each; data is missing or has no batch. The network is unchanged.
+
+    >>> from normzoo.norms import GroupNorm
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    >>> print(replace(net, {"BatchNorm*": GroupNorm}))
+    replaced 1 layer
+      layer  from            to            kept
+      1      BatchNorm2d(8)  GroupNorm(8)  weight, bias, eps
+    """
+    require_arguments(net, match, data)
+    root = unwrapped(net)
+    chosen = choose(root, rules, where)
+    if data is not None and not isinstance(data, LightningDataModule) and iter(data) is data:
+        data = list(data)  # which is read several times
+    shapes = usual_shapes(root, chosen) if data is None else input_shapes(net, chosen, data)
+    swaps = plan(root, chosen, rules, shapes, match)
+    put = placing(root, swaps)
+    columns, notes = compared(net, swaps, put, data, match)
+    modes = [(swap.new, swap.old.training) for swap in swaps]
+    for module, training in modes:
+        module.train(training)
+    put(True)
+    report = Report(
+        title=f"replaced {len(swaps)} layer{'s' * (len(swaps) != 1)}",
+        rows=[row(swap) | column for swap, column in zip(swaps, columns, strict=True)],
+        notes=[*notes, *remarks(swaps)],
+        steps=[partial(put, False)],
+    )
+    for layer in skipping_norms(root, swaps):
+        report.steps.append(partial(setattr, layer, "activation_relu_or_gelu", layer.activation_relu_or_gelu))
+        layer.activation_relu_or_gelu = 0
+    return report
+
+
+def require_arguments(net: nn.Module, match: str, data: Data | None) -> None:
+    """Raises `InputError` for a wrapped network, an unknown `match`, or missing data."""
+    if any(isinstance(module, DistributedDataParallel) for module in net.modules()):
+        raise InputError(
+            "the network is wrapped in DistributedDataParallel, which would not synchronize the gradients of new "
+            "parameters: call replace on its .module, and wrap that again."
+        )
+    if match not in ("nothing", "affine", "output"):
+        raise InputError(f"match={match!r}: a new layer keeps 'nothing', 'affine' or 'output'.")
+    if match == "output" and data is None:
+        raise InputError("match='output' needs data: give some batches of the network's inputs, data=loader.")
+
+
+# Which layers.
+
+
+def choose(root: nn.Module, rules: Mapping[Rule, Factory], where: Layers) -> dict[nn.Module, tuple[list[str], Factory]]:
+    """The layers to replace, with their names and what builds the new ones.
+
+    Raises:
+        InputError: a rule matches no layer, or none of those that `where` names.
+    """
+    named = inside(root, where)
+    chosen: dict[nn.Module, tuple[list[str], Factory]] = {}
+    unused = dict.fromkeys(rules)
+    for name, layer in named.items():
+        fitting = [rule for rule in rules if fits(rule, layer)]
+        for rule in fitting:
+            unused.pop(rule, None)
+        if fitting and not any(named.get(one) in chosen for one in above(name)):
+            names, _ = chosen.setdefault(layer, ([], rules[fitting[0]]))
+            names.append(name)
+    if not rules or unused:
+        raise InputError(unmatched(next(iter(unused), "rules={}"), inside(root, "*"), where))
+    return chosen
+
+
+def fits(rule: Rule, layer: nn.Module) -> bool:
+    """Whether a rule names a layer."""
+    if isinstance(rule, nn.Module):
+        return layer is rule
+    return isinstance(layer, rule) if isinstance(rule, type) else is_called(type(layer), rule) and is_norm(layer)
+
+
+def unmatched(rule: Rule, named: Mapping[str, nn.Module], where: Layers) -> str:
+    """The message for a rule that matches no layer."""
+    shown = repr(rule) if isinstance(rule, str) else rule.__name__ if isinstance(rule, type) else f"the given {rule}"
+    elsewhere = [name for name, layer in named.items() if fits(rule, layer)]
+    if elsewhere:
+        return f"{shown} matches no layer where={where!r}; it matches {', '.join(elsewhere[:3])}."
+    kinds = sorted({type(layer).__name__ for layer in named.values() if is_norm(layer)})
+    near = get_close_matches(shown.strip("'"), kinds, n=3, cutoff=0.4) or kinds[:3]
+    return (
+        f"{shown} matches no normalization layer of the network; give a class, a pattern of class names, or a layer; "
+        f"there are {', '.join(near) or 'none'}."
+    )
+
+
+# What each is fed with.
+
+
+def usual_shapes(root: nn.Module, chosen: Mapping[nn.Module, object]) -> dict[nn.Module, tuple[int, ...] | None]:
+    """The shape of an input of each layer, as far as its class and the layer before it say."""
+    linear = behind_linear(root)
+    return {layer: usual_shape(layer, channels_of(layer) or 1, layer in linear) for layer in chosen}
+
+
+def input_shapes(
+    net: nn.Module, chosen: Mapping[nn.Module, object], data: Data
+) -> dict[nn.Module, tuple[int, ...] | None]:
+    """The shape of an input of each layer that the first batch reaches."""
+    shapes: dict[nn.Module, tuple[int, ...] | None] = dict.fromkeys(chosen)
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args: shapes.update({module: tuple(args[0].shape)}))
+        for layer in chosen
+    ]
+    try:
+        with evaluation(net):
+            for batch in islice(batches(net, data), 1):
+                predict(net, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+# The new layers.
+
+
+def plan(
+    root: nn.Module,
+    chosen: Mapping[nn.Module, tuple[list[str], Factory]],
+    rules: Mapping[Rule, Factory],
+    shapes: Mapping[nn.Module, tuple[int, ...] | None],
+    match: str,
+) -> list[Swap]:
+    """Builds all new layers.
+
+    Raises:
+        InputError: one of them cannot take the place of the old one; it lists them.
+    """
+    for rule, factory in rules.items():
+        if isinstance(factory, nn.Module) or not (factory is None or callable(factory)):
+            raise InputError(f"the rule for {rule!r} is {factory!r}; give what builds a layer, such as GroupNorm.")
+    fused = {name: parent for name, parent in root.named_modules() if type(parent).__module__.startswith("torch.ao.")}
+    home = next((t for tensors in (root.parameters(), root.buffers()) for t in tensors), torch.zeros(()))
+    swaps, refused = [], []
+    for layer, (names, factory) in chosen.items():
+        try:
+            for parent in (fused[name.rpartition(".")[0]] for name in names if name.rpartition(".")[0] in fused):
+                raise InputError(
+                    f"it is part of a {type(parent).__name__}, which computes its weight from the statistics of its "
+                    f"BatchNorm: replace it before the network is fused or prepared for quantization"
+                )
+            swaps.append(planned(names, layer, factory, shapes[layer], home, match=match))
+        except (TypeError, ValueError, RuntimeError) as error:  # what layers of any library raise
+            refused.append(f"  {names[0]}: {str(error).removesuffix('.')}.")
+    if refused:
+        more = [f"  and {len(refused) - 5} more."] if len(refused) > 5 else []
+        lines = "\n".join([*refused[:5], *more])
+        raise InputError(
+            f"{len(refused)} of {len(chosen)} layers cannot be replaced, and the network is unchanged:\n{lines}\n"
+            f"Give these layers another rule, or leave them out by where=."
+        )
+    return swaps
+
+
+def placing(root: nn.Module, swaps: Sequence[Swap]) -> Put:
+    """A function that puts the new layers into the network, or the old ones."""
+    by_layer = {swap.old: swap for swap in swaps}
+    found = [(path, by_layer[module]) for path, _, module in places(root) if module in by_layer]
+
+    def put(new: bool) -> None:
+        for path, swap in found:
+            root.set_submodule(path, swap.new if new else swap.old)
+
+    return put
+
+
+def skipping_norms(root: nn.Module, swaps: Sequence[Swap]) -> list[nn.TransformerEncoderLayer]:
+    """The layers of torch that compute a LayerNorm themselves in evaluation, from its weight and bias.
+
+    They do so only if `activation_relu_or_gelu` is not 0.
+    """
+    new = {swap.new for swap in swaps}
+    layers = (module for module in root.modules() if isinstance(module, nn.TransformerEncoderLayer))
+    return [layer for layer in layers if not new.isdisjoint(layer.children())]
+
+
+# The report.
+
+
+def compared(
+    net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data | None, match: str
+) -> tuple[list[dict[str, float | None]], list[str]]:
+    """Fits the new layers, if wanted, and measures what changed: columns of the rows, and lines about the network."""
+    if data is None:
+        return [{} for _ in swaps], []
+    if match == "output":
+        fit(net, swaps, put, data)
+    layers, whole, count = measure(net, swaps, put, data)
+    columns = [{"output change": float(layers[swap]) if swap in layers else None} for swap in swaps]
+    missed = [swap.names[0] for swap in swaps if swap not in layers]
+    notes = [f"relative change of the network's output: {float(whole):.2g}, over {count} batches"]
+    return columns, notes + [f"the data does not reach {', '.join(missed)}"] * bool(missed)
+
+
+def row(swap: Swap) -> dict[str, object]:
+    """What is known of a replaced layer without data."""
+    new = "nothing" if isinstance(swap.norm, nn.Identity) else f"{type(swap.norm).__name__}({swap.channels})"
+    old = f"{type(swap.old).__name__}({swap.channels})"
+    return {"layer": ", ".join(swap.names), "from": old, "to": new, "kept": ", ".join(swap.kept)}
+
+
+def remarks(swaps: Sequence[Swap]) -> list[str]:
+    """Lines about what the new layers lack."""
+    lost = {name for swap in swaps for name in swap.lost}
+    unlearned = [swap.names[0] for swap in swaps if swap.unlearned]
+    notes = [f"the new layers have no {' and no '.join(sorted(lost, reverse=True))}"] if lost else []
+    if unlearned:
+        notes.append(
+            f"{len(unlearned)} layers have running statistics that were not learned: train them, or call recalibrate"
+        )
+    return notes
