@@ -100,6 +100,7 @@ SETTINGS |= {
     "loggers of one's own": ("--trainer.log_every_n_steps=1", "--trainer.logger=" + objects(
         ("lightning.pytorch.loggers.TensorBoardLogger", {"save_dir": "own", "name": "curves"}),
         ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "own", "name": "rows"}))),
+    "frozen norms": (*CONV, "--trainer.callbacks=" + objects(("normzoo.callbacks.FreezeNorms", {"from_epoch": 1}))),
     "extra state": ("--model.net=counted.Counted", HIDDEN),
 }  # fmt: skip
 TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=32")

@@ -53,7 +53,7 @@ def freeze(net: nn.Module, where: Layers = "*", *, parameters: bool = False) -> 
         if frozen:
             report.steps.append(fix_statistics(layer))
         for key, parameter in layer.named_parameters() if parameters else ():
-            report.steps.append(partial(parameter.requires_grad_, parameter.requires_grad))
+            report.steps.append(partial(setattr, parameter, "requires_grad", parameter.requires_grad))
             parameter.requires_grad_(False)
             frozen.append(key)
         rows.append({"layer": name, "class": kind, "frozen": ", ".join(frozen)})
@@ -99,7 +99,7 @@ def fix_statistics(layer: nn.Module) -> Any:
         layer.freeze()
         return partial(layer.freeze, before)
     kind, training = type(layer), layer.training
-    if not getattr(kind, "stays_in_evaluation", False):
+    if not getattr(kind, "frozen", False):
         layer.__class__ = in_evaluation(kind)  # type: ignore[arg-type] # a class is hashable
     layer.training = False
     return partial(set_class, layer, kind, training)
@@ -115,7 +115,7 @@ def in_evaluation(kind: type[nn.Module]) -> type[nn.Module]:
     """A class of layers that are those of another class in evaluation mode, and that `.train()` leaves there."""
 
     class Frozen(kind):  # type: ignore[valid-type, misc] # the base is a variable
-        stays_in_evaluation = True
+        frozen = True  # as a frozen layer of this package has it
 
         def train(self, mode: bool = True) -> Self:
             super().train(mode)  # a dropout inside has the network's mode
