@@ -34,12 +34,12 @@ class Data(LightningDataModule):
         self.parts = random_split(images, [0.8, 0.1, 0.1], torch.Generator().manual_seed(0))
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.parts[0], self.batch_size, shuffle=True, drop_last=True)
+        return DataLoader(self.parts[0], batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.parts[1], self.batch_size)
+        return DataLoader(self.parts[1], batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.parts[2], self.batch_size)
+        return DataLoader(self.parts[2], batch_size=self.batch_size)
 
     predict_dataloader = test_dataloader
