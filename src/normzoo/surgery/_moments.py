@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
-from normzoo.monitoring.layers import Layers, find
+from normzoo.monitoring.layers import Layers, unwrapped
 from normzoo.norms._ops.running import RunningStatistics
 from normzoo.surgery._batches import Data, batches, evaluation, predict
+from normzoo.surgery._norms import inside
 
 TRACKING = (RunningStatistics, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 OF_CHANNELS = {"running_mean", "running_var"}
@@ -73,7 +74,7 @@ def tracking_layers(net: nn.Module, where: Layers) -> dict[str, nn.Module]:
     Raises:
         InputError: there are none.
     """
-    named = find(net, where)
+    named = inside(unwrapped(net), where)
     found = {name: layer for name, layer in named.items() if isinstance(layer, TRACKING) and running_buffers(layer)}
     if not found:
         raise InputError(
