@@ -147,6 +147,7 @@ class OfParts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.unused = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+        self.shared = self.norm
 
     def forward(self, values: Tensor, scale: float = 1.0) -> Tensor:
         return self.norm(self.norm(values) * scale)
@@ -180,6 +181,13 @@ def test_takes_batches_as_the_network_does() -> None:
         expected = layer.running_var.clone() if expected is None else expected
         assert torch.equal(layer.running_var, expected)
         assert not torch.equal(layer.running_var, torch.ones(3))
+
+
+def test_names_of_modules_mean_all_layers_inside() -> None:
+    net = nn.ModuleDict({"backbone": network(nn.BatchNorm2d), "head": nn.BatchNorm1d(3)})
+    net.forward = lambda x: net["backbone"](x)  # type: ignore[method-assign]
+    report = recalibrate(net.eval(), batches_of(), where="backbone")
+    assert [row["layer"] for row in report.rows] == ["backbone.1", "backbone.4"]
 
 
 def test_padding_has_no_part() -> None:

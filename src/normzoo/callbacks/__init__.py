@@ -10,6 +10,7 @@ from normzoo.callbacks.internal_covariate_shift import InternalCovariateShift as
 from normzoo.callbacks.loss_landscape import LossLandscape as LossLandscape
 from normzoo.callbacks.predictions import PredictionsCSV as PredictionsCSV
 from normzoo.callbacks.progress import ProgressBar as ProgressBar
+from normzoo.callbacks.recalibrate import Recalibrate as Recalibrate
 from normzoo.callbacks.running_statistics import RunningStatistics as RunningStatistics
 from normzoo.callbacks.training_curve import TrainingCurve as TrainingCurve
 from normzoo.callbacks.verdicts import Verdicts as Verdicts

@@ -74,14 +74,17 @@ def tracking_layers(net: nn.Module, where: Layers) -> dict[str, nn.Module]:
     Raises:
         InputError: there are none.
     """
-    named = inside(unwrapped(net), where)
-    found = {name: layer for name, layer in named.items() if isinstance(layer, TRACKING) and running_buffers(layer)}
+    names: dict[nn.Module, str] = {}
+    for name, layer in inside(unwrapped(net), where).items():
+        if isinstance(layer, TRACKING) and running_buffers(layer):
+            names.setdefault(layer, name)  # a shared layer has several
+    found = {name: layer for layer, name in names.items()}
     if not found:
         raise InputError(
             f"where={where!r}: none of these modules keeps running statistics; give the name of a BatchNorm, of "
             f"another layer with track_running_stats=True, or * for all."
         )
-    return {**found}
+    return found
 
 
 def running_buffers(layer: nn.Module) -> Buffers:
