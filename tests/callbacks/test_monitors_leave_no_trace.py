@@ -24,10 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo import norms
 from normzoo.callbacks import (
-    ActivationPercentiles,
     CovariateShift,
     GradientFlow,
-    InternalCovariateShift,
     LossLandscape,
     RunningStatistics,
 )
@@ -360,9 +358,6 @@ def test_a_module_that_optimizes_by_hand(tmp_path: Path) -> None:
     events = written(tmp_path)
     assert list(events.scalars("update_ratio/net.0")) == [0, 1, 2, 3, 4]
     assert min(events.scalars("update_ratio/net.0").values()) > 0
-    for monitor in (InternalCovariateShift(1), LossLandscape(1), ActivationPercentiles(1)):
-        with pytest.raises(InputError, match="ByHand.automatic_optimization=False.*remove"):
-            fit(ByHand(), [monitor], tmp_path / "refused", Own(), max_steps=2)
 
 
 def test_a_module_that_cannot_be_copied_is_told(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ import yaml
 from commands import QUIET, fit, normzoo, scalars
 from forks import Fork, Forks
 from kills import POINTS
+from left_behind import age, differences, flat, records, saved
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -123,47 +123,6 @@ def flags_of(setting: str) -> tuple[str, ...]:
 # What a run leaves.
 
 
-def flat(value: Any, run: Path, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a checkpoint by its path, tensors as their bytes, the run's own folder as RUN."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from flat(part, run, f"{path}/{str(key).replace(str(run), 'RUN')}")
-    elif isinstance(value, list | tuple):
-        yield f"{path}/length", len(value)
-        for i, part in enumerate(value):
-            yield from flat(part, run, f"{path}/{i}")
-    elif isinstance(value, Tensor):
-        yield path, (value.dtype, tuple(value.shape), value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    else:
-        yield path, repr(value).replace(str(run), "RUN")
-
-
-def saved(run: Path, name: str) -> dict[str, Any]:
-    checkpoint = torch.load(run / "checkpoints" / name, weights_only=True)
-    if name == "best.ckpt":
-        return dict(flat(checkpoint["state_dict"], run))
-    del checkpoint["exact_resume"]["events"]  # files have the names of processes
-    return dict(flat(checkpoint, run))
-
-
-def records(run: Path) -> dict[str, list[tuple[int, bytes]]]:
-    """Tag -> all its steps and values, in the order of the files."""
-    found: dict[str, list[tuple[int, bytes]]] = {}
-    for file in sorted(run.glob("*tfevents*"), key=age):
-        for event in LegacyEventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                content = (
-                    b"" if value.tag == "_hparams_/session_start_info" else value.SerializeToString()
-                )  # it has a clock
-                found.setdefault(value.tag, []).append((event.step, content))
-    return found
-
-
-def age(file: Path) -> list[int]:
-    """The second, the process and the number of an event file, all of which stand in its name."""
-    return [int(part) for part in file.name.split(".") if part.isdecimal()]
-
-
 def left(run: Path) -> dict[str, Any]:
     """All that a run leaves which another one could have left as well."""
     checkpoints = {
@@ -178,13 +137,6 @@ def own(folder: Path) -> dict[str, Any]:
     newest = max(folder.glob("own/curves/*"), default=folder), max(folder.glob("own/rows/*"), default=folder)
     rows = [file.read_text() for file in newest[1].glob("metrics.csv")]
     return {**{f"own {tag}": values for tag, values in records(newest[0]).items()}, "own rows": rows}
-
-
-def differences(one: dict[str, Any], two: dict[str, Any], leaving_out: str = "nothing") -> list[str]:
-    """The names of what is not the same in two runs, without those that hold a word."""
-    return [
-        name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name) and leaving_out not in name
-    ]
 
 
 # Killing.

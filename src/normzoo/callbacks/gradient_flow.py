@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -34,7 +34,8 @@ class GradientFlow(Monitor):
     - `grad_ratio/`: `||dL / dw_l|| / ||w_l||`;
     - `update_ratio/`: `||w_l' - w_l|| / ||w_l||`, the relative size of the update: about 1e-3 is healthy with SGD;
     - `turn/`: `||d - (d.w / ||w||^2) w|| / ||w||` with `d = w_l' - w_l`, the part of the update across the weights.
-      Weight decay moves along them, so that a layer that only decays has 0; as has one that is frozen.
+      Weight decay moves along them, so that a layer that only decays has 0; as has one that is frozen. A frozen layer
+      that the module moves itself, such as a moving average of another, has no value.
 
     Norms are in units of the loss per unit of what they belong to; ratios and turn have no unit. `turn` takes each
     parameter of a layer for itself, as weight decay does. `Verdicts` names the layer where gradients vanish or explode,
@@ -68,6 +69,8 @@ class GradientFlow(Monitor):
     def reset(self) -> None:
         super().reset()
         self.order: list[str] = []
+        self.frozen: dict[str, float] = {}
+        """Layer whose weights do not learn -> their norm at the newest sample."""
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
         return of_kind(model, is_weighted)
@@ -82,10 +85,20 @@ class GradientFlow(Monitor):
     def begin(self, step: Step) -> None:
         trained = [(name, p) for name, p in self.owned if p.requires_grad]  # which may change during training
         self.owners, self.parameters = [name for name, _ in trained], [p for _, p in trained]
+        self.still = self.find_still()
         self.weights: list[Tensor] = []
         self.gradients: dict[int, float] = {}
         """Place of a parameter -> norm of its gradient."""
         self.scale = 1.0 if step.on_copy else loss_scale(step)  # that of this step's backward pass
+
+    def find_still(self) -> list[str]:
+        """The layers that do not learn, and whose weights are those of the last sample."""
+        weights = [(name, p.detach()) for name, p in self.owned if not p.requires_grad]
+        sizes: dict[str, float] = {}
+        for (name, _), size in zip(weights, norms([p for _, p in weights]).tolist(), strict=True):
+            sizes[name] = sizes.get(name, 0.0) + size
+        before, self.frozen = self.frozen, sizes
+        return [name for name, size in sizes.items() if before.get(name, size) == size]
 
     def before_update(self, step: Step, optimizer: Optimizer) -> None:
         """Reads the gradients of an optimizer; before the first of several updates, copies the weights."""
@@ -106,7 +119,7 @@ class GradientFlow(Monitor):
 
     def read_parameters(self, step: Step) -> dict[str, dict[str, float]]:
         """Metric -> layer -> value, of the weights of a layer; only `turn` of those that did not learn in this step."""
-        frozen = dict.fromkeys((name for name, p in self.owned if not p.requires_grad), 0.0)
+        frozen = dict.fromkeys(self.still, 0.0)
         if not self.weights:
             return {"turn": frozen}
         weights = norms(self.weights).tolist()
@@ -143,6 +156,13 @@ class GradientFlow(Monitor):
             for name in dict.fromkeys(name for part in parts for name in part.flow)
         }
         return parts[0]._replace(order=order, flow=flow)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "frozen": self.frozen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.frozen = dict(state_dict.get("frozen", {}))
 
     def compute(self, number: int, sample: Sample) -> Table | None:
         self.warn_of_unreached(sample.order)

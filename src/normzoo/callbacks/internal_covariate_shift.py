@@ -11,7 +11,7 @@ from normzoo.metrics import internal_covariate_shift
 from normzoo.monitoring.layers import Layers, is_weighted, named_layers, of_kind, own_parameters
 from normzoo.monitoring.monitor import Monitor
 from normzoo.monitoring.probe import Probe
-from normzoo.monitoring.replica import copied_batch, refuse_own_loop
+from normzoo.monitoring.replica import copied_batch, refuse_own_batches
 from normzoo.monitoring.sample import Seen, Step, Table
 from normzoo.monitoring.schedule import Schedule
 
@@ -28,7 +28,11 @@ class InternalCovariateShift(Monitor):
 
     Both are computed on a copy of the module, by its own `training_step`, on the same batch with the same buffers and
     random numbers. For the first layer G' is G: 0, 0 and 1. Over ranks both are averages, weighted by their samples.
-    A sample costs one step and, for every further layer, another half to one. Not for manual optimization.
+    A sample costs one step and, for every further layer, another half to one.
+
+    With several optimizers (manual optimization), the loss of a layer is that of the optimizer that updates it: the sum
+    of what `training_step` passes to `manual_backward` between the optimizer's `zero_grad` and its first update. The
+    step is that of all optimizers together.
 
     Metrics: `ics_l2` in units of the gradient, `ics_relative`, `ics_cosine`.
 
@@ -87,7 +91,7 @@ class InternalCovariateShift(Monitor):
 
     def begin(self, step: Step) -> None:
         """Copies the weights and the batch from before the step."""
-        refuse_own_loop(step.module)
+        refuse_own_batches(step.module)
         self.before = step.replica().weights()
         self.batch = copied_batch(step.batch)
 

@@ -34,7 +34,10 @@ class LossLandscape(Monitor):
     The loss is in its own units, the change in those of the gradient, beta in loss per squared unit of the weights. All
     on a copy of the module, by its own `training_step`, with the same batch, buffers and random numbers; over ranks
     losses and gradients are averages, weighted by their samples. A sample costs about as many steps as there are eta,
-    and some copies of the weights. Not for manual optimization.
+    and some copies of the weights.
+
+    With several optimizers (manual optimization), the loss is the sum of the losses of all, and g has for each weight
+    the gradient of the loss of its own optimizer, as `InternalCovariateShift` defines it: the step of all together.
 
     Args:
         every: optimizer steps between samples, or a function of the step; None for 2000, or less in a run so short

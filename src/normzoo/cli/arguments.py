@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
@@ -19,6 +19,7 @@ DEFAULTS = {
     "model": {"class_path": "normzoo.tasks.Classifier", "init_args": {"net": {"class_path": "normzoo.models.MLP"}}},
     "data": {"class_path": "normzoo.data.Digits"},
 }
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 MAX_EPOCHS = 10  # Lightning's own default is 1,000
 
 # Attribute of the data module -> arguments of the network and the task that it sets.
@@ -105,6 +106,18 @@ def setting(name: str, arguments: Sequence[str], default: str) -> Path:
     """The path that a top-level setting gives, before parsing: a flag counts before config files."""
     files = [config_files.read_settings(Path(path)).get(name, default) for path in config_paths(arguments)]
     return Path([default, *files, *given(f"--{name}", arguments)][-1])
+
+
+def names_data(arguments: Sequence[str]) -> bool:
+    """Whether flags or config files name the data."""
+    files = (config_files.read_settings(Path(path)) for path in config_paths(arguments))
+    flags = [argument.partition("=")[0] for argument in arguments]
+    return any(flag == "--data" or flag.startswith("--data.") for flag in flags) or any("data" in one for one in files)
+
+
+def loads_own_data(task: Any) -> bool:
+    """Whether a class of tasks has loaders of its own, which those of a data module would replace."""
+    return inspect.isclass(task) and any(getattr(task, hook) is not getattr(LightningModule, hook) for hook in LOADERS)
 
 
 def require_arguments(arguments: Sequence[str]) -> None:

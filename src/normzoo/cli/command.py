@@ -25,6 +25,8 @@ import normzoo.tasks  # noqa: F401 - classes that are imported go by their short
 from normzoo.callbacks import ProgressBar
 from normzoo.cli.arguments import (
     add_options,
+    loads_own_data,
+    names_data,
     require_arguments,
     require_settings,
     spelled_out,
@@ -36,7 +38,7 @@ from normzoo.distributed.processes import RankProcesses, disconnect, require_com
 from normzoo.distributed.sync import SyncNorms
 from normzoo.errors import InputError
 from normzoo.runs import config_files, contradictions
-from normzoo.runs.allowed import again, check_callables, take_flags
+from normzoo.runs.allowed import again, check_callables, resolve, take_flags
 from normzoo.runs.checkpoint_io import write_safely
 from normzoo.runs.config import RunConfig
 from normzoo.runs.folders import is_first
@@ -72,10 +74,8 @@ class Command(LightningCLI):
         try:
             with quiet_writers():
                 super().__init__(
-                    LightningModule,
-                    LightningDataModule,
+                    LightningModule,  # and any data module, or none
                     subclass_mode_model=True,
-                    subclass_mode_data=True,
                     args=list(arguments),
                     auto_configure_optimizers=False,
                     seed_everything_default=0,
@@ -128,6 +128,8 @@ class Command(LightningCLI):
             raise InputError("the settings are nested too deeply to be read; check the file after -c.") from error
         check_callables(self.config, config_files.read)
         self.settings = self.config[self.command]
+        if loads_own_data(resolve(getattr(self.settings.model, "class_path", ""))) and not names_data(arguments):
+            self.settings.data = None
         require_settings(self.settings)
         self.compare(arguments)
 

@@ -67,6 +67,24 @@ class EvaluateCLI(Command):
         self.files.append(self.predictions)
         return [PredictionsCSV(self.predictions)]
 
+    def before_validate(self) -> None:
+        self.require_step("validation_step")
+
+    def before_test(self) -> None:
+        self.require_step("test_step")
+
+    def before_predict(self) -> None:
+        if not is_overridden("forward", self.model):
+            self.require_step("predict_step")
+
+    def require_step(self, name: str) -> None:
+        """Raises `InputError` if the task does not define what the command runs."""
+        if not is_overridden(name, self.model):
+            raise InputError(
+                f"{type(self.model).__name__} has no {name}, which normzoo {self.command} runs for each batch: define "
+                f"it."
+            )
+
     def validate(self, **kwargs: Any) -> None:
         with self.reported_differences(kwargs["ckpt_path"]):
             self.trainer.validate(**kwargs)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class ReplayCLI(CLI):
         return [self.replay]
 
     def fit(self, **kwargs: Any) -> None:
-        with contextlib.suppress(Replayed):
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+        with contextlib.suppress(Replayed):  # the batch is the saved one
             self.trainer.fit(**kwargs)
 
     def after_fit(self) -> None:

@@ -57,9 +57,17 @@ def shape_of(module: nn.Module, x: Tensor) -> Sequence[int]:
 
 
 def steps_of(trainer: Trainer) -> float:
-    """The number of optimizer steps of a run; infinite if it has no end, or one that is not known."""
+    """The number of optimizer steps of a run; infinite if it has no end, or one that is not known.
+
+    In manual optimization every optimizer is taken to make one update per batch.
+    """
     steps = trainer.estimated_stepping_batches
-    return steps if steps >= 0 else math.inf
+    if steps < 0:
+        return math.inf
+    if steps == trainer.max_steps or trainer.lightning_module.automatic_optimization:
+        return steps
+    steps *= len(trainer.optimizers)
+    return min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
 
 
 def seed_of_run() -> int | None:

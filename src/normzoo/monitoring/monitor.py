@@ -17,7 +17,7 @@ from normzoo.monitoring.layers import Layers, find
 from normzoo.monitoring.overview import SUMMED_UP, overview
 from normzoo.monitoring.sample import Readings, Seen, Step, Table
 from normzoo.monitoring.sampler import Sampler
-from normzoo.monitoring.schedule import Every, Schedule, as_schedule
+from normzoo.monitoring.schedule import Every, Schedule, Unlimited, as_schedule
 from normzoo.monitoring.writer import EventWriter
 
 DETAIL_EVERY = 1000
@@ -88,12 +88,13 @@ class Monitor(Callback):
         """Chooses the rates that the user did not: a short run has `usual_samples`, too.
 
         Args:
-            steps: of the run; infinite if it has no end.
+            steps: of the run; infinite if it has no end, or one that is not known.
         """
         share = max(1, int(min(steps, 1e9) / self.usual_samples))
         every, detail_every = self.asked
         if every is None:
-            self.every = Every(min(self.usual_every, share))
+            usual = self.usual_every
+            self.every = Every(min(usual, share)) if math.isfinite(steps) else Unlimited(usual)
         if detail_every is None:
             self.detail_every = min(DETAIL_EVERY, share)
 

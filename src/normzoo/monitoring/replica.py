@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.monitoring.layers import is_compiled
+from normzoo.monitoring.manual import ManualStep, ignore
 from normzoo.monitoring.random_state import same_random_numbers, set_random_state
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -33,7 +34,8 @@ class Replica:
     """Computes the loss of a LightningModule's own `training_step`, at its weights or at others.
 
     The copy shares the parameters. Its buffers, metrics, lists and all else are its own, what it logs is dropped, and
-    the random number generators are restored after each step. It runs eagerly, in the precision of the training.
+    the random number generators are restored after each step. It runs eagerly, in the precision of the training, and
+    manual optimization makes no update.
 
     Args:
         trainer: the trainer of the module.
@@ -77,6 +79,7 @@ class Replica:
         made.trainer = cast(Trainer, Quiet(self.trainer))
         for name in ("log", "log_dict"):
             object.__setattr__(made, name, ignore)
+        self.manual = None if made.automatic_optimization else ManualStep(module, made)
         self.call, self.copies = Call(made), list(made.modules())
         # Metrics have no part in the loss.
         self.pairs = [pair for pair in zip(self.originals, self.copies, strict=True) if not isinstance(pair[0], Metric)]
@@ -125,10 +128,12 @@ class Replica:
             random: the state of the random number generators, as of `random_state`, instead of the present one.
 
         Raises:
-            InputError: a `training_step` of manual optimization, or one that takes `dataloader_iter`.
+            InputError: a `training_step` that takes `dataloader_iter`.
         """
         if step == "training_step" and step not in self.checked:
-            refuse_own_loop(self.original)
+            refuse_own_batches(self.original)
+        if self.manual is not None:
+            self.manual.begin()
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.module.device))
             if random is not None:
@@ -177,12 +182,25 @@ class Replica:
             stack.enter_context(self.present_state(weights))
             yield
 
-    def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
-        """The loss that `training_step` returns, a scalar with its graph; None where it skips the batch."""
+    def losses(
+        self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor | None, list[tuple[Tensor, Collection[str]]]]:
+        """The loss, and what each optimizer minimizes with the names of its parameters: scalars with their graphs.
+
+        Automatic optimization has one loss, of all parameters. None where `training_step` skips the batch.
+        """
         with torch.enable_grad():
             result = self.run("training_step", batch, batch_idx, weights)
+        if self.manual is not None:
+            return self.manual.losses()
         loss = result.get("loss") if isinstance(result, Mapping) else result
-        return loss if isinstance(loss, Tensor) and loss.requires_grad else None
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            return None, []
+        return loss, [(loss, {name for name, _ in self.original.named_parameters()})]
+
+    def loss(self, batch: Any, batch_idx: int = 0, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """The loss, a scalar with its graph, of several optimizers the sum; None where the batch is skipped."""
+        return self.losses(batch, batch_idx, weights)[0]
 
     def loss_and_gradients(
         self,
@@ -195,6 +213,8 @@ class Replica:
     ) -> tuple[Tensor, list[Tensor]] | None:
         """The mean loss over the samples of all ranks, and its gradients. All ranks must call it.
 
+        Of several optimizers the sum of their losses, and for each parameter the gradient of its own optimizer's.
+
         Args:
             ranks: the processes that train together.
             samples: in this rank's batch.
@@ -206,21 +226,21 @@ class Replica:
         Returns:
             The loss, a scalar, and the gradients; None where `training_step` skips the batch.
         """
-        loss, found, failure = None, [], None
+        loss, parts, found, failure = None, list[tuple[Tensor, Collection[str]]](), [], None
         try:
-            loss = self.loss(batch, batch_idx, weights)
+            loss, parts = self.losses(batch, batch_idx, weights)
         except Exception as error:  # all ranks receive it, and raise
             failure = error
         own = 0 if loss is None else samples
         total = sum(ranks.gather(own, failure))
         if total == 0:
             return None
-        asked = [weights[name] for name in wanted]
         try:
             # Layers that synchronize exchange gradients in the backward pass: each rank's share counts from there on.
-            share = asked[0].new_zeros(()) if loss is None else loss * (own / total)
+            share = next(iter(weights.values())).new_zeros(()) if loss is None else loss.detach() * (own / total)
+            shares = [(one * (own / total), names) for one, names in parts]
             with self.backward(weights):
-                found = [share.detach(), *gradients_of(share, asked)]
+                found = [share, *gradients_of(shares, {name: weights[name] for name in wanted})]
         except Exception as error:
             failure = error
         whole, *gradients = ranks.total(found, failure)
@@ -275,11 +295,17 @@ def drop_closures(module: nn.Module) -> list[str]:
     return list(found)
 
 
-def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of a loss; zeros where a weight takes no part, as in the loss of a batch that was skipped."""
-    if not loss.requires_grad:
-        return list(map(torch.zeros_like, weights))
-    return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+def gradients_of(losses: Sequence[tuple[Tensor, Collection[str]]], weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """The gradients of losses, each with respect to the weights that it names; zeros where a weight takes no part."""
+    found: dict[str, Tensor] = {}
+    for loss, names in losses:
+        own = {name: weight for name, weight in weights.items() if name in names}
+        if own:  # losses may share a part of their graphs
+            of_loss = torch.autograd.grad(
+                loss, list(own.values()), retain_graph=len(losses) > 1, allow_unused=True, materialize_grads=True
+            )
+            found |= zip(own, of_loss, strict=True)
+    return [found[name] if name in found else torch.zeros_like(weight) for name, weight in weights.items()]
 
 
 def has_own_loop(module: LightningModule) -> bool:
@@ -288,18 +314,12 @@ def has_own_loop(module: LightningModule) -> bool:
     return takes_loader or not (module.automatic_optimization and is_overridden("training_step", module))
 
 
-def refuse_own_loop(module: LightningModule) -> None:
-    """Raises `InputError` if `training_step` does more than to compute the loss of a batch."""
-    name = type(module).__name__
-    if not module.automatic_optimization:
-        raise InputError(
-            f"{name}(automatic_optimization=False): its training_step updates the weights, so its loss cannot be "
-            f"computed without a trace; remove {NEEDED_BY}, and do not compile the network if you use others."
-        )
+def refuse_own_batches(module: LightningModule) -> None:
+    """Raises `InputError` if `training_step` fetches its batches itself."""
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise InputError(
-            f"{name}.training_step takes its batches from dataloader_iter, so its loss cannot be computed twice; "
-            f"remove {NEEDED_BY}."
+            f"{type(module).__name__}.training_step takes its batches from dataloader_iter, so its loss cannot be "
+            f"computed twice; remove {NEEDED_BY}."
         )
 
 
@@ -373,7 +393,3 @@ def refuse(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def ignore(*args: object, **kwargs: object) -> None:
-    """Takes the place of `self.log`."""

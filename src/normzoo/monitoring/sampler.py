@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -20,7 +19,7 @@ from normzoo.monitoring.layers import is_compiled, named_layers
 from normzoo.monitoring.lean import drop_empty
 from normzoo.monitoring.overview import LAYOUT
 from normzoo.monitoring.probe import Probe, Reader
-from normzoo.monitoring.replica import Replica
+from normzoo.monitoring.replica import Replica, gradients_of
 from normzoo.monitoring.sample import Judge, Reads, Sampled, Seen, Site, Step
 from normzoo.monitoring.writer import EventWriter
 
@@ -260,8 +259,8 @@ def read_on_copy(step: Step, monitors: Iterable[Reads]) -> ProbeGroup:
     if group.probe.layers:
         weights = replica.weights()
         with group.probe:
-            loss = replica.loss(step.batch, step.batch_idx, weights)
-            if loss is not None and group.readers["gradient"]:
+            _, losses = replica.losses(step.batch, step.batch_idx, weights)
+            if group.readers["gradient"]:
                 with replica.backward(weights):
-                    torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+                    gradients_of(losses, weights)
     return group

@@ -58,6 +58,23 @@ class Logarithmic:
         return f"Logarithmic({self.per_decade})"
 
 
+class Unlimited:
+    """For a run of unknown length: every so many steps, and before that ever more rarely.
+
+    >>> [step for step in range(2000) if Unlimited(1000)(step)]
+    [0, 1, 2, 4, 6, 10, 18, 32, 57, 100, 178, 317, 563, 1000]
+
+    Args:
+        steps: the distance of two samples, in optimizer steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.usual, self.first = Every(steps), Logarithmic(4)
+
+    def __call__(self, step: int) -> bool:
+        return self.usual(step) or (step < self.usual.steps and self.first(step))
+
+
 def as_schedule(every: int | Schedule) -> Schedule:
     """The schedule of a number of steps, or of a function."""
     if callable(every):

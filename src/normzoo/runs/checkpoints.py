@@ -70,13 +70,17 @@ def saved_model(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | N
     """The class path and the arguments of the task in a checkpoint, None for one that was trained in Python."""
     saved = dict(checkpoint.get("hyper_parameters") or {})
     saved.pop("_instantiator", None)
-    if path := saved.pop("_class_path", None):
+    path, configured = saved.pop("_class_path", None), saved_config(checkpoint, file).get("model")
+    if path:
         model: Any = {"class_path": path, "init_args": saved}
-    else:  # the task does not save its arguments
-        model = saved_config(checkpoint, file).get("model")
-        if not isinstance(model, dict):
-            return None
-        model = {"init_args": {}, **model}
+        if (
+            isinstance(configured, dict) and configured.get("class_path") == path
+        ):  # the task saves some of its arguments
+            model["init_args"] = {**(configured.get("init_args") or {}), **saved}
+    elif isinstance(configured, dict):
+        model = {"init_args": {}, **configured}
+    else:
+        return None
     require_settings(model, "the task", file)
     return model
 

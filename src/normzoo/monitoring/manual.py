@@ -1,0 +1,116 @@
+"""The training step of manual optimization, without its updates."""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+
+class Idle:
+    """An optimizer or a schedule as a training step sees it, but one that changes nothing.
+
+    Args:
+        original: what it stands for.
+        parameters: of an optimizer, the names of its parameters.
+    """
+
+    def __init__(self, original: Any, parameters: Collection[str] = ()) -> None:
+        self.original = original
+        self.parameters = parameters
+        self.pending: list[Tensor] = []  # the losses whose gradients it holds
+        self.minimized: list[Tensor] = []  # those of its first update
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        self.pending = []
+
+    def step(self, closure: Callable[[], object] | None = None, *args: Any, **kwargs: Any) -> None:
+        if callable(closure):  # a schedule may be given an epoch or a metric
+            closure()
+        self.minimized = self.minimized or [*self.pending]
+
+    def toggle_model(self, *args: Any, **kwargs: Any) -> Any:
+        return nullcontext()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+class ManualStep:
+    """Lets a copy of a LightningModule run its manual training step without an update, and keeps the losses.
+
+    The loss of an optimizer is the sum of those that the step passes to `manual_backward` between the optimizer's
+    `zero_grad` and its first update: what the gradients that it uses belong to. In a step in which no optimizer makes
+    an update, as gradients accumulate, it is the sum of all.
+
+    Args:
+        original: the module.
+        copy: the copy, whose methods are replaced.
+    """
+
+    def __init__(self, original: LightningModule, copy: LightningModule) -> None:
+        self.original = original
+        self.optimizers: list[Idle] = []
+        self.is_known = True
+        instead = {
+            "optimizers": lambda use_pl_optimizer=True: (
+                self.optimizers if len(self.optimizers) > 1 else self.optimizers[0]
+            ),
+            "lr_schedulers": self.lr_schedulers,
+            "manual_backward": self.backward,
+            **dict.fromkeys(("clip_gradients", "toggle_optimizer", "untoggle_optimizer"), ignore),
+        }
+        for name, method in instead.items():
+            object.__setattr__(copy, name, method)
+
+    def begin(self) -> None:
+        """Forgets the losses of the step before."""
+        found: Any = self.original.optimizers()
+        names = {id(p): name for name, p in self.original.named_parameters()}
+        self.optimizers = []
+        for one in found if isinstance(found, list) else [found]:
+            owned = [id(p) for group in one.param_groups for p in group["params"]]
+            self.optimizers.append(Idle(one, {names[key] for key in owned if key in names}))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Keeps a loss for the optimizers."""
+        for one in self.optimizers:
+            one.pending.append(loss)
+
+    def lr_schedulers(self) -> Any:
+        """The schedules."""
+        found: Any = self.original.lr_schedulers()
+        return list(map(Idle, found)) if isinstance(found, list) else None if found is None else Idle(found)
+
+    def losses(self) -> tuple[Tensor | None, list[tuple[Tensor, Collection[str]]]]:
+        """The sum of all losses, and what each optimizer minimizes with the names of its parameters.
+
+        Without those of optimizers that make no update, if another one does.
+        """
+        updates = [(one.minimized, one.parameters) for one in self.optimizers if one.minimized]
+        found = updates or [(one.pending, one.parameters) for one in self.optimizers if one.pending]
+        if not found:
+            self.warn_once()
+            return None, []
+        distinct = {id(loss): loss for losses, _ in found for loss in losses}
+        return total([*distinct.values()]), [(total(losses), names) for losses, names in found]
+
+    def warn_once(self) -> None:
+        """Warns that the step has no loss that is known."""
+        if self.is_known:
+            rank_zero_warn(
+                f"{type(self.original).__name__}.training_step passes no loss to self.manual_backward: monitors that "
+                f"compute the loss show nothing of it. Call self.manual_backward(loss) in place of loss.backward()."
+            )
+        self.is_known = False
+
+
+def total(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of losses."""
+    return sum(losses[1:], losses[0])
+
+
+def ignore(*args: object, **kwargs: object) -> None:
+    """Takes the place of a method that would leave a trace."""
