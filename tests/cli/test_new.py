@@ -10,6 +10,7 @@ import pytest
 from commands import normzoo
 
 from normzoo import __version__
+from normzoo.cli import new
 from normzoo.cli.new import NAME, TEMPLATE, project
 
 
@@ -52,19 +53,27 @@ def test_scripts_can_be_run_by_whoever_may_read_them(here: Path) -> None:
     assert not os.access(here / "bird_songs" / "README.md", os.X_OK)
 
 
-def test_the_commands_that_come_next_are_there(here: Path) -> None:
-    change, *scripts = normzoo("new", "deep/er/bird_songs").out.split("next:\n")[1].split("\n  ")
-    assert change.strip() == "cd deep/er/bird_songs"
-    assert all((here / "deep/er/bird_songs" / script.strip()).is_file() for script in scripts)
-    assert len(scripts) == 2
+def next_commands(said: str) -> list[str]:
+    return said.split("next:\n  ")[1].rstrip().split("\n  ")
+
+
+def test_the_commands_that_come_next_are_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new, "which", lambda program: program)
+    change, *scripts = next_commands(normzoo("new", "deep/er/bird_songs").out)
+    assert change == "cd deep/er/bird_songs"
+    assert scripts == ["scripts/train", "scripts/test"]
+    assert all((here / "deep/er/bird_songs" / script).is_file() for script in scripts)
+
+
+def test_the_environment_is_activated_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new, "which", lambda program: None)
+    assert next_commands(normzoo("new", "bird_songs").out)[0] == f"source {sys.prefix}/bin/activate"
 
 
 def test_an_empty_folder_is_filled(here: Path) -> None:
     (here / "bird_songs").mkdir()
     os.chdir(here / "bird_songs")
-    said = normzoo("new", ".")
-    assert said.status == 0
-    assert "cd " not in said.out
+    assert "cd " not in normzoo("new", ".").out
     assert len(files(here / "bird_songs")) == len(project(NAME))
 
 

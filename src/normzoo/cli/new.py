@@ -1,13 +1,16 @@
 """The command `normzoo new`: writes the project in `template/` under the name of the user's."""
 
 import keyword
+import os
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from os.path import abspath, lexists
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from normzoo.cli.commands import ArgumentParser
@@ -41,17 +44,16 @@ def main(arguments: Sequence[str]) -> None:
     missing = {path: text for path, text in files.items() if not is_there(path, folder)}
     write(folder, missing)
     print(listing(missing))
-    for path in files.keys() - missing.keys():
+    for path in [path for path in files if path not in missing]:
         print(f"kept yours: {path}")
     print(to_add(files, missing, folder), end="")
-    inside = "" if folder == Path.cwd() else f"cd {given.folder}\n  "
-    print(f"\nnext:\n  {inside}scripts/train\n  scripts/test")
+    print("\n  ".join(["\nnext:", *next_commands(given.folder)]))
 
 
 def name_in(folder: Path) -> str:
     """The package's name in a folder that exists: that of the project in pyproject.toml, else the folder's."""
     name = str(read_pyproject(folder).get("project", {}).get("name", folder.name))
-    return re.sub(r"[-.]", "_", name)
+    return re.sub(r"\W+", "_", name)
 
 
 def read_pyproject(folder: Path) -> dict[str, Any]:
@@ -125,6 +127,13 @@ def write(folder: Path, files: dict[str, str]) -> None:
         if isinstance(error, OSError):
             raise InputError(f"{error.filename or file} cannot be written ({error.strerror}): no file was.") from error
         raise
+
+
+def next_commands(folder: str) -> list[str]:
+    """What the user types next: the scripts call the programs of the active environment."""
+    activate = [] if which("normzoo") else [f"source {shlex.quote(sys.prefix)}/bin/activate"]
+    change = [] if abspath(folder) == os.getcwd() else [f"cd {shlex.quote(folder)}"]
+    return [*activate, *change, "scripts/train", "scripts/test"]
 
 
 def listing(files: dict[str, str]) -> str:

@@ -1,3 +1,5 @@
+"""The norm obeys the laws of normzoo, two steps train, and every config runs."""
+
 import pytest
 from lightning.pytorch import Trainer
 from normzoo.__main__ import main

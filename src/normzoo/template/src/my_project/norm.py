@@ -5,15 +5,14 @@ from torch import Tensor, nn
 
 
 class MyNorm(Norm):
-    """Layer normalization by the mean absolute deviation, to which an outlier adds less than to the variance.
+    """Divides each sample by the mean absolute value of its channels and positions.
 
-    `y = weight (x - mean) / (mean |x - mean| + eps) + bias`, the means over the channels and positions of each sample
+    `y = weight x / (mean |x| + eps) + bias`
     """
 
     weight: nn.Parameter
     bias: nn.Parameter
-    # What check_norm tests: a constant added to x changes nothing, nor does scaling x.
-    facts = Facts(axes=("C", "s"), centres=True, scales=True, unit_square=False)
+    facts = Facts(axes=("C", "s"), scales=True, unit_square=False)  # what check_norm tests: f(2 x) = f(x)
 
     def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
         super().__init__(num_features)
@@ -22,6 +21,5 @@ class MyNorm(Norm):
 
     def normalize(self, x: Tensor) -> Tensor:
         axes, per_channel = tuple(range(1, x.dim())), (-1, *[1] * (x.dim() - 2))
-        centred = x - x.mean(axes, keepdim=True)
-        y = centred / (centred.abs().mean(axes, keepdim=True) + self.eps)
-        return y * self.weight.view(per_channel) + self.bias.view(per_channel)
+        y = x / (x.abs().mean(axes, keepdim=True) + self.eps)
+        return (y * self.weight.view(per_channel) + self.bias.view(per_channel)).to(x.dtype)
