@@ -88,19 +88,20 @@ def test_it_depends_on_this_version() -> None:
 
 REFUSED = {
     "my-birds": "such as my_birds",
-    "class": "no keyword",
-    "Größe": "cannot be the name of a package",
+    "class": "and no keyword",
+    "Größe": "ASCII letters",
+    "sys": "'sys' is the name",
     "3d": "cannot be the name of a package",
     "_birds": "such as birds",
     "birds_": "such as birds",
     "a.b": "such as a_b",
-    "json": "'json' is the name of a module that is there already",
-    "torch": "'torch' is the name of a module that is there already",
-    "normzoo": "'normzoo' is the name of a module that is there already",
-    "full": "full is there already and is not empty: --into adds to it",
-    "file": "file is there already",
+    "json": "'json' is the name of a module that exists already",
+    "torch": "'torch' is the name of a module that exists already",
+    "normzoo": "'normzoo' is the name of a module that exists already",
+    "full": "full exists and is not an empty folder",
+    "file": "file exists and is not",
     "file/birds": "cannot be written",
-    "dangling": "dangling is there already",
+    "dangling": "dangling exists and is not",
 }
 
 
@@ -181,7 +182,7 @@ def test_into_where_a_file_is_in_the_way_writes_nothing(here: Path) -> None:
 
 
 def test_into_needs_a_folder_and_toml_that_can_be_read(here: Path) -> None:
-    assert "is no folder" in normzoo("new", "birds", "--into").err
+    assert "is not a folder" in normzoo("new", "birds", "--into").err
     (here / "pyproject.toml").write_text("[project\n")
-    assert "is no TOML" in normzoo("new", ".", "--into").err
+    assert "pyproject.toml cannot be read" in normzoo("new", ".", "--into").err
     assert [path.name for path in here.iterdir()] == ["pyproject.toml"]

@@ -1,5 +1,6 @@
 """The command `normzoo new`: writes the project in `template/` under the name of the user's."""
 
+import json
 import keyword
 import os
 import re
@@ -28,11 +29,11 @@ def main(arguments: Sequence[str]) -> None:
         "plain Lightning; normzoo stays a library that you upgrade by pip.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", metavar="FOLDER", help="the folder to create, called as the package shall be")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder to create; its name becomes that of the package")
     parser.add_argument(
         "--into",
         action="store_true",
-        help="add the project to a folder that exists, such as a repository; files that are there are not changed",
+        help="add the project to a folder that exists, such as a repository; no file in it is changed",
     )
     given = parser.parse_args(arguments)
     folder = Path(abspath(given.folder))
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     print(listing(missing))
     for path in [path for path in files if path not in missing]:
         print(f"kept yours: {path}")
-    print(to_add(files, missing, folder), end="")
+    print(to_add(files, folder), end="")
     print("\n  ".join(["\nnext:", *next_commands(given.folder)]))
 
 
@@ -62,27 +63,33 @@ def read_pyproject(folder: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
-        raise InputError(f"{file} is no TOML: {error}; correct it first.") from error
+        raise InputError(f"{file} cannot be read: {error}; correct it first.") from error
 
 
 def require_name(name: str, folder: Path) -> None:
-    """Raises `InputError` for a name that a package outside of the folder has, or that no package can have."""
+    """Raises `InputError` for a name that another module has, or that no package can have."""
     if not re.fullmatch(r"[A-Za-z](\w*[A-Za-z0-9])?", name, re.ASCII) or keyword.iskeyword(name):
         better = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_0123456789").lower()
         hint = f", such as {better}" if better and not keyword.iskeyword(better) else ""
-        raise InputError(f"{name!r} cannot be the name of a package: use letters, digits and _, no keyword{hint}.")
-    found = find_spec(name)
-    place = found and found.origin
-    if name in sys.stdlib_module_names or (place and not Path(place).resolve().is_relative_to(folder.resolve())):
-        raise InputError(f"{name!r} is the name of a module that is there already ({place}): choose another.")
+        raise InputError(
+            f"{name!r} cannot be the name of a package: use ASCII letters, digits and _, and no keyword{hint}."
+        )
+    is_own = any((folder / path / name).is_dir() for path in ("", "src"))
+    found = None if is_own else find_spec(name)
+    if name in sys.stdlib_module_names or (found and found.origin):  # a folder without __init__.py has no origin
+        place = f" ({found.origin})" if found else ""
+        raise InputError(f"{name!r} is the name of a module that exists already{place}: choose another.")
 
 
 def require_folder(given: str, folder: Path, into: bool) -> None:
     """Raises `InputError` for a folder that the project cannot be written to."""
     if into and not folder.is_dir():
-        raise InputError(f"{given} is no folder: --into adds to one that exists; without it, a new one is created.")
+        raise InputError(f"{given} is not a folder: --into adds to one that exists; leave it out to create one.")
     if not into and lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{given} is there already and is not empty: --into adds to it, and changes no file in it.")
+        raise InputError(
+            f"{given} exists and is not an empty folder: choose another name, or add to the folder by --into, which "
+            f"changes no file in it."
+        )
 
 
 def project(name: str, *, flat: bool = False) -> dict[str, str]:
@@ -125,7 +132,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
         for one in reversed(made):
             one.rmdir() if one.is_dir() else one.unlink()
         if isinstance(error, OSError):
-            raise InputError(f"{error.filename or file} cannot be written ({error.strerror}): no file was.") from error
+            raise InputError(f"{error.filename or file} cannot be written ({error.strerror}); no file was.") from error
         raise
 
 
@@ -143,22 +150,25 @@ def listing(files: dict[str, str]) -> str:
     return "\n".join([*rows, f"{sum(lines.values()):5}  lines in {len(files)} files, all yours to edit"])
 
 
-def to_add(files: dict[str, str], missing: dict[str, str], folder: Path) -> str:
-    """What the user adds by hand to the files that were kept, as text; nothing if they have it."""
-    said = ""
-    if "pyproject.toml" not in missing:
-        wanted = tomllib.loads(files["pyproject.toml"])["project"]
-        there = read_pyproject(folder).get("project", {})
-        [normzoo] = wanted["dependencies"]
-        [(name, package)] = wanted["entry-points"]["normzoo.packages"].items()
-        if not any(one.startswith("normzoo") for one in there.get("dependencies", [])):
-            said += f'\nadd to [project] in pyproject.toml:\n  dependencies = ["{normzoo}"]\n'
+def to_add(files: dict[str, str], folder: Path) -> str:
+    """What the user adds by hand to files that exist, as text; nothing for those that have it or were just written."""
+    lines = {"pyproject.toml": missing_settings(files, folder), ".gitignore": missing_patterns(files, folder)}
+    return "".join("\n  ".join([f"\nadd to {path}:", *add]) + "\n" for path, add in lines.items() if add)
+
+
+def missing_settings(files: dict[str, str], folder: Path) -> list[str]:
+    """The lines of the project's pyproject.toml that the one in the folder lacks."""
+    wanted, there = tomllib.loads(files["pyproject.toml"])["project"], read_pyproject(folder).get("project", {})
+    lines = []
+    if not any(one.startswith("normzoo") for one in there.get("dependencies", [])):
+        lines += ["[project]", f"dependencies = {json.dumps(wanted['dependencies'])}"]
+    for name, package in wanted["entry-points"]["normzoo.packages"].items():
         if name not in there.get("entry-points", {}).get("normzoo.packages", {}):
-            said += f'\nadd to pyproject.toml:\n  [project.entry-points."normzoo.packages"]\n  {name} = "{package}"\n'
-    if ".gitignore" not in missing:
-        there = (folder / ".gitignore").read_text(encoding="utf-8").split()
-        lines = [
-            line for line in files[".gitignore"].split() if line.strip("/") not in [one.strip("/") for one in there]
-        ]
-        said += "".join(["\nadd to .gitignore:\n", *[f"  {line}\n" for line in lines]]) if lines else ""
-    return said
+            lines += ['[project.entry-points."normzoo.packages"]', f'{name} = "{package}"']
+    return lines
+
+
+def missing_patterns(files: dict[str, str], folder: Path) -> list[str]:
+    """The lines of the project's .gitignore that the one in the folder lacks."""
+    there = [line.strip("/") for line in (folder / ".gitignore").read_text(encoding="utf-8").split()]
+    return [line for line in files[".gitignore"].split() if line.strip("/") not in there]
