@@ -501,9 +501,11 @@ def test_a_lazy_layer_is_refused() -> None:
 
 def test_all_refusals_come_in_one_message() -> None:
     with pytest.raises(InputError) as raised:
-        replace(MLP((1, 4, 4), 3, hidden=[8] * 9), {"BatchNorm": InstanceNorm})
-    assert str(raised.value).startswith("9 of 9 layers cannot be replaced, and the network is unchanged:\n  ")
-    assert "and 4 more." in str(raised.value)
+        replace(MLP((1, 4, 4), 3, hidden=[8] * 4 + [9, 10, 11, 12, 13]), {"BatchNorm": InstanceNorm})
+    first, second, *_, last = str(raised.value).split("\n  ")
+    assert first.startswith("9 of 9 layers cannot be replaced, and the network is unchanged")
+    assert second.startswith("blocks.0.norm, blocks.1.norm, blocks.2.norm and 1 more: InstanceNorm got an input of")
+    assert last == "and 1 more reasons."
 
 
 def test_a_distributed_network_is_refused() -> None:

@@ -67,13 +67,13 @@ def replace(
       layer  from            to            kept
       1      BatchNorm2d(8)  GroupNorm(8)  weight, bias, eps
     """
-    require_arguments(net, match, data)
+    require_arguments(net, rules, match, data)
     root = unwrapped(net)
     chosen = choose(root, rules, where)
     if data is not None and not isinstance(data, LightningDataModule) and iter(data) is data:
         data = list(data)  # which is read several times
     shapes = usual_shapes(root, chosen) if data is None else input_shapes(net, chosen, data)
-    swaps = plan(root, chosen, rules, shapes, match)
+    swaps = plan(root, chosen, shapes, match)
     put = placing(root, swaps)
     columns, notes = compared(net, swaps, put, data, match)
     modes = [(swap.new, swap.old.training) for swap in swaps]
@@ -92,13 +92,16 @@ def replace(
     return report
 
 
-def require_arguments(net: nn.Module, match: str, data: Data | None) -> None:
-    """Raises `InputError` for a wrapped network, an unknown `match`, or missing data."""
+def require_arguments(net: nn.Module, rules: Mapping[Rule, Factory], match: str, data: Data | None) -> None:
+    """Raises `InputError` for a wrapped network, a rule that builds nothing, an unknown `match`, or missing data."""
     if any(isinstance(module, DistributedDataParallel) for module in net.modules()):
         raise InputError(
             "the network is wrapped in DistributedDataParallel, which would not synchronize the gradients of new "
             "parameters: call replace on its .module, and wrap that again."
         )
+    for rule, factory in rules.items():
+        if isinstance(factory, nn.Module) or not (factory is None or callable(factory)):
+            raise InputError(f"the rule for {rule!r} is {factory!r}; give what builds a layer, such as GroupNorm.")
     if match not in ("nothing", "affine", "output"):
         raise InputError(f"match={match!r}: a new layer keeps 'nothing', 'affine' or 'output'.")
     if match == "output" and data is None:
@@ -141,7 +144,7 @@ def unmatched(rule: Rule, named: Mapping[str, nn.Module], where: Layers) -> str:
     shown = repr(rule) if isinstance(rule, str) else rule.__name__ if isinstance(rule, type) else f"the given {rule}"
     elsewhere = [name for name, layer in named.items() if fits(rule, layer)]
     if elsewhere:
-        return f"{shown} matches no layer where={where!r}; it matches {', '.join(elsewhere[:3])}."
+        return f"{shown} matches no layer where={where!r}; it matches {shortened(elsewhere)}."
     kinds = sorted({type(layer).__name__ for layer in named.values() if is_norm(layer)})
     near = get_close_matches(shown.strip("'"), kinds, n=3, cutoff=0.4) or kinds[:3]
     return (
@@ -184,7 +187,6 @@ def input_shapes(
 def plan(
     root: nn.Module,
     chosen: Mapping[nn.Module, tuple[list[str], Factory]],
-    rules: Mapping[Rule, Factory],
     shapes: Mapping[nn.Module, tuple[int, ...] | None],
     match: str,
 ) -> list[Swap]:
@@ -193,30 +195,53 @@ def plan(
     Raises:
         InputError: one of them cannot take the place of the old one; it lists them.
     """
-    for rule, factory in rules.items():
-        if isinstance(factory, nn.Module) or not (factory is None or callable(factory)):
-            raise InputError(f"the rule for {rule!r} is {factory!r}; give what builds a layer, such as GroupNorm.")
-    fused = {name: parent for name, parent in root.named_modules() if type(parent).__module__.startswith("torch.ao.")}
+    fused = {name: module for name, module in root.named_modules() if type(module).__module__.startswith("torch.ao.")}
     home = next((t for tensors in (root.parameters(), root.buffers()) for t in tensors), torch.zeros(()))
-    swaps, refused = [], []
+    swaps: list[Swap] = []
+    refused: dict[str, list[str]] = {}
     for layer, (names, factory) in chosen.items():
         try:
-            for parent in (fused[name.rpartition(".")[0]] for name in names if name.rpartition(".")[0] in fused):
-                raise InputError(
-                    f"it is part of a {type(parent).__name__}, which computes its weight from the statistics of its "
-                    f"BatchNorm: replace it before the network is fused or prepared for quantization"
-                )
+            require_unfused(names, fused)
             swaps.append(planned(names, layer, factory, shapes[layer], home, match=match))
         except (TypeError, ValueError, RuntimeError) as error:  # what layers of any library raise
-            refused.append(f"  {names[0]}: {str(error).removesuffix('.')}.")
+            refused.setdefault(str(error).removesuffix("."), []).append(names[0])
     if refused:
-        more = [f"  and {len(refused) - 5} more."] if len(refused) > 5 else []
-        lines = "\n".join([*refused[:5], *more])
-        raise InputError(
-            f"{len(refused)} of {len(chosen)} layers cannot be replaced, and the network is unchanged:\n{lines}\n"
-            f"Give these layers another rule, or leave them out by where=."
-        )
+        raise InputError(refusal(refused, len(chosen)))
     return swaps
+
+
+def require_unfused(names: Sequence[str], fused: Mapping[str, nn.Module]) -> None:
+    """Raises `InputError` for a layer inside one of the modules of torch that were fused for quantization."""
+    for name in names:
+        if parent := fused.get(name.rpartition(".")[0]):
+            raise InputError(
+                f"it is part of a {type(parent).__name__}, which computes its weight from the statistics of its "
+                f"BatchNorm: replace it before the network is fused or prepared for quantization"
+            )
+
+
+def refusal(refused: Mapping[str, Sequence[str]], layers: int) -> str:
+    """The message for layers that cannot be replaced.
+
+    Args:
+        refused: reason -> names of layers.
+        layers: the number of all layers to replace.
+    """
+    lines = [f"{shortened(names)}: {reason}." for reason, names in refused.items()]
+    more = [f"and {len(lines) - 5} more reasons."] if len(lines) > 5 else []
+    return "\n  ".join(
+        [
+            f"{sum(map(len, refused.values()))} of {layers} layers cannot be replaced, and the network is unchanged; "
+            f"give them another rule, or leave them out by where=:",
+            *lines[:5],
+            *more,
+        ]
+    )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def placing(root: nn.Module, swaps: Sequence[Swap]) -> Put:
