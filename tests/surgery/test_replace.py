@@ -393,6 +393,8 @@ def test_layers_that_the_data_does_not_reach_are_named() -> None:
     net.spare = nn.BatchNorm2d(8)
     report = convert(net, GroupNorm, match="output", data=[(IMAGES, torch.zeros(6))])
     assert report.rows[-1]["output change"] is None
+    report = replace(net, {GroupNorm: LayerNorm}, data=[{"x": IMAGES, "label": torch.zeros(6)}])
+    assert report.notes[-1] == "the data does not reach spare"
     assert report.notes[-1] == "the data does not reach spare"
 
 
@@ -412,7 +414,7 @@ def test_the_report_says_what_happened() -> None:
 
 class Broken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("something inside")
+        raise RuntimeError("Broken does not take an input .*something inside")
 
 
 def qat() -> nn.Module:
@@ -449,14 +451,19 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
         "1: GroupNorm returns a constant for an input of shape \\(6, 8, 1, 1\\)",
     ),
     "on a weight": (Net, {"BatchNorm2d": norms.WeightNorm}, {}, "acts on the weight .*register_parametrization"),
-    "layout": (Net, {"BatchNorm2d": nn.LayerNorm}, {}, "stem.1: Given normalized_shape"),
+    "layout": (
+        Net,
+        {"BatchNorm2d": nn.LayerNorm},
+        {},
+        "norms.b: LayerNorm does not take an input of shape .*Given normalized_shape",
+    ),
     "layout of tokens": (
         Net,
         {nn.LayerNorm: partial(nn.GroupNorm, 4)},
         {},
-        "tokens: Expected weight to be a vector of size",
+        "tokens: GroupNorm does not take .* Expected weight to be a vector of size",
     ),
-    "fails": (Net, {"BatchNorm2d": lambda c: Broken()}, {}, "something inside"),
+    "fails": (Net, {"BatchNorm2d": lambda c: Broken()}, {}, "Broken does not take an input .*something inside"),
     "other shape": (Net, {"BatchNorm2d": lambda c: nn.Flatten()}, {}, "does not return"),
     "quantization": (qat, {"BatchNorm2d": GroupNorm}, {}, "part of a ConvBn2d"),
     "no data": (Net, {"BatchNorm2d": GroupNorm}, {"match": "output"}, "needs data"),
@@ -475,6 +482,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
         "no weight or bias that scale",
     ),
     "wrong data": (Net, {"BatchNorm2d": GroupNorm}, {"match": "output", "data": [IMAGES[:, :2]]}, "channels"),
+    "dictionaries": (
+        Net,
+        {"BatchNorm2d": GroupNorm},
+        {"data": [{"image": IMAGES, "label": 0}]},
+        r"dictionaries of 'image', 'label', which Net.forward\(x\) does not take .* give its inputs",
+    ),
     "wrong second batch": (
         Net,
         {"BatchNorm2d": GroupNorm},
@@ -504,7 +517,7 @@ def test_all_refusals_come_in_one_message() -> None:
         replace(MLP((1, 4, 4), 3, hidden=[8] * 4 + [9, 10, 11, 12, 13]), {"BatchNorm": InstanceNorm})
     first, second, *_, last = str(raised.value).split("\n  ")
     assert first.startswith("9 of 9 layers cannot be replaced, and the network is unchanged")
-    assert second.startswith("blocks.0.norm, blocks.1.norm, blocks.2.norm and 1 more: InstanceNorm got an input of")
+    assert second.startswith("hidden.0.norm, hidden.1.norm, hidden.2.norm and 1 more: InstanceNorm got an input of")
     assert last == "and 1 more reasons."
 
 

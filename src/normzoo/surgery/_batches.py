@@ -59,14 +59,25 @@ def predict(net: nn.Module, batch: Any) -> Any:
 
     By `predict_step` of a LightningModule that has one. Else by `forward`, with the first of a tuple or list, and with
     the values of a dictionary that its arguments name.
+
+    Raises:
+        InputError: a dictionary that the network does not take.
     """
     net = unwrapped(net)
     if isinstance(net, LightningModule) and is_overridden("predict_step", net):
         takes_index = is_param_in_hook_signature(net.predict_step, "batch_idx", min_args=2)
         return net.predict_step(batch, 0) if takes_index else net.predict_step(batch)
     if isinstance(batch, Mapping):
-        named = {name: batch[name] for name in signature(net.forward).parameters if name in batch}
-        return net(**named) if named else net(batch)
+        names = signature(net.forward).parameters
+        named = {name: batch[name] for name in names if name in batch}
+        try:
+            return net(**named) if named else net(batch)
+        except (TypeError, AttributeError) as error:
+            raise InputError(
+                f"data yields dictionaries of {', '.join(map(repr, batch))}, which {type(net).__name__}.forward("
+                f"{', '.join(names)}) does not take ({error}): give its inputs, such as "
+                f"data=[batch['image'] for batch in loader]."
+            ) from error
     return net(batch[0] if isinstance(batch, tuple | list) else batch)
 
 

@@ -122,8 +122,9 @@ def measure(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data) -> tupl
         layers[swap].add(new, old)
 
     for old, new in run(net, swaps, put, data, hook):
-        for a, b in zip(tensors(new), tensors(old), strict=True):
-            whole.add(a, b)
+        for a, b in zip(tensors(new), tensors(old), strict=False):
+            if a.shape == b.shape:  # not, for example, the boxes that a detector finds
+                whole.add(a, b)
         count += 1
     return layers, whole, count
 

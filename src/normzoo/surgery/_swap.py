@@ -121,7 +121,12 @@ def try_out(norm: nn.Module, shape: tuple[int, ...], axis: int, *, fits: bool) -
     norm.to("cpu", torch.float64).train(isinstance(norm, Norm) and norm.facts.takes_reference)
     shape = (max(shape[0], 2), *shape[1:])
     x = torch.linspace(-2, 3, torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
-    y = norm(x)
+    try:
+        y = norm(x)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # what layers of other libraries raise
+        raise InputError(f"{name} does not take an input of shape {shape}: {error}") from error
     if not isinstance(y, Tensor) or y.shape != x.shape:
         raise InputError(f"{name} does not return an output of its input's shape, {shape}")
     if y.max() - y.min() < 1e-9:

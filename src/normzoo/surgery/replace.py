@@ -280,8 +280,10 @@ def compared(
     layers, whole, count = measure(net, swaps, put, data)
     columns = [{"output change": float(layers[swap]) if swap in layers else None} for swap in swaps]
     missed = [swap.names[0] for swap in swaps if swap not in layers]
-    notes = [f"relative change of the network's output: {float(whole):.2g}, over {count} batches"]
-    return columns, notes + [f"the data does not reach {', '.join(missed)}"] * bool(missed)
+    notes = [f"the data does not reach {shortened(missed)}"] if missed else []
+    if whole.size:
+        notes.insert(0, f"relative change of the network's output: {float(whole):.2g}, over {count} batches")
+    return columns, notes
 
 
 def row(swap: Swap) -> dict[str, object]:
