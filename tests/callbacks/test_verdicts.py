@@ -152,6 +152,7 @@ SILENT: dict[str, Evidence] = {
     "one layer has a rare feature": evidence("CovariateShift", [distance(0.1)]),
     "still for two samples": evidence("GradientFlow", [turn(0)] * 2),
     "learned before": evidence("GradientFlow", [turn(1), turn(0), turn(0)]),
+    "begins to learn": evidence("GradientFlow", [turn(0), turn(1e-9), turn(7e-7)]),
     "the rate is zero": evidence("GradientFlow", [{"turn": dict.fromkeys("abc", 0.0)}] * 3),
     "constant channels": evidence("CovariateShift", [{"drift_kl": {"net.0": math.inf}}]),
     "nothing by nothing": evidence("GradientFlow", [{**flow(1, 1), "grad_ratio": {"net.0": math.nan}}]),

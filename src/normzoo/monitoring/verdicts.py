@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from statistics import median
 from typing import NamedTuple
 
@@ -380,11 +380,12 @@ def shift(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 
 
 def not_learning(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    """Layers that do not turn in any of at least three samples, while others do."""
+    """Layers that do not turn in any of at least three samples, and do not begin to, while others do."""
     bound = thresholds.not_learning
     for samples in evidence.of("GradientFlow", "turn"):
         step, turns = samples[-1]
         still = [name for name in turns if len(samples) > 2 and all(is_still(v, name, bound) for _, v in samples)]
+        still = [name for name in still if not begins([v[name] for _, v in samples])]
         if still:
             layer, others = still[0], more(len(still) - 1)
             if layer in evidence.frozen:
@@ -410,6 +411,11 @@ def is_still(turns: Values, layer: str, bound: float) -> bool:
     """Whether a layer does not turn, while those that do turn a thousand times as far, in the median."""
     others = [turn for turn in turns.values() if turn > bound]
     return bool(others) and turns.get(layer, math.inf) < min(bound, median(others) / 1000)
+
+
+def begins(turns: Sequence[float]) -> bool:
+    """Whether a layer turns ever farther: those of a block whose last norm starts at 0 wait until that has moved."""
+    return turns[-1] > 10 * turns[0] and all(before < after for before, after in pairwise(turns))
 
 
 FINITE = (
@@ -505,7 +511,7 @@ RULES = (
         (),
         "`turn` (GradientFlow)",
         "below {not_learning:g}, and below a thousandth of the median over the layers that move, in at least three "
-        "samples in a row",
+        "samples in a row that do not rise tenfold",
     ),
 )
 """In the order of causes: a rule hides the findings that its own explains."""
