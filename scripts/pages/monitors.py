@@ -12,9 +12,9 @@ HEAD = """# What the monitors show
 <!-- Made by scripts/docs from the docstrings, metrics and units in src/normzoo/. -->
 
 Six callbacks, each for one question, and a seventh, `Verdicts`, that says in words what is wrong. `normzoo fit` has all
-of them unless `--monitors=false`. They work in any Lightning project with any network, and do not change the training
-by a bit. [See it in five minutes](see.md); [my network does not train](faults.md); [the rules of the
-verdicts](verdicts.md); [what the event files hold](data.md).
+of them unless `--monitors=false`. They work in [any Lightning
+project](lightning.md) with any network, and do not change the training by a bit. [See it in five minutes](see.md); [my
+network does not train](faults.md); [the rules of the verdicts](verdicts.md); [what the event files hold](data.md).
 
 Other rates or layers, by flags or in your own Trainer:
 
