@@ -34,7 +34,13 @@ ROOMS = [
     "norms",
 ]
 # What a room may import besides the standard library and this package; a room that is not here may import anything.
-LIBRARIES = {"errors": set(), "norms": {"torch"}, "metrics": {"torch", "numpy"}, "models": {"torch"}}
+LIBRARIES = {
+    "errors": set(),
+    "norms": {"torch"},
+    "testing": {"torch"},
+    "metrics": {"torch", "numpy"},
+    "models": {"torch"},
+}
 
 
 def imports(module: str) -> set[str]:

@@ -1,6 +1,7 @@
 """The laws of normalization layers, as pytest parameters, and what the tests in `tests/norms` share.
 
-A law is a test with a parameter `subject`: every class of `normzoo.norms.layers()` in every layout, `(N, C)`,
+Most laws lie in `normzoo.testing`, for layers that are not in the zoo, too; those that need a reference, ranks or an
+exporter are tests. A law has a parameter `subject`: every class of `normzoo.norms.layers()` in every layout, `(N, C)`,
 `(N, C, L)` and `(N, C, H, W)`. A law names no layer: it reads facts, and where a fact can be false the law is
 two-sided, observed == declared. A new layer needs its formula in `references/`, and no test is edited. An exception
 that the facts declare is a strict xfail; so is each layer of `broken.py`, which has one bug that the law must catch.
@@ -9,28 +10,35 @@ A layer that acts on a weight (C, I, *) has the same laws: its output channels a
 positions s.
 """
 
-import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-import torch
 from broken import BUGS
-from references import State
-from subjects import LAYOUTS, C, Subject, outputs_and_gradients, subjects
-from torch import Tensor
-from torch.func import functional_call
+from subjects import Subject, subjects
 
-from normzoo.errors import InputError
-from normzoo.norms import Norm
+from normzoo.testing import LAWS
+from normzoo.testing._law import Law, laws_of
+from normzoo.testing._messages import assert_helpful as assert_helpful
+from normzoo.testing._subject import LARGE as LARGE
+from normzoo.testing._subject import assert_close as assert_close
+from normzoo.testing._subject import assert_same_buffers as assert_same_buffers
+from normzoo.testing._subject import assert_same_results as assert_same_results
+from normzoo.testing._subject import buffers_of as buffers_of
+from normzoo.testing._subject import close as close
+from normzoo.testing._subject import few_and_many as few_and_many
+from normzoo.testing._subject import fresh as fresh
+from normzoo.testing._subject import is_stateful as is_stateful
+from normzoo.testing._subject import of_layer as of_layer
+from normzoo.testing._subject import on_activations as on_activations
+from normzoo.testing._subject import pure as pure
+from normzoo.testing._subject import refusal as refusal
+from normzoo.testing._subject import same_tensors as same_tensors
 
 # What a law fails with: a claim that is wrong, or an error of torch.
 FAILURES = (AssertionError, RuntimeError)
-
-# Inputs of more values than the plain formula takes, and of no round number of blocks.
-LARGE = {"NC": (300, 64), "NCL": (4, C, 601), "NCHW": (8, C, 16, 20)}
 
 TESTS = Path(__file__).parents[1] / "norms"
 
@@ -38,7 +46,27 @@ TESTS = Path(__file__).parents[1] / "norms"
 def law_names() -> set[str]:
     """The names of all laws, as `facts.exceptions` and `broken.py` write them."""
     text = "".join(file.read_text() for file in TESTS.glob("test_*.py"))
-    return {name.replace("_", "-") for name in re.findall(r"@law\(.*\)\ndef test_(\w+)\(", text)}
+    tests = {name.replace("_", "-") for name in re.findall(r"@law\(.*\)\ndef test_(\w+)\(", text)}
+    return tests | {law.name for law in LAWS}
+
+
+def tests_of(module: ModuleType) -> dict[str, Callable[..., None]]:
+    """A test of the zoo for each law of a module of `normzoo.testing`, by its name."""
+    return {f"test_{law.check.__name__}": law_test(law) for law in laws_of(module)}
+
+
+def law_test(one: Law) -> Callable[..., None]:
+    """A test of a law, for every subject."""
+
+    def test(subject: Subject) -> None:
+        one(subject)
+
+    test.__name__ = f"test_{one.check.__name__}"
+    where = {"every layout": one.when, "once": one.when, "images": lambda s: on_images(s) and one.when(s)}
+    return law(when=where[one.where], per_class=one.where == "once")(test)  # type: ignore[return-value]
+
+
+tests_of.__test__ = False  # type: ignore[attr-defined]  # pytest takes them for tests
 
 
 def law(
@@ -80,79 +108,6 @@ def of_subject(subject: Subject, law: str, where: str) -> object:
     return pytest.param(subject, id=where, marks=marks)
 
 
-def fresh(layer: Norm, x: Tensor) -> Tensor:
-    """The layer's output, without a trace in the layer."""
-    return copy.deepcopy(layer)(x)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
-    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance)
-
-
-def assert_close(a: Tensor, b: Tensor, what: str = "output", tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(
-        a, b, rtol=tolerance, atol=tolerance, check_stride=False, msg=lambda detail: f"{what}: {detail}"
-    )
-
-
-def buffers_of(layer: Norm) -> State:
-    return {name: buffer.clone() for name, buffer in layer.named_buffers()}
-
-
-def same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def assert_same_buffers(layer: Norm, other: Norm, tolerance: float = 1e-9) -> None:
-    assert buffers_of(layer).keys() == buffers_of(other).keys()
-    for name, buffer in layer.named_buffers():
-        assert_close(buffer, other.get_buffer(name), name, tolerance)
-
-
-def of_layer(layer: Norm, x: Tensor) -> dict[str, Tensor]:
-    return outputs_and_gradients(layer, x, dict(layer.named_parameters()))
-
-
-def assert_same_results(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float = 1e-9) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert_close(a[name], b[name], name, tolerance)
-
-
-def refusal(layer: Norm, x: Tensor) -> InputError | None:
-    """The error with which the layer refuses x; None if it takes x."""
-    try:
-        assert layer(x).isfinite().all()
-    except InputError as error:
-        return error
-    return None
-
-
-def set_axes(subject: Subject) -> set[int]:
-    """The dimensions over which the layer's statistics run; those of a group or a window count as all."""
-    rank, axes = len(LAYOUTS[subject.layout]), subject.layer.facts.axes
-    if subject.on_weights:
-        return {*(range(1, rank) if "s" in axes else ()), *([0] if "N" in axes else ())}
-    positions = list(range(2, rank))
-    dims = {"N": [0], "C": [1], "C/G": [1], "s": positions, "s/w": positions}
-    return {dim for axis in axes for dim in dims.get(axis, ())}
-
-
-def formats_of(subject: Subject) -> list[torch.memory_format]:
-    """The memory formats that inputs of this layout have."""
-    images = subject.layout == "NCHW" and not subject.on_weights
-    return [torch.contiguous_format, *([torch.channels_last] if images else [])]
-
-
-def few_and_many(subject: Subject, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
-    """Inputs on both sides of the number of values up to which the plain formula runs, in all memory formats."""
-    for (samples, *others), memory_format in product(
-        (LAYOUTS[subject.layout], LARGE[subject.layout]), formats_of(subject)
-    ):
-        x = subject.input(sizes=(subject.samples(samples), *others), dtype=dtype)
-        yield x.contiguous(memory_format=memory_format)
-
-
 def on_images(subject: Subject) -> bool:
     return subject.layout == "NCHW"
 
@@ -160,29 +115,3 @@ def on_images(subject: Subject) -> bool:
 def on_vectors_or_images(subject: Subject) -> bool:
     """Not (N, C, L), for laws that take seconds: it has positions, as images have."""
     return subject.layout != "NCL"
-
-
-def on_activations(subject: Subject) -> bool:
-    return not subject.on_weights
-
-
-def is_stateful(subject: Subject) -> bool:
-    return subject.layer.facts.stateful
-
-
-def assert_helpful(error: InputError, received: str) -> None:
-    message = str(error)
-    assert received in message, f"the message lacks what was received, {received}: {message}"
-    remedy = r"\b(use|take|build|give|convert|call|lower|raise|move|need|default|defaults|divisors|choose|pass)\b"
-    assert re.search(remedy, message), f"the message lacks a remedy: {message}"
-
-
-def pure(layer: Norm) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-    """The layer as a function of x and its parameters, which leaves the buffers alone; and the parameters."""
-    names = [name for name, _ in layer.named_parameters()]
-
-    def f(x: Tensor, *values: Tensor) -> Tensor:
-        state = {**dict(zip(names, values, strict=True)), **buffers_of(layer)}
-        return functional_call(layer, state, (x,))
-
-    return f, tuple(p.detach().clone().requires_grad_() for p in layer.parameters())

@@ -1,11 +1,9 @@
 """What layers of other libraries take, ours take; device, dtype, resetting, and the axis of the channels, for all."""
 
-import copy
 import inspect
 import subprocess
 import sys
 from abc import ABC
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,19 @@ import pytest
 import torch
 from counterparts import COUNTERPARTS, FACTORY, Counterpart
 from laws import (
-    LARGE,
     assert_close,
     assert_same_buffers,
-    assert_same_results,
-    law,
-    of_layer,
-    on_activations,
-    same_tensors,
+    tests_of,
 )
-from subjects import LAYOUTS, C, Subject, outputs_and_gradients
 from torch import Tensor, nn
 
 from normzoo import norms
 from normzoo.errors import InputError
 from normzoo.norms import Norm
+from normzoo.testing import arguments
+from normzoo.testing.arguments import channels_last
+
+globals().update(tests_of(arguments))  # the laws that hold for layers outside the zoo, too
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -113,90 +109,6 @@ def results(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(y, [x, *module.parameters()], dy)
     found = dict(zip(["dx", *(f"d {name}" for name in names)], gradients, strict=True))
     return {"output": y.detach(), **found, **{name: t.clone() for name, t in module.state_dict().items()}}
-
-
-@law(per_class=True)
-def test_device_and_dtype(subject: Subject) -> None:
-    """`device` and `dtype` are those of the parameters; running statistics are float32 at least."""
-    for settings in subject.settings:
-        layer = subject.layer(C, **settings, device="meta", dtype=torch.bfloat16)
-        assert all(p.is_meta and p.dtype == torch.bfloat16 for p in layer.parameters())
-        assert all(b.is_meta and b.dtype in (torch.float32, torch.int64) for b in layer.buffers())
-        wide = subject.layer(C, **settings, dtype=torch.float64)
-        assert all(t.dtype == torch.float64 for t in wide.state_dict().values() if t.is_floating_point())
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        layer = subject.layer(C)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert all(p.dtype == torch.bfloat16 for p in layer.parameters())
-    assert all(b.dtype in (torch.float32, torch.int64) for b in layer.buffers())
-
-
-@law(per_class=True)
-def test_starts_from_meta(subject: Subject) -> None:
-    """Built on the meta device or by `skip_init`, moved and reset, a layer is as if built at once."""
-    for settings in subject.settings:
-        torch.manual_seed(0)
-        expected = subject.layer(C, **settings).state_dict()
-        moved = [
-            subject.layer(C, **settings, device="meta").to_empty(device="cpu"),
-            nn.utils.skip_init(subject.layer, C, **settings),
-        ]
-        for layer in moved:
-            with torch.no_grad():
-                for t in (*layer.parameters(), *layer.buffers()):
-                    t.fill_(7)
-            torch.manual_seed(0)
-            layer.reset_parameters()
-            assert same_tensors(dict(layer.state_dict()), dict(expected))
-
-
-@law()
-def test_resets(subject: Subject) -> None:
-    """`reset_running_stats` resets what training moves and nothing else; `reset_parameters` resets everything."""
-    for settings in subject.settings:
-        torch.manual_seed(0)
-        start = subject.layer(C, **settings).double()
-        layer = subject.experienced(settings)
-        before = {name: t.clone() for name, t in layer.state_dict().items()}
-        moving = {name for name, _ in layer.named_buffers()} - set(layer.facts.constants)
-        torch.manual_seed(0)
-        layer.reset_running_stats()
-        for name, t in layer.state_dict().items():
-            assert torch.equal(t, start.state_dict()[name] if name in moving else before[name]), name
-        torch.manual_seed(0)
-        layer.reset_parameters()
-        assert same_tensors(dict(layer.state_dict()), dict(start.state_dict()))
-
-
-@law(when=on_activations)
-def test_channel_dim(subject: Subject) -> None:
-    """`channel_dim=-1` computes on (N, *, C), few values and many, what the layer computes on (N, C, *)."""
-    assert subject.layer(C, channel_dim=-1).channel_dim == -1
-    for sizes in (LAYOUTS[subject.layout], LARGE[subject.layout]):
-        for settings in subject.settings if sizes == LAYOUTS[subject.layout] else [{}]:
-            for training in (True, False):
-                layer = subject.build(settings, num_features=sizes[1]).train(training)
-                last = copy.deepcopy(layer)
-                last.channel_dim = -1
-                x = subject.input(sizes=sizes)
-                expected = of_layer(layer, x)
-                learned = dict(last.named_parameters())
-                observed = outputs_and_gradients(partial(of_last, last), x, learned)
-                assert_same_results(observed, expected)
-                assert_same_buffers(last, layer)
-                assert last(channels_last(x)).is_contiguous()
-
-
-def of_last(layer: Norm, x: Tensor) -> Tensor:
-    """The output of a layer for channels last, as (N, C, *)."""
-    return layer(channels_last(x)).movedim(-1, 1)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """(N, C, *) as (N, *, C), contiguous."""
-    return x.movedim(1, -1).contiguous()
 
 
 class Renamed(norms.BatchNorm):

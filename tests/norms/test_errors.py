@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 from broken import BUGS
-from laws import assert_close, assert_helpful, buffers_of, fresh, law, law_names, refusal, same_tensors
+from laws import assert_close, assert_helpful, law, law_names
 from references import OUT_OF_RANGE
 from references.starts import start
 from subjects import C, Subject, arguments_of
@@ -16,18 +16,6 @@ from torch import Tensor
 
 from normzoo.errors import InputError
 from normzoo.norms._arguments import keyword_defaults
-
-
-@law(per_class=True)
-def test_builds_for_any_width(subject: Subject) -> None:
-    """The layer builds for any number of channels, and all its other arguments have defaults."""
-    for features in (1, 2, 3, 7, 12, 64, 100, 257):
-        layer = subject.layer(features)
-        assert layer.num_features == features
-        assert str(features) in repr(layer)
-    arguments = list(inspect.signature(subject.layer).parameters.values())
-    assert arguments[0].name == "num_features"
-    assert all(a.default is not a.empty for a in arguments[1:])
 
 
 @law(per_class=True)
@@ -80,57 +68,11 @@ def test_wrong_arguments(subject: Subject) -> None:
 
 
 @law(per_class=True)
-def test_whole_numbers(subject: Subject) -> None:
-    """What takes a number takes 1 for 1.0, and 0 for 0.0 where 1 is out of range."""
-    x = subject.input(dtype=torch.float32)
-    for argument, default in keyword_defaults(subject.layer).items():
-        if not isinstance(default, float):
-            continue
-        outputs = []
-        for kind in (int, float):
-            torch.manual_seed(0)
-            try:
-                layer = subject.layer(C, **{argument: kind(1)})
-            except InputError:
-                layer = subject.layer(C, **{argument: kind(0)})
-            outputs.append(fresh(subject.ready(layer, torch.float32), x))
-        assert_close(outputs[0], outputs[1], argument)
-
-
-@law(per_class=True)
 def test_ranges_are_tested(subject: Subject) -> None:
     """Every number that a layer takes has values out of its range, and the laws know some."""
     defaults = keyword_defaults(subject.layer)
     numbers = {n for n, v in defaults.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     assert numbers <= set(OUT_OF_RANGE), "add values out of range to tests/helpers/references/arguments.py"
-
-
-@law()
-def test_wrong_inputs(subject: Subject) -> None:
-    """Every input that the layer cannot take raises an error that names it, and changes no running statistics."""
-    x = subject.input(dtype=torch.float32)
-    narrower = x.narrow(subject.channel_axis, 0, C - 1)
-    inputs = [narrower, torch.cat([x, x], dim=subject.channel_axis), x.to(torch.int64), x > 0, torch.ones(C), x.sum()]
-    inputs += [x[..., :0]] if x.dim() > 2 else []
-    for training in (True, False):
-        layer = subject.experienced(dtype=torch.float32).train(training)
-        before = buffers_of(layer)
-        for wrong in inputs:
-            with pytest.raises(InputError) as raised:
-                layer(wrong)
-            received = str(tuple(wrong.shape)) if wrong.is_floating_point() else str(wrong.dtype)
-            assert_helpful(raised.value, received)
-        assert same_tensors(buffers_of(layer), before), "an error moved the running statistics"
-
-
-@law(per_class=True)
-def test_dense(subject: Subject) -> None:
-    """The layer takes (N, C) exactly when the facts say so."""
-    layer = subject.layer(C)
-    error = refusal(layer, torch.randn(C, 6) if subject.on_weights else torch.randn(6, C))
-    assert (error is None) == subject.layer.facts.dense, error
-    if error is not None:
-        assert_helpful(error, received="(6, 8)")
 
 
 def test_every_bug_is_tried_by_a_law() -> None:

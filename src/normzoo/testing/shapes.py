@@ -1,0 +1,268 @@
+"""Shape, dtype and memory format: what goes in comes out."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from normzoo.errors import InputError
+from normzoo.testing._law import expect, law
+from normzoo.testing._messages import assert_helpful
+from normzoo.testing._subject import (
+    Subject,
+    assert_close,
+    assert_same_buffers,
+    buffers_of,
+    few_and_many,
+    on_activations,
+    refusal,
+    same_tensors,
+    set_axes,
+)
+
+
+@law(
+    observed="a forward or backward pass in training fails",
+    means="No network can train with it.",
+    remedy="Compute with torch's operations on x, for any number of axes after (N, C): over = [0, *range(2, x.dim())].",
+)
+def forward_pass(subject: Subject) -> None:
+    """A step of training keeps the shape, leaves the input as it is, and no graph in the buffers."""
+    layer, x = subject.default(dtype=torch.float32), subject.input(dtype=torch.float32)
+    before = x.clone()
+    y = layer(x)
+    expect(
+        isinstance(y, Tensor) and y.shape == x.shape,
+        f"the output of an input {tuple(x.shape)} is {tuple(y.shape) if isinstance(y, Tensor) else type(y)}",
+        "layer(x).shape",
+        "Give what is one value per channel the axes of x: weight.view(-1, *[1] * (x.dim() - 2)).",
+    )
+    expect(
+        torch.equal(x, before),
+        f"the layer writes into its input: x moved by {(x - before).abs().max().item():.2g}",
+        "before = x.clone(); layer(x); (x - before).abs().max()",
+        "Write x = x - mean in place of x -= mean or x.sub_(mean): other layers, a shortcut among them, still use x.",
+    )
+    expect(y.isfinite().all(), "the output of ordinary values is not finite")
+    layer(x.requires_grad_()).sum().backward()
+    for name, buffer in layer.named_buffers():
+        expect(
+            not buffer.requires_grad,
+            f"{name} is part of the graph of the step that updated it, so that every step keeps the graphs of all "
+            f"before it: memory grows, and copy.deepcopy raises",
+            f"layer(x.requires_grad_()); layer.{name}.requires_grad",
+            f"Update it without a gradient: with torch.no_grad(): self.{name}.lerp_(mean, momentum).",
+        )
+
+
+@law(
+    observed="the output has another dtype than the input",
+    tried="layer(x.bfloat16()).dtype",
+    means="The layers after it then compute in that dtype, or raise: mixed precision and .half() need x's own.",
+    remedy="Compute in float32 and end with .to(x.dtype): "
+    "y = self.normalized(x.float()) * weight + bias; return y.to(x.dtype).",
+)
+def shape_and_dtype(subject: Subject) -> None:
+    """The output has the shape and the dtype of the input, for all floating dtypes, in both modes."""
+    for dtype, training in product((torch.float32, torch.float64, torch.bfloat16, torch.float16), (True, False)):
+        for x in few_and_many(subject, dtype):
+            # A norm also takes narrower or wider activations than it is itself.
+            for of_layer in dict.fromkeys((dtype, torch.float32)) if subject.is_norm else (dtype,):
+                y = subject.build(dtype=of_layer, num_features=x.shape[subject.channel_axis]).train(training)(x)
+                expect(y.shape == x.shape, f"the output of an input {tuple(x.shape)} is {tuple(y.shape)}")
+                expect(
+                    y.dtype == dtype,
+                    f"a {short(of_layer)} layer returns {short(y.dtype)} for a {short(dtype)} input",
+                    f"layer.to({of_layer})(x.to({dtype})).dtype",
+                )
+
+
+def short(dtype: torch.dtype) -> str:
+    """A dtype as people say it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def outputs_on(subject: Subject, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and outputs on a device that computes no values: few of float32, many of bfloat16, in both modes."""
+    narrow = torch.bfloat16 if subject.is_norm else torch.float32
+    for sizes, dtype in ((subject.sizes, torch.float32), (subject.many, narrow)):
+        with torch.device(device):
+            layer = subject.layer(sizes[1])
+            x = torch.empty(subject.shape(samples=subject.samples(sizes[0]), sizes=sizes), dtype=dtype)
+            for training in (True, False):
+                yield x.requires_grad_(), layer.train(training)(x)
+
+
+@law(
+    where="once",
+    observed="the layer does not run where tensors have no values, on the meta device",
+    tried="layer.to('meta')(x.to('meta'))",
+    means="It makes a tensor on a device of its own, or reads a value into Python: then it fails on a GPU, or waits "
+    "for it in every step; torch.compile and torch.export break.",
+    remedy="Create tensors with x.new_zeros(...), or in __init__ as buffers; use torch.where in place of if.",
+    explained_by=("shape-and-dtype",),
+)
+def no_values(subject: Subject) -> None:
+    """On the meta device and under `FakeTensorMode`, outputs and gradients have the input's shape and dtype."""
+    for device, mode in (("meta", nullcontext()), ("cpu", FakeTensorMode())):
+        with mode:
+            for x, y in outputs_on(subject, device):
+                expect(
+                    (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device),
+                    f"of {x.dtype} on {x.device}, {tuple(x.shape)}, the layer makes {y.dtype} on {y.device}, "
+                    f"{tuple(y.shape)}",
+                )
+                (dx,) = torch.autograd.grad(y.sum(), x)
+                expect((dx.shape, dx.dtype) == (x.shape, x.dtype), f"the gradient is {dx.dtype}, {tuple(dx.shape)}")
+
+
+@law(
+    when=lambda subject: subject.is_norm and "s/w" not in subject.facts.axes,
+    where="images",
+    observed="volumes (N, C, D, H, W) give something else than the same values as (N, C, D * H * W)",
+    tried="x = x.unsqueeze(2); (layer(x) - layer(x.flatten(2)).view_as(x)).abs().max()",
+    means="A network on volumes or videos normalizes by the wrong statistics.",
+    remedy="Take statistics over range(2, x.dim()), not over axes named one by one such as (-2, -1).",
+    explained_by=("memory-format",),
+)
+def five_dimensions(subject: Subject) -> None:
+    """Volumes (N, C, D, H, W) are positions in a row."""
+    layer = subject.build()
+    twin = copy.deepcopy(layer)
+    n, c = subject.sizes[:2]
+    for sizes, memory_format in product(
+        ((n, c, 2, 3, 2), (2 * n, c, 4, 8, 10)), (torch.contiguous_format, torch.channels_last_3d)
+    ):
+        x = subject.input(sizes=sizes)
+        y = layer(x.contiguous(memory_format=memory_format))
+        expect(y.is_contiguous(memory_format=memory_format), f"{memory_format} is lost")
+        assert_close(y, twin(x.flatten(2)).view(x.shape))
+        assert_same_buffers(layer, twin)
+
+
+@law(
+    observed="the output depends on how the input lies in memory",
+    tried="(layer(x) - layer(x.mT.contiguous().mT)).abs().max()",
+    means="The same batch gives other results after a transpose, a slice, or with channels-last images.",
+    remedy="Use reshape or flatten in place of view and as_strided, and never the storage of x.",
+    explained_by=("evaluation-keeps-nothing",),
+)
+def strides(subject: Subject) -> None:
+    """Outputs do not depend on strides."""
+    for training in (True, False):
+        layer, x = subject.build().train(training), subject.input()
+        y = copy.deepcopy(layer)(x)
+        strided = torch.stack([x, x + 1], dim=-1)[..., 0]
+        reversed_axes = x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+        last = [x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else []
+        for other in (strided, reversed_axes, *last):
+            assert_close(copy.deepcopy(layer)(other), y)
+        expanded = x[..., :1].expand(x.shape)
+        if expanded.dim() > 2:
+            assert_close(copy.deepcopy(layer)(expanded), copy.deepcopy(layer)(expanded.contiguous()))
+
+
+@law(
+    observed="the output has another memory format than the input",
+    tried="last = torch.channels_last; layer(x.contiguous(memory_format=last)).is_contiguous(memory_format=last)",
+    means="Every convolution after it converts the layout of its input, or computes in the slower one.",
+    remedy="Normalize by operations that keep strides, such as (x - mean) * scale with mean and scale of shape "
+    "(1, C, 1, 1); or end with y.contiguous(memory_format=...) as x has it.",
+    binds="norms",
+    explained_by=("strides",),
+)
+def memory_format(subject: Subject) -> None:
+    """Contiguous inputs give contiguous outputs, channels-last ones channels-last outputs, equal to the others."""
+    for training in (True, False):
+        x = subject.input()
+        expect(subject.build().train(training)(x).is_contiguous(), "the output of a contiguous input is not contiguous")
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            for many in few_and_many(subject, dtype):
+                layer = subject.build(dtype=dtype, num_features=many.shape[subject.channel_axis]).train(training)
+                expect(layer(many).stride() == many.stride(), f"the output of {tuple(many.shape)} has other strides")
+        if subject.layout == "NCHW":
+            pairs = [(x, torch.channels_last)]
+            pairs += [(x.unsqueeze(2), torch.channels_last_3d)] if subject.is_norm else []
+            for settings, (images, memory_format) in product(subject.settings, pairs):
+                layer = subject.build(settings).train(training)
+                last = images.contiguous(memory_format=memory_format)
+                y, out = copy.deepcopy(layer)(x), copy.deepcopy(layer)(last)
+                expect(out.is_contiguous(memory_format=memory_format), f"{memory_format} is lost")
+                assert_close(out, y.view(images.shape))
+
+
+@law(
+    when=on_activations,
+    observed="the layer does not take a batch without samples",
+    tried="layer(x[:0])",
+    means="Where a rank, or a routed expert, gets no samples, training ends, or NaN gets into the running statistics.",
+    remedy="if x.shape[0] == 0: return x * self.weight.view(...) before statistics are taken and updated.",
+    binds="zoo",
+)
+def empty_batch(subject: Subject) -> None:
+    """A batch without samples passes, gives zero gradients and changes no buffer."""
+    for settings, training in product(subject.settings, (True, False)):
+        layer = subject.experienced(settings).train(training)
+        before = buffers_of(layer)
+        x = subject.input(samples=0).requires_grad_()
+        y = layer(x)
+        expect(y.shape == x.shape, f"the output is {tuple(y.shape)}")
+        y.sum().backward()
+        expect(x.grad is not None, "the input gets no gradient")
+        expect(
+            all(p.grad is not None and not p.grad.any() for p in layer.parameters()), "a parameter's gradient is not 0"
+        )
+        expect(same_tensors(buffers_of(layer), before), "an empty batch moves the running statistics")
+
+
+@law(
+    when=lambda subject: bool(set_axes(subject)),
+    observed="the layer takes a single value per statistic",
+    tried="layer(torch.ones(1, layer.num_features))",
+    means="A single value has no variance: the output is its bias, whatever the input, and nothing is learned.",
+    remedy="Raise an InputError that names the shape and what to do; normzoo.norms._checks.require_variance does.",
+)
+def one_value(subject: Subject) -> None:
+    """A single value has no variance: a layer that subtracts its mean would always return 0, so it raises."""
+    shared = set_axes(subject)
+    sizes = [1 if dim in shared else 3 for dim in range(len(subject.sizes))]
+    layer = subject.layer(sizes[subject.channel_axis])
+    before = buffers_of(layer)
+    error = refusal(layer, torch.ones(sizes))
+    expect((error is not None) == subject.facts.centres, f"of an input of shape {tuple(sizes)}: {error or 'no error'}")
+    if error is not None:
+        assert_helpful(error, received=str(tuple(sizes)))
+        expect(same_tensors(buffers_of(layer), before), "running statistics moved before the error")
+    if subject.facts.stateful:
+        expect(layer.eval()(torch.ones(sizes)).isfinite().all(), "in evaluation, a single value gives NaN")
+
+
+@law(
+    observed="a batch of one sample gives NaN",
+    tried="layer(x[:1])",
+    means="The last batch of an epoch may hold one sample: then NaN gets into the loss, and stays in the running "
+    "statistics.",
+    remedy="Take the variance with correction=0 (unbiased=False), whose count of values may be 1; or raise an "
+    "InputError before anything is updated.",
+    explained_by=("constant-input",),
+)
+def one_sample(subject: Subject) -> None:
+    """A batch of one sample raises where a variance would be of one value, and gives finite numbers elsewhere."""
+    x, layer = subject.input(samples=1), subject.build()
+    before = buffers_of(layer)
+    # Where every channel loses its own mean, the other channels of a group lend it no variance.
+    alone = set_axes(subject) - ({1} if subject.facts.cancels_bias else set())
+    one_value = math.prod(x.shape[dim] for dim in alone) == 1
+    raises = (subject.facts.centres and one_value) or subject.samples(1) > 1
+    error = refusal(layer, x, InputError if subject.declares else Exception)
+    expect(not subject.declares or (error is not None) == raises, f"of a batch of one sample: {error or 'no error'}")
+    if error is not None and subject.declares:
+        expect(same_tensors(buffers_of(layer), before), "the layer refuses a batch that has moved its statistics")
+    expect(all(b.isfinite().all() for b in layer.buffers()), "a batch of one sample leaves NaN in the statistics")
+    if subject.facts.stateful or error is None:
+        expect(layer.eval()(x).isfinite().all(), "in evaluation, a batch of one sample gives NaN")

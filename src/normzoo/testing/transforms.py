@@ -1,0 +1,129 @@
+"""Forward-mode differentiation, batches of gradients and ensembles: on few values and on many."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+from normzoo.testing._law import law
+from normzoo.testing._subject import (
+    State,
+    Subject,
+    assert_close,
+    assert_same_results,
+    built_with_inputs,
+    of_layer,
+    pure,
+)
+
+
+@law(
+    observed="forward-mode differentiation disagrees with the gradient, or raises",
+    tried="torch.autograd.functional.jvp(layer, x, torch.ones_like(x), strict=False)",
+    means="Forward gradients and Jacobian-vector products do not work.",
+    remedy="Compute with torch's operations; give an autograd.Function a jvp.",
+    binds="zoo",
+    explained_by=("gradcheck",),
+)
+def forward_mode(subject: Subject) -> None:
+    """The product of the Jacobian and a tangent agrees with the gradient, and no buffer keeps a tangent."""
+    for layer, x in built_with_inputs(subject):
+        f, parameters = pure(layer)
+        inputs = (x.requires_grad_(), *parameters)
+        tangents = [torch.randn_like(t) for t in inputs]
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(t.detach(), v) for t, v in zip(inputs, tangents, strict=True)]
+            y, dy = forward_ad.unpack_dual(f(*duals))
+        expected = f(*inputs)
+        assert_close(y, expected.detach())
+        back = torch.randn_like(expected)
+        gradients = torch.autograd.grad(expected, inputs, back, allow_unused=True, materialize_grads=True)
+        forth = torch.zeros((), dtype=x.dtype) if dy is None else (back * dy).sum()
+        assert_close(forth, sum(((g * v).sum() for g, v in zip(gradients, tangents, strict=True)), torch.tensor(0.0)))
+
+
+@law(
+    observed="a batch of gradients differs from one after the other, or raises",
+    tried="y = layer(x.requires_grad_()); "
+    "torch.autograd.grad(y, x, torch.stack([y, y]).detach(), is_grads_batched=True)",
+    means="Jacobians and Hessians by vectorize=True do not work.",
+    remedy="Compute with torch's operations; a backward of your own must not use out= or in-place operations.",
+    binds="zoo",
+    explained_by=("gradcheck",),
+)
+def batched_gradients(subject: Subject) -> None:
+    """A batch of gradients (`is_grads_batched`, `jacobian(vectorize=True)`) gives what one after the other gives."""
+    for layer, x in built_with_inputs(subject):
+        f, parameters = pure(layer)
+        inputs = (x.requires_grad_(), *parameters)
+        y = f(*inputs)
+        several = torch.randn(3, *y.shape, dtype=y.dtype)
+        batched = torch.autograd.grad(
+            f(*inputs), inputs, several, is_grads_batched=True, allow_unused=True, materialize_grads=True
+        )
+        for i, dy in enumerate(several):
+            single = torch.autograd.grad(f(*inputs), inputs, dy, allow_unused=True, materialize_grads=True)
+            for together, alone in zip(batched, single, strict=True):
+                assert_close(together[i], alone)
+
+        def projections(*inputs: Tensor, f: Callable[..., Tensor] = f, several: Tensor = several) -> Tensor:
+            return (several * f(*inputs)).flatten(1).sum(1)
+
+        rows = torch.autograd.functional.jacobian(projections, inputs, vectorize=True)
+        for row, together in zip(rows, batched, strict=True):
+            assert_close(row, together)
+
+
+def ensembles_of(subject: Subject) -> Iterator[tuple[list[Any], Tensor]]:
+    """Three layers that differ in all parameters, and a batch for each."""
+    for layer, x in built_with_inputs(subject):
+        layers = [copy.deepcopy(layer) for _ in range(3)]
+        for i, member in enumerate(layers):
+            for p in member.parameters():
+                p.data.mul_(1 - 0.2 * i)
+        yield layers, torch.stack([x, 0.5 * x.flip(0) + 0.1, x * x])
+
+
+@law(
+    observed="vmap over layers in training differs from each alone, or raises",
+    tried="torch.func.stack_module_state([layer, copy.deepcopy(layer)])",
+    means="Ensembles cannot be trained at once; torch's own BatchNorm cannot, either.",
+    remedy="Derive from normzoo.norms.BatchNorm and override what differs; update buffers by torch's in-place "
+    "operations on tensors of their own shape.",
+    binds="zoo",
+    explained_by=("gradcheck",),
+)
+def ensembles(subject: Subject) -> None:
+    """`vmap` over layers in training gives each the outputs, gradients and statistics that it has alone."""
+    for layers, xs in ensembles_of(subject):
+        layer = copy.deepcopy(layers[0])
+        dy = torch.randn(xs[0].shape, generator=torch.Generator().manual_seed(5), dtype=xs.dtype)  # as in `of_layer`
+
+        def loss(
+            parameters: State, x: Tensor, buffers: State, layer: Any = layer, dy: Tensor = dy
+        ) -> tuple[Tensor, Tensor]:
+            y = functional_call(layer, (parameters, buffers), (x,))
+            return (y * dy).sum(), y
+
+        parameters, buffers = stack_module_state(layers)
+        transformed = {name: buffer.clone() for name, buffer in buffers.items()}
+        slopes, ys = vmap(grad(loss, argnums=(0, 1), has_aux=True), randomness="same")(parameters, xs, transformed)
+        # Autograd through the ensemble, as a training loop around it has it.
+        leaves = xs.clone().requires_grad_()
+        losses, again = vmap(loss, randomness="same")(parameters, leaves, buffers)
+        wanted = {"x": leaves, **parameters}
+        found = torch.autograd.grad(losses.sum(), [*wanted.values()], allow_unused=True, materialize_grads=True)
+        for i, member in enumerate(layers):
+            expected = of_layer(member, xs[i])
+            for outputs, gradients, state in (
+                (ys, {"x": slopes[1], **slopes[0]}, transformed),
+                (again, dict(zip(wanted, found, strict=True)), buffers),
+            ):
+                observed = {f"gradient of {name}": g[i] for name, g in gradients.items()}
+                assert_same_results({"output": outputs[i].detach(), **observed}, expected)
+                for name, buffer in member.named_buffers():
+                    assert_close(state[name][i], buffer, name)
