@@ -16,6 +16,7 @@ from torchvision import models
 from normzoo.callbacks import MONITORS, Verdicts
 from normzoo.monitoring.monitor import Monitor
 from normzoo.norms import BatchNorm, ChannelLayerNorm, GroupNorm, RMSNorm
+from normzoo.surgery import replace
 
 CLASSES = 5
 OF_TOKENS = partial(RMSNorm, channel_dim=-1)
@@ -34,6 +35,18 @@ def small(name: str, **settings: Any) -> Build:
     return partial(timm.create_model, name, num_classes=CLASSES, **settings)
 
 
+def replaced(name: str) -> Build:
+    """One whose layers hold the activation: it takes a layer of ours by surgery."""
+
+    def build(norm_layer: Any = None) -> nn.Module:
+        net = small(name)()
+        if norm_layer is not None:
+            replace(net, {"BatchNorm*": norm_layer})
+        return net
+
+    return build
+
+
 TOKENS = {"img_size": 32, "patch_size": 8}
 # Network -> how to build it, and layers of ours for `norm_layer`.
 NETWORKS: dict[str, tuple[Build, Sequence[Any]]] = {
@@ -42,8 +55,8 @@ NETWORKS: dict[str, tuple[Build, Sequence[Any]]] = {
     "timm-convnext": (small("test_convnext", conv_mlp=True), [ChannelLayerNorm, GroupNorm]),
     "timm-resnet10t": (small("resnet10t"), [BatchNorm]),
     "timm-convnext_atto": (small("convnext_atto"), [ChannelLayerNorm]),
-    "timm-efficientnet_lite0": (small("efficientnet_lite0"), []),
-    "timm-regnety_002": (small("regnety_002"), []),
+    "timm-efficientnet_lite0": (replaced("efficientnet_lite0"), [BatchNorm]),
+    "timm-regnety_002": (replaced("regnety_002"), [GroupNorm]),
     "timm-vit_tiny": (small("vit_tiny_patch16_224", depth=3, **TOKENS), [OF_TOKENS]),
     "resnet18": (partial(models.resnet18, num_classes=CLASSES), [BatchNorm, GroupNorm]),
     "convnext": (convnext, [ChannelLayerNorm, BatchNorm]),

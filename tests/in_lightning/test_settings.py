@@ -23,6 +23,7 @@ from plain_lightning import NETWORKS, Task, found, monitors, result, train
 from spawned import DDP
 from torch import Tensor, nn
 
+from normzoo.callbacks import FreezeNorms, Recalibrate
 from normzoo.norms import BatchNorm
 
 pytestmark = pytest.mark.filterwarnings(
@@ -37,12 +38,15 @@ SETTINGS: dict[str, Settings] = {
     "bf16-true": {"precision": "bf16-true"},
     "64-true": {"precision": "64-true"},
     "clipping by value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
-    "EMA": {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)], "max_epochs": 2},
+    "EMA, recalibrated": {
+        "callbacks": lambda: [EMAWeightAveraging(decay=0.9), Recalibrate(batches=2)], "max_epochs": 2
+    },
     "averaging, bf16": {"callbacks": lambda: [WeightAveraging()], "precision": "bf16-mixed"},
     "SWA": {
         "callbacks": lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)], "max_epochs": 3
     },
     "schedule of accumulation": {"callbacks": lambda: [GradientAccumulationScheduler({1: 2})], "max_epochs": 2},
+    "norms frozen from an epoch on": {"callbacks": lambda: [FreezeNorms(from_epoch=1)], "max_epochs": 2},
     "early stopping, no sanity check": {
         "callbacks": lambda: [EarlyStopping("val_loss", patience=0)], "max_epochs": 3, "num_sanity_val_steps": 0
     },
