@@ -56,7 +56,10 @@ def pickled(net: nn.Module) -> nn.Module:
 
 
 @over_layers
-@pytest.mark.parametrize("after", [lambda net: net, copied, pickled, partial(torch.compile, backend="eager")])
+@pytest.mark.parametrize(
+    "after",
+    [nn.Module.train, copied, pickled, pytest.param(partial(torch.compile, backend="eager"), marks=pytest.mark.slow)],
+)
 def test_training_changes_no_statistics_and_uses_them(layer: Any, after: Any) -> None:
     net = network(layer)
     wanted = copy.deepcopy(net).eval()

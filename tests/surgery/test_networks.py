@@ -23,7 +23,7 @@ TORCHVISION = (
 )
 TIMM = (
     "resnet10t resnetv2_50 res2net50_14w_8s skresnet18 cspresnet50 gernet_s dla34 hrnet_w18_small regnety_002 "
-    "densenet121 vgg11_bn inception_v3 efficientnet_b0 efficientnet_lite0 mobilenetv3_small_050 mobilenetv4_conv_small "
+    "densenet121 inception_v3 efficientnet_b0 efficientnet_lite0 mobilenetv3_small_050 mobilenetv4_conv_small "
     "mixnet_s rexnet_100 mobileone_s0 repvgg_a0 convnext_atto convnextv2_atto fastvit_t8 "
     "vit_tiny_patch16_224 pit_ti_224 pvt_v2_b0 xcit_nano_12_p16_224 levit_128s "
     "mobilevit_xxs seresnet18 ghostnet_050 efficientformer_l1 edgenext_xx_small poolformer_s12 mixer_s32_224"
@@ -82,6 +82,8 @@ def by_hand(net: nn.Module, kind: str, convert: Callable[[Any], nn.Module]) -> n
 
 def output_and_gradients(net: nn.Module, image: Tensor) -> tuple[Tensor, list[Tensor]]:
     net.zero_grad()
+    net.train()
+    net.eval()  # some networks of timm keep the graph of the last forward pass until then
     output = net(image)
     output.square().sum().backward()
     return output.detach(), [p.grad for p in net.parameters() if p.grad is not None]

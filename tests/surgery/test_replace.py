@@ -120,8 +120,11 @@ def assert_same(after: dict[str, Any], before: dict[str, Any]) -> None:
         assert after[what] == before[what], what
 
 
-over_networks = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
-batch_norms = ("*BatchNorm*2d", "BatchNormAct2d", "BatchNorm")
+def slow_if_compiled(network: str, *others: str) -> Any:
+    return pytest.param(network, *others, marks=pytest.mark.slow if "compiled" in network else ())
+
+
+over_networks = pytest.mark.parametrize("network", [slow_if_compiled(network) for network in NETWORKS])
 
 
 def convert(net: nn.Module, new: Callable[[int], nn.Module] | None, **options: Any) -> Any:
@@ -131,8 +134,10 @@ def convert(net: nn.Module, new: Callable[[int], nn.Module] | None, **options: A
     return replace(net, dict.fromkeys(wanted, new), **options)
 
 
-EVERY_NETWORK = [(network, "GroupNorm", match) for network in NETWORKS for match in ("affine", "output")]
-EVERY_RULE = [(network, rule, "output") for network in ("torch", "timm") for rule in RULES]
+EVERY_NETWORK = [
+    slow_if_compiled(network, "GroupNorm", match) for network in NETWORKS for match in ("affine", "output")
+]
+EVERY_RULE = [("timm", rule, "output") for rule in RULES if rule != "GroupNorm"]
 
 
 @pytest.mark.parametrize("network,rule,match", [*EVERY_NETWORK, *EVERY_RULE, ("torch", "GroupNorm", "nothing")])
@@ -150,8 +155,8 @@ def test_undo_makes_the_network_what_it_was(network: str, rule: str, match: Any)
 
 
 @over_networks
-def test_a_new_layer_is_where_the_old_one_was(build: Any) -> None:
-    net = trained(build)
+def test_a_new_layer_is_where_the_old_one_was(network: str) -> None:
+    net = trained(NETWORKS[network])
     names = [name for name, module in net.named_modules(remove_duplicate=False) if type(module) is not nn.Identity]
     rows = convert(net, GroupNorm).rows
     after = [name for name, _ in net.named_modules(remove_duplicate=False)]
@@ -360,6 +365,7 @@ def test_new_running_statistics_are_learned() -> None:
     assert "running statistics" in replace(net, {nn.BatchNorm2d: norms.RangeBatchNorm}).notes[0]
 
 
+@pytest.mark.slow
 def test_a_trained_network_still_predicts() -> None:
     """Digits in three epochs of a ResNet-8, then GroupNorm without training."""
     from sklearn.datasets import load_digits
