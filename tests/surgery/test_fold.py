@@ -310,7 +310,7 @@ FAMILIES = {
 }
 OF_TIMM = {
     **dict.fromkeys(["resnet18", "efficientnet_b0", "regnety_002", "densenet121", "mobilenetv3_small_100"], 64),
-    **dict.fromkeys(["vgg11_bn", "convnext_atto", "repvgg_a0", "nfnet_l0", "ghostnet_050"], 64),
+    **dict.fromkeys(["vgg11_bn", "convnext_atto", "repvgg_a0", "ghostnet_050"], 64),
     "vit_tiny_patch16_224": 224,
     "swin_tiny_patch4_window7_224": 224,
     "inception_v3": 96,

@@ -1,6 +1,7 @@
 """The commands, which module runs each, and a parser for those without LightningCLI; nothing heavy is imported."""
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from normzoo.errors import InputError
@@ -15,11 +16,30 @@ COMMANDS = {
     "report": "write what the monitors of some runs measured as one page",
     "replay": "repeat a step whose loss was NaN or infinite, and show every layer",
     "checkpoint": "show what a checkpoint holds, without running anything in it",
+    "convert": "write a checkpoint whose network has another normalization layer",
+    "export": "write a checkpoint's network as ONNX or as a program of torch.export",
     "norms": "list the normalization layers, or show one layer's card",
     "completion": "print a script with which bash, zsh or tcsh completes commands and options",
 }
 
 EVALUATE = dict.fromkeys(("validate", "test", "predict"), "evaluate")  # the module of a command, where it is another
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of a command that reads a checkpoint and writes a file."""
+    parser.add_argument("path", metavar="CHECKPOINT", help="a file, a run, an experiment, or the word last or best")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write, which must not exist")
+    parser.add_argument("--runs", default="lightning_logs", help="the folder of all experiments")
+    parser.add_argument("--experiment", default="default", help="the experiment for the words last and best")
+    parser.add_argument("--allow", default="", help="packages that the checkpoint may name, separated by commas")
+
+
+def require_new(file: str) -> None:
+    """Raises `InputError` if a file exists, or its folder does not."""
+    path = Path(file)
+    if path.exists() or not path.parent.is_dir():
+        problem = "it exists" if path.exists() else f"there is no folder {str(path.parent)!r}"
+        raise InputError(f"--output={file!r}: {problem}; give the name of a new file.")
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -51,7 +51,7 @@ def load_task(
             f"give it load_checkpoint({str(file)!r})['state_dict'] by load_state_dict."
         )
     config["init_args"] |= changes
-    task = build(config, str(file), allow)
+    task: LightningModule = build(config, str(file), allow)
     task.configure_model()
     task.on_load_checkpoint(checkpoint)
     with explain_mismatch(str(file), {}):
@@ -59,28 +59,29 @@ def load_task(
     return task.to(map_location)
 
 
-def build(config: Mapping[str, Any], file: str, allow: Collection[str] = ()) -> LightningModule:
-    """Builds a task from its class path and arguments.
+def build(config: Mapping[str, Any], file: str, allow: Collection[str] = (), kind: type[Any] = LightningModule) -> Any:
+    """Builds a task, or a data module, from its class path and arguments.
 
     Args:
         config: with `class_path` and `init_args`.
         file: where it is from, for messages.
         allow: packages that it may name beside the usual ones.
+        kind: what it is.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     with import_only({*allowed(), *allow, *imported(config)}):
         try:
-            parser.add_subclass_arguments(LightningModule, "task", fail_untyped=False)
+            parser.add_subclass_arguments(kind, "task", fail_untyped=False)
             settings = parser.parse_object({"task": dict(config)})
             of_packages = [one for one in callables(settings) if one[0].partition(".")[0] in PACKAGES]
             named = [found if isroutine(found) else {"class_path": path} for path, found in of_packages]
             check_callables(named, {file: str(config)})  # the user's own packages may name any function
-            task: LightningModule = parser.instantiate_classes(settings).task
+            built = parser.instantiate_classes(settings).task
         except InputError:
             raise
         except (jsonargparse.ArgumentError, ValueError, RecursionError) as error:
             raise refusal(error, file) from error
-    return task
+    return built
 
 
 def refusal(error: Exception, file: str) -> InputError:
