@@ -112,6 +112,13 @@ def in_its_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(run.parents[2]))
 
 
+def test_data_that_nobody_names_is_named(run: Path) -> None:
+    for flags, is_noted in (((), True), (("--data=Digits",), False), (("--data.val_size=100",), False)):
+        result = commands.normzoo("fit", "--model=own_task.Own", *commands.BRIEF, "--monitors=false", *flags)
+        assert result.status == 0, result.err
+        assert ("no --data is given: it is normzoo.data.Digits" in result.err) == is_noted
+
+
 def test_a_short_run_has_a_curve(run: Path) -> None:
     logged = commands.scalars(run)
     assert list(logged["train/loss"]) == list(logged["lr"]) == [1, 2, 3, 4, 5, 6]

@@ -128,10 +128,18 @@ class Command(LightningCLI):
             raise InputError("the settings are nested too deeply to be read; check the file after -c.") from error
         check_callables(self.config, config_files.read)
         self.settings = self.config[self.command]
-        if loads_own_data(resolve(getattr(self.settings.model, "class_path", ""))) and not names_data(arguments):
-            self.settings.data = None
+        if not names_data(arguments):
+            self.choose_data()
         require_settings(self.settings)
         self.compare(arguments)
+
+    def choose_data(self) -> None:
+        """Leaves a task that loads its own data without a data module, and says what other tasks get."""
+        task = str(getattr(self.settings.model, "class_path", ""))
+        if loads_own_data(resolve(task)):
+            self.settings.data = None
+        elif not task.startswith("normzoo.") and is_first():
+            print("normzoo: note: no --data is given: it is normzoo.data.Digits", file=sys.stderr)
 
     def complete(self, arguments: list[str]) -> list[str]:
         """The arguments to parse, with those that a checkpoint adds."""
