@@ -95,7 +95,7 @@ def images(count: int = 32, batch_size: int = 8, shuffle: bool = False) -> DataL
     random = torch.Generator().manual_seed(1)
     labels = torch.randint(CLASSES, (count,), generator=random)
     x = torch.randn(count, 3, 32, 32, generator=random) + labels.view(-1, 1, 1, 1)
-    return DataLoader(TensorDataset(x, labels), batch_size, shuffle=shuffle)
+    return DataLoader(TensorDataset(x, labels), batch_size=batch_size, shuffle=shuffle)
 
 
 def monitors(every: int | None = None) -> list[Monitor]:
