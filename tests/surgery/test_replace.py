@@ -347,6 +347,24 @@ def test_each_layer_is_the_least_squares_fit_to_the_old_network(new: Any) -> Non
         assert row["output change"] == pytest.approx(float(error.norm() / y.norm()), rel=1e-2, abs=1e-4)
 
 
+def test_several_batches_are_fitted_as_one() -> None:
+    """In a network whose activation overwrites the output of the layer."""
+    net = trained(Net)
+    old = outputs(net, net.stem[1], IMAGES)
+    report = replace(net, {nn.BatchNorm2d: norms.DynamicTanh}, where="stem", match="output", data=IMAGES.split(2))
+    layer: Any = net.stem[1]
+    weight, bias = (p.detach().view(-1, 1, 1) for p in (layer.weight, layer.bias))
+    z = ((outputs(net, layer, IMAGES) - bias) / weight).movedim(1, 0).flatten(1)
+    y = old.movedim(1, 0).flatten(1)
+    for c in range(8):
+        solved = torch.linalg.lstsq(torch.stack([z[c], torch.ones_like(z[c])], 1), y[c][:, None]).solution
+        fitted = torch.stack([layer.weight[c], layer.bias[c]])[:, None].double()
+        torch.testing.assert_close(fitted, solved, rtol=1e-3, atol=1e-4)
+    change = (outputs(net, layer, IMAGES) - old).norm() / old.norm()
+    assert report.rows[0]["output change"] == pytest.approx(float(change), rel=1e-4)
+    assert report.notes[0].endswith(", over 3 batches")
+
+
 def test_tokens_are_fitted_along_their_channels() -> None:
     net = trained(Net)
     output = net(IMAGES)
