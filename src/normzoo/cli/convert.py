@@ -22,8 +22,8 @@ def main(arguments: Sequence[str]) -> None:
         prog="normzoo convert",
         allow_abbrev=False,
         description="Write a checkpoint of the same network with another normalization layer, for 'normzoo test', "
-        "'normzoo export' and normzoo.runs.load_task; it holds weights only. The network takes its layer by an argument "
-        "'norm'.",
+        "'normzoo export' and normzoo.runs.load_task; it holds weights only. The network takes its layer by an "
+        "argument 'norm'.",
         epilog="example: normzoo convert lightning_logs/digits_mlp/000 --rules 'BatchNorm=GroupNorm(num_groups=4)' "
         "--match=output -o grouped.ckpt",
     )
