@@ -53,7 +53,7 @@ def test_tuning_is_not_watched_and_finds_the_same(tmp_path: Path) -> None:
     found = []
     for watching in ([], monitors(1)):
         torch.manual_seed(0)
-        made, module = trainer(watching, logger=board(tmp_path, str(len(watching)))), task()
+        made, module = trainer(watching, logger=board(tmp_path, str(len(watching))), default_root_dir=tmp_path), task()
         found.append(Tuner(made).lr_find(module, images(), images(16), num_training=12).results)  # type: ignore[union-attr]
         made.fit(module, images(), images(16))
     assert found[0] == found[1]
@@ -74,7 +74,8 @@ class OfAnySize(pl.LightningDataModule):
 
 @pytest.mark.slow
 def test_the_largest_batch_is_searched_for_without_monitors(tmp_path: Path) -> None:
-    made, module, data = trainer(monitors(1), logger=board(tmp_path)), task(), OfAnySize()
+    made = trainer(monitors(1), logger=board(tmp_path), default_root_dir=tmp_path)
+    module, data = task(), OfAnySize()
     assert Tuner(made).scale_batch_size(module, datamodule=data, max_trials=2, steps_per_trial=1) == 4
     made.fit(module, data)
     assert list(Written(tmp_path / "run").scalars("flow_norm/net.head")) == list(range(8))
