@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,32 @@ THEIRS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B writes into the folder of the test alone, and has finished when it ends."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield
+    import wandb
+
+    wandb.finish()
+    wandb.teardown()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("offline")
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_runs_as_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     names: dict[str, object] = {"__name__": "page"}
     for code in BLOCKS:
         exec(compile(code, str(PAGE), "exec"), names)
     assert "verdicts: no fault found up to step 8" in capsys.readouterr().out
     assert json.loads(Path("lightning_logs/version_0/verdicts.json").read_text()) == []
     assert Path("report.html").read_text().startswith("<!doctype html>")
-    for net in names["nets"]:  # type: ignore[attr-defined]
+    for net in [*names["nets"], names["efficientnet"]]:  # type: ignore[misc]
         assert sum(isinstance(one, Norm) for one in net.modules()) > 10
         assert not any(isinstance(one, THEIRS) for one in net.modules() if not isinstance(one, Norm))
     last = names["trainer"].global_step  # type: ignore[attr-defined]
