@@ -116,7 +116,10 @@ def test_the_page_is_built_without_torch() -> None:
     )
 
 
-LIGHT = [("--help",), *((name, "--help") for name in ("new", "norms", "resume", "checkpoint", "report"))]
+LIGHT = [
+    ("--help",),
+    *((name, "--help") for name in ("new", "norms", "resume", "checkpoint", "convert", "export", "report")),
+]
 
 
 @pytest.mark.parametrize("command", LIGHT, ids=" ".join)
