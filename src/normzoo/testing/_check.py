@@ -50,8 +50,9 @@ class Remark:
     def summary(self) -> str:
         """What the law says, and the first line of an error that is not a finding."""
         text = " ".join(str(self.error).split("\n")[0].split())
-        kind = "" if isinstance(self.error, AssertionError) else f"{type(self.error).__name__}: "
-        return f"{self.law.observed} ({kind}{text[:300]})".replace(".)", ")")
+        if isinstance(self.error, AssertionError):
+            return f"{self.law.observed} ({text[:300].rstrip('.!')})"
+        return f"the layer raises {type(self.error).__name__}: {text[:300].rstrip('. ')}"
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def gradcheck(subject: Subject) -> None:
     tried=DERIVATIVE.format("gradgradcheck"),
     means="Gradient penalties, Hessians and meta-learning are wrong.",
     remedy="Let autograd differentiate the formula; a backward of your own must be differentiable itself.",
-    explained_by=("gradcheck",),
+    explained_by=("gradcheck", "buffers-move-in-training-only"),
 )
 def gradgradcheck(subject: Subject) -> None:
     """The second derivatives equal difference quotients of the first."""

@@ -174,7 +174,7 @@ def strides(subject: Subject) -> None:
     remedy="Normalize by operations that keep strides, such as (x - mean) * scale with mean and scale of shape "
     "(1, C, 1, 1); or end with y.contiguous(memory_format=...) as x has it.",
     binds="norms",
-    explained_by=("strides",),
+    explained_by=("strides", "shape-and-dtype"),
 )
 def memory_format(subject: Subject) -> None:
     """Contiguous inputs give contiguous outputs, channels-last ones channels-last outputs, equal to the others."""
