@@ -151,6 +151,7 @@ def test_without_a_logger_the_newest_numbers_and_the_verdicts_are_in_the_callbac
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_file_stays_open(tmp_path: Path) -> None:
     def run(logger: Any) -> set[str]:
         train(task, monitors(2), logger=logger)

@@ -61,7 +61,7 @@ SETTINGS: dict[str, Settings] = {
     "deterministic, anomalies, profiler": {"deterministic": True, "detect_anomaly": True, "profiler": "simple"},
     "a trial run": {"fast_dev_run": True},
 }  # fmt: skip
-FAST = ("bf16, accumulation, clipping", "SWA")
+FAST = ("bf16, accumulation, clipping",)
 
 
 def task(network: str) -> Task:
