@@ -41,6 +41,7 @@ def adapted(name: str, share: tuple[int, ...]) -> dict[str, Tensor]:
     return net.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [recalibrated, adapted])
 @pytest.mark.parametrize("name", LAYERS)
 def test_two_ranks_agree_and_equal_one(two_ranks: TwoRanks, name: str, job: Callable[..., dict[str, Tensor]]) -> None:
@@ -64,6 +65,7 @@ def refused(batches: list[Tensor]) -> str:
     return str(raised.value)
 
 
+@pytest.mark.slow
 def test_all_ranks_refuse_what_one_refuses(two_ranks: TwoRanks) -> None:
     first, second = two_ranks.run(refused, ([torch.full((2, 3, 6, 6), torch.nan)], BATCHES))
     assert "the input of 1 has NaN" in first

@@ -65,7 +65,7 @@ PROJECTS = {
 }
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 WEIGHTED = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
-FAST = ("gan", "words")
+FAST = ("gan",)
 EPOCHS = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=6", "--checkpoint_minutes=0")
 every = pytest.mark.parametrize("project", PROJECTS.values(), ids=list(PROJECTS))
 essential = pytest.mark.parametrize(
