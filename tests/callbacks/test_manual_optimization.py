@@ -1,7 +1,9 @@
 """Monitors of tasks that call their optimizers themselves: one optimizer, several, in every order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,32 @@ class GAN(LightningModule):
         return DataLoader(TensorDataset(torch.randn(160, 3, generator=g), torch.randn(160, 2, generator=g) + 1), 16)
 
 
+class GeneratorFirst(GAN):
+    """Gradients are cleared after the update, as in the examples of Lightning, or by the network, as in torch's."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer, net in zip(self.optimizers(), (self.generator, self.critic), strict=True):  # type: ignore[arg-type]
+            if self.way == "toggle_optimizer":
+                self.toggle_optimizer(optimizer)
+            with optimizer.toggle_model() if self.way == "toggle_model" else nullcontext():
+                if self.way == "net.zero_grad":
+                    net.zero_grad()
+                loss_of_critic, loss_of_generator = self.losses(*batch)
+                self.manual_backward(loss_of_critic if net is self.critic else loss_of_generator)
+                optimizer.step()
+                if self.way != "net.zero_grad":
+                    optimizer.zero_grad()
+            if self.way == "toggle_optimizer":
+                self.untoggle_optimizer(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.9
+
+
+CRITIC_FIRST = [partial(GAN, way) for way in ("toggled", "plain", "together")]
+GENERATOR_FIRST = [partial(GeneratorFirst, way) for way in ("toggle_optimizer", "toggle_model", "net.zero_grad")]
+ways = pytest.mark.parametrize("make", [*CRITIC_FIRST, *GENERATOR_FIRST], ids=lambda make: make.args[0])
+
+
 class Kept(Callback):
     """Keeps the weights before and after each step."""
 
@@ -161,9 +189,9 @@ def untrained() -> GAN:
 
 
 @pytest.mark.filterwarnings("ignore:The Trainer has no logger")
-@pytest.mark.parametrize("way", ["toggled", "plain", "together"])
-def test_two_optimizers_are_compared_with_plain_formulas(way: str, untrained: GAN) -> None:
-    task, kept = GAN(way), Kept()
+@ways
+def test_two_optimizers_are_compared_with_plain_formulas(make: Callable[[], GAN], untrained: GAN) -> None:
+    task, kept = make(), Kept()
     shift, landscape = InternalCovariateShift(1, layers="*.3"), LossLandscape(1, steps=(0.1, 0.3))
     train(task, [kept, shift, landscape], max_steps=6)
     batch, before, after = kept.steps[-1]
@@ -186,10 +214,10 @@ def test_two_optimizers_are_compared_with_plain_formulas(way: str, untrained: GA
 
 
 @pytest.mark.filterwarnings("ignore:The Trainer has no logger")
-@pytest.mark.parametrize("way", ["toggled", "plain", "together"])
-def test_training_by_hand_is_left_as_it_is(way: str) -> None:
+@ways
+def test_training_by_hand_is_left_as_it_is(make: Callable[[], GAN]) -> None:
     """Weights, schedules and what is toggled."""
-    off, on = GAN(way), GAN(way)
+    off, on = make(), make()
     train(off, [])
     train(on, suite(1))
     assert all(map(torch.equal, off.state_dict().values(), on.state_dict().values()))

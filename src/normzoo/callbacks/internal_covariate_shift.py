@@ -102,7 +102,8 @@ class InternalCovariateShift(Monitor):
             self.choose(step)
         wanted = {layer: [name for name in self.names[layer] if name in self.before] for layer in self.chosen}
         wanted = {layer: names for layer, names in wanted.items() if names}  # those that still learn
-        unmoved = self.gradients(step, self.before, [name for names in wanted.values() for name in names]) or {}
+        together = list(dict.fromkeys(name for names in wanted.values() for name in names))  # layers may share one
+        unmoved = self.gradients(step, self.before, together) or {}
         found: list[tuple[str, list[float]]] = []
         for layer, names in wanted.items() if unmoved else ():
             place = self.order.index(layer)

@@ -1,7 +1,8 @@
 """The training step of manual optimization, without its updates."""
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -20,6 +21,8 @@ class Idle:
     def __init__(self, original: Any, parameters: Collection[str] = ()) -> None:
         self.original = original
         self.parameters = parameters
+        self.param_groups = [dict(group) for group in getattr(original, "param_groups", [])]  # a step may set the rate
+        self.is_toggled_off = False  # as another one is toggled, its parameters receive no gradients
         self.pending: list[Tensor] = []  # the losses whose gradients it holds
         self.minimized: list[Tensor] = []  # those of its first update
 
@@ -31,9 +34,6 @@ class Idle:
             closure()
         self.minimized = self.minimized or [*self.pending]
 
-    def toggle_model(self, *args: Any, **kwargs: Any) -> Any:
-        return nullcontext()
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
 
@@ -42,8 +42,9 @@ class ManualStep:
     """Lets a copy of a LightningModule run its manual training step without an update, and keeps the losses.
 
     The loss of an optimizer is the sum of those that the step passes to `manual_backward` between the optimizer's
-    `zero_grad` and its first update: what the gradients that it uses belong to. In a step in which no optimizer makes
-    an update, as gradients accumulate, it is the sum of all.
+    `zero_grad`, or that of a module with all its parameters, and its first update, but for those while another one is
+    toggled: what the gradients that it uses belong to. In a step in which no optimizer makes an update, as gradients
+    accumulate, it is the sum of all.
 
     Args:
         original: the module.
@@ -60,10 +61,14 @@ class ManualStep:
             ),
             "lr_schedulers": self.lr_schedulers,
             "manual_backward": self.backward,
-            **dict.fromkeys(("clip_gradients", "toggle_optimizer", "untoggle_optimizer"), ignore),
+            "toggle_optimizer": self.toggle,
+            "untoggle_optimizer": self.untoggle,
+            "clip_gradients": ignore,
         }
         for name, method in instead.items():
             object.__setattr__(copy, name, method)
+        for name, module in copy.named_modules():
+            object.__setattr__(module, "zero_grad", partial(self.zero_grad, f"{name}." if name else ""))
 
     def begin(self) -> None:
         """Forgets the losses of the step before."""
@@ -72,12 +77,38 @@ class ManualStep:
         self.optimizers = []
         for one in found if isinstance(found, list) else [found]:
             owned = [id(p) for group in one.param_groups for p in group["params"]]
-            self.optimizers.append(Idle(one, {names[key] for key in owned if key in names}))
+            made = Idle(one, {names[key] for key in owned if key in names})
+            made.toggle_model = partial(self.toggled, made)
+            self.optimizers.append(made)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Keeps a loss for the optimizers."""
         for one in self.optimizers:
-            one.pending.append(loss)
+            if not one.is_toggled_off:
+                one.pending.append(loss)
+
+    def zero_grad(self, inside: str, set_to_none: bool = True) -> None:
+        """Forgets the losses of the optimizers whose parameters are all inside a module."""
+        for one in self.optimizers:
+            if all(name.startswith(inside) for name in one.parameters):
+                one.zero_grad()
+
+    def toggle(self, optimizer: Idle) -> None:
+        """Keeps losses for one optimizer only."""
+        for one in self.optimizers:
+            one.is_toggled_off = one is not optimizer
+
+    def untoggle(self, optimizer: Idle) -> None:
+        """Keeps losses for all again."""
+        for one in self.optimizers:
+            one.is_toggled_off = False
+
+    @contextmanager
+    def toggled(self, optimizer: Idle, sync_grad: bool = True) -> Iterator[None]:
+        """Toggles an optimizer."""
+        self.toggle(optimizer)
+        yield
+        self.untoggle(optimizer)
 
     def lr_schedulers(self) -> Any:
         """The schedules."""
