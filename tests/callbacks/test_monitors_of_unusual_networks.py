@@ -220,6 +220,28 @@ def test_a_gradient_of_zeros_has_no_share_and_no_angle() -> None:
     assert list(shift.latest["ics_relative"]) == list(shift.latest["ics_cosine"]) == ["net.2", "net.4"]
 
 
+class Tied(nn.Module):
+    """An embedding whose weight is that of the last layer, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Embedding(6, 8), BatchNorm(8), nn.Linear(8, 6, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.embed(x.argmax(1))))
+
+
+def test_layers_that_share_a_weight_are_all_shown() -> None:
+    shift, drift = InternalCovariateShift(1), CovariateShift(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "CovariateShift")
+        run(Task(Tied()), shift, drift, steps=2)
+    assert list(shift.latest["ics_l2"]) == ["net.embed", "net.out"]
+    assert shift.latest["ics_l2"]["net.embed"] == 0 < shift.latest["ics_l2"]["net.out"]
+    assert list(drift.latest["mean"]) == ["net.norm", "net.out"]  # the embedding takes indices
+
+
 # Which layers run
 
 

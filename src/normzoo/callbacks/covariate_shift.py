@@ -174,7 +174,8 @@ class CovariateShift(Monitor):
         self.run_length = steps
 
     def usual_layers(self, model: nn.Module) -> dict[str, nn.Module]:
-        return of_kind(model, lambda module: is_norm(module) or is_weighted(module))
+        takes_indices = nn.Embedding | nn.EmbeddingBag
+        return of_kind(model, lambda m: is_norm(m) or (is_weighted(m) and not isinstance(m, takes_indices)))
 
     def find_layers(self, model: nn.Module) -> None:
         super().find_layers(model)
@@ -306,8 +307,9 @@ class CovariateShift(Monitor):
                 name = f"{type(replica.original).__name__}.{step}"
                 self.warn_once(
                     step,
-                    f"CovariateShift runs {name} in evaluation mode, which raises {type(error).__name__}: {error} "
-                    f"val_w2 and test_w2 show the layers that run before. Let {name} work in evaluation mode, or set "
+                    f"CovariateShift runs {name} on training batches, in evaluation mode and without gradients, which "
+                    f"raises {type(error).__name__}: {str(error).rstrip('.')}. "
+                    f"val_w2 and test_w2 show the layers that run before. Let {name} work there, or set "
                     f"evaluation_batches=0.",
                 )
         return seen_by(probe)
