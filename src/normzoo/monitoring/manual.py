@@ -1,7 +1,7 @@
 """The training step of manual optimization, without its updates."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ class Idle:
         self.is_toggled_off = False  # as another one is toggled, its parameters receive no gradients
         self.pending: list[Tensor] = []  # the losses whose gradients it holds
         self.minimized: list[Tensor] = []  # those of its first update
+        self.toggle_model: Callable[..., Any] = nullcontext
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         self.pending = []
