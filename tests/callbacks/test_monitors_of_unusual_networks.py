@@ -462,6 +462,9 @@ def test_a_probe_batch_that_a_checkpoint_cannot_hold_is_named_on_resume(
     monkeypatch.setattr("normzoo.callbacks.activation_percentiles.SAVED_BYTES", 100)
     run(Task(mlp()), ActivationPercentiles(1), steps=2).save_checkpoint(tmp_path / "it.ckpt", weights_only=False)
     again = pl.Trainer(callbacks=[ActivationPercentiles(1)], **{**QUIET, "logger": False, "max_steps": 4})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
+        again.test(Task(mlp()), ckpt_path=tmp_path / "it.ckpt", weights_only=True)  # needs none
     with pytest.warns(UserWarning, match="does not hold the probe batch"):
         again.fit(Task(mlp()), ckpt_path=tmp_path / "it.ckpt", weights_only=True)
 

@@ -159,6 +159,12 @@ class ActivationPercentiles(Monitor):
     def begin(self, step: Step) -> None:
         """Runs the probe batch, before the training's own."""
         if self.batch is None:
+            if self.rows:  # of a sample before the checkpoint
+                rank_zero_warn(
+                    f"ActivationPercentiles: the checkpoint does not hold the probe batch, which is larger than "
+                    f"{SAVED_BYTES >> 20} MB or not made of tensors in tuples, lists and dictionaries; another one is "
+                    f"used from here on. ActivationPercentiles(batch=...) keeps it."
+                )
             self.batch = copied_batch(step.batch)
         if self.random is None:
             self.random = random_state(step.module.device)  # the same in every sample
@@ -280,12 +286,6 @@ class ActivationPercentiles(Monitor):
         self.random = own["random"]
         if self.given is None:
             self.batch = own["batch"]
-            if self.batch is None and self.rows:
-                rank_zero_warn(
-                    f"ActivationPercentiles: the checkpoint does not hold the probe batch, which is larger than "
-                    f"{SAVED_BYTES >> 20} MB or not made of tensors; another one is used from here on. "
-                    f"ActivationPercentiles(batch=...) keeps it."
-                )
 
 
 def flat_bounds(module: nn.Module) -> tuple[float, float] | None:
