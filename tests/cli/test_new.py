@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -153,7 +155,44 @@ def test_into_a_repository_adds_what_is_missing(here: Path) -> None:
     assert {line.split(": ")[1] for line in said.splitlines() if line.startswith("kept yours: ")} == set(mine)
     assert 'dependencies = ["normzoo>=' in said
     assert '[project.entry-points."normzoo.packages"]\n  bird_songs = "bird_songs"' in said
-    assert said.split("add to .gitignore:\n")[1].split("\n\n")[0].split() == [".venv/", "/lightning_logs/"]
+    assert added(said, ".gitignore") == [".venv/", "/lightning_logs/"]
+    assert len(added(said, "src/bird_songs/__init__.py")) == 4
+
+
+def added(said: str, path: str) -> list[str]:
+    """The lines to add to a file."""
+    return [line[2:] for line in said.split(f"add to {path}:\n")[1].split("\n\n")[0].splitlines()]
+
+
+def test_into_a_repository_whose_pyproject_has_settings_only(here: Path) -> None:
+    """With the lines it is a project that can be installed."""
+    said = into(here / "birds", {"pyproject.toml": "[tool.ruff]\nline-length = 100\n"})
+    whole = tomllib.loads((here / "birds" / "pyproject.toml").read_text() + "\n".join(added(said, "pyproject.toml")))
+    ours = tomllib.loads(project("birds")["pyproject.toml"])
+    assert (whole["project"], whole["build-system"]) == (ours["project"], ours["build-system"])
+
+
+def test_into_a_repository_of_setuptools(here: Path) -> None:
+    """A pyproject.toml without a name would break its installation."""
+    said = into(here / "birds", {"setup.py": "mine = 1\n", ".gitignore": ""})
+    assert "kept yours: setup.py" in said
+    dependency, entry = added(said, "setup.py")
+    assert dependency.startswith('install_requires=["normzoo>=')
+    assert entry == 'entry_points={"normzoo.packages": ["birds = birds"]},'
+    said = into(here / "fish", {"setup.cfg": "[metadata]\nname = fish\n"})
+    settings = ConfigParser()
+    settings.read_string("\n".join(added(said, "setup.cfg")))
+    assert settings["options.entry_points"]["normzoo.packages"].split() == ["fish", "=", "fish"]
+
+
+def test_into_a_repository_with_a_linter_and_another_encoding(here: Path) -> None:
+    """Its setup.cfg names no project."""
+    (here / "birds").mkdir()
+    (here / "birds" / "setup.cfg").write_text("[flake8]\nmax-line-length = 100\n")
+    (here / "birds" / ".gitignore").write_bytes("# Vögel\n".encode("latin-1"))
+    said = normzoo("new", "birds", "--into").out
+    assert (here / "birds" / "pyproject.toml").is_file()
+    assert len(added(said, ".gitignore")) == 4
 
 
 def test_into_a_repository_that_has_it_asks_for_nothing(here: Path) -> None:
@@ -164,7 +203,8 @@ def test_into_a_repository_that_has_it_asks_for_nothing(here: Path) -> None:
 
 
 def test_into_a_folder_without_src_writes_beside_its_modules(here: Path) -> None:
-    into(here / "my-birds", {"my_birds/__init__.py": "", "setup.py": "mine = 1\n"})
+    said = into(here / "my-birds", {"my_birds/__init__.py": "", "setup.py": "mine = 1\n"})
+    assert added(said, "my_birds/__init__.py")[0] == "from my_birds.data import Data as Data"
     written = files(here / "my-birds")
     assert b"in `my_birds/`" in written["README.md"]
     assert "my_birds/norm.py" in written

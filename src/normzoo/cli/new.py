@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     write(folder, missing)
     print(listing(missing))
     for path in [path for path in files if path not in missing]:
-        print(f"kept yours: {path}")
+        print(f"kept yours: {settings_file(folder) if path == 'pyproject.toml' else path}")
     print(to_add(files, folder), end="")
     print("\n  ".join(["\nnext:", *next_commands(given.folder)]))
 
@@ -109,8 +109,7 @@ def project(name: str, *, flat: bool = False) -> dict[str, str]:
 
 def is_there(path: str, folder: Path) -> bool:
     """Whether the folder has this file, or for pyproject.toml one with the same purpose."""
-    others = ("setup.py", "setup.cfg") if path == "pyproject.toml" else ()
-    return any(lexists(folder / one) for one in (path, *others))
+    return lexists(folder / path) or (path == "pyproject.toml" and settings_file(folder) != path)
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -152,23 +151,61 @@ def listing(files: dict[str, str]) -> str:
 
 def to_add(files: dict[str, str], folder: Path) -> str:
     """What the user adds by hand to files that exist, as text; nothing for those that have it or were just written."""
-    lines = {"pyproject.toml": missing_settings(files, folder), ".gitignore": missing_patterns(files, folder)}
+    settings, [package] = settings_file(folder), [path for path in files if path.endswith("__init__.py")]
+    missing = missing_settings if settings == "pyproject.toml" else missing_arguments
+    lines = {
+        settings: missing(files, folder),
+        **{path: missing_lines(files, folder, path) for path in (".gitignore", package)},
+    }
     return "".join("\n  ".join([f"\nadd to {path}:", *add]) + "\n" for path, add in lines.items() if add)
+
+
+def settings_file(folder: Path) -> str:
+    """The file with the name and the dependencies of the project in a folder, or that will have them."""
+    if "name" not in read_pyproject(folder).get("project", {}):
+        if (folder / "setup.py").is_file():
+            return "setup.py"
+        if "[metadata]" in read_text(folder / "setup.cfg"):
+            return "setup.cfg"
+    return "pyproject.toml"
 
 
 def missing_settings(files: dict[str, str], folder: Path) -> list[str]:
     """The lines of the project's pyproject.toml that the one in the folder lacks."""
-    wanted, there = tomllib.loads(files["pyproject.toml"])["project"], read_pyproject(folder).get("project", {})
+    ours, theirs = tomllib.loads(files["pyproject.toml"])["project"], read_pyproject(folder)
+    there = theirs.get("project", {})
+    if "name" not in there:  # it has the settings of tools only
+        build, *project = files["pyproject.toml"].partition("\n\n[tool")[0].split("\n\n")
+        return "\n".join(project if "build-system" in theirs else [build, *project]).splitlines()
     lines = []
     if not any(one.startswith("normzoo") for one in there.get("dependencies", [])):
-        lines += ["[project]", f"dependencies = {json.dumps(wanted['dependencies'])}"]
-    for name, package in wanted["entry-points"]["normzoo.packages"].items():
+        lines += ["[project]", f"dependencies = {json.dumps(ours['dependencies'])}"]
+    for name, package in ours["entry-points"]["normzoo.packages"].items():
         if name not in there.get("entry-points", {}).get("normzoo.packages", {}):
             lines += ['[project.entry-points."normzoo.packages"]', f'{name} = "{package}"']
     return lines
 
 
-def missing_patterns(files: dict[str, str], folder: Path) -> list[str]:
-    """The lines of the project's .gitignore that the one in the folder lacks."""
-    there = [line.strip("/") for line in (folder / ".gitignore").read_text(encoding="utf-8").split()]
-    return [line for line in files[".gitignore"].split() if line.strip("/") not in there]
+def missing_arguments(files: dict[str, str], folder: Path) -> list[str]:
+    """What the project's pyproject.toml says and the folder's setup.py or setup.cfg does not, in their words."""
+    file = settings_file(folder)
+    if "normzoo.packages" in read_text(folder / file):
+        return []
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    [dependency], [(name, package)] = project["dependencies"], project["entry-points"]["normzoo.packages"].items()
+    if file == "setup.py":
+        return [f'install_requires=["{dependency}"],', f'entry_points={{"normzoo.packages": ["{name} = {package}"]}},']
+    entry = ["[options.entry_points]", "normzoo.packages =", f"    {name} = {package}"]
+    return ["[options]", f"install_requires = {dependency}", *entry]
+
+
+def missing_lines(files: dict[str, str], folder: Path, path: str) -> list[str]:
+    """The patterns of the project's .gitignore, or the imports of its package, that the file in the folder lacks."""
+    there = [line.strip(" /") for line in read_text(folder / path).splitlines()]
+    wanted = [line for line in files[path].splitlines() if line and not line.startswith('"""')]
+    return [line for line in wanted if line.strip("/") not in there]
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, whatever its encoding; none if there is no file."""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
