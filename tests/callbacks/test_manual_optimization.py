@@ -18,6 +18,7 @@ from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from normzoo.callbacks import ActivationPercentiles, GradientFlow, InternalCovariateShift, LossLandscape
+from normzoo.errors import InputError
 from normzoo.norms import BatchNorm
 
 
@@ -224,6 +225,37 @@ def test_training_by_hand_is_left_as_it_is(make: Callable[[], GAN]) -> None:
     assert all(p.requires_grad for p in on.parameters())
     rates = [[one.param_groups[0]["lr"] for one in task.trainer.optimizers] for task in (off, on)]
     assert rates[0] == rates[1]
+
+
+@pytest.mark.filterwarnings("ignore:The Trainer has no logger")
+def test_a_rate_that_an_automatic_step_sets_is_set_once() -> None:
+    class Decaying(Task):
+        def training_step(self, batch: Any) -> Any:
+            for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+                group["lr"] *= 0.9
+            return super().training_step(batch)
+
+    off, on = Decaying(manual=False), Decaying(manual=False)
+    train(off, [])
+    train(on, suite(1))
+    assert all(map(torch.equal, off.state_dict().values(), on.state_dict().values()))
+
+
+def test_a_step_that_reads_gradients_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    """As long as it does not skip parameters without one, as `clip_grad_norm_` does, without a warning."""
+
+    class Reads(Task):
+        def training_step(self, batch: Any) -> Any:
+            super().training_step(batch)
+            nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+            self.log("norm", sum(p.grad.norm() for p in self.parameters() if p.grad is not None or not self.skips))
+
+    task = Reads(manual=True)
+    task.skips = True
+    train(task, suite(1), tmp_path)
+    task.skips = False
+    with pytest.raises(InputError, match=r"Reads.training_step fails on a copy .* skip those whose .grad is None"):
+        train(task, suite(1), tmp_path)
 
 
 def test_a_loss_that_monitors_do_not_see_is_one_warning(tmp_path: Path) -> None:

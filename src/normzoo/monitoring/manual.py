@@ -39,8 +39,8 @@ class Idle:
         return getattr(self.original, name)
 
 
-class ManualStep:
-    """Lets a copy of a LightningModule run its manual training step without an update, and keeps the losses.
+class IdleStep:
+    """Lets a copy of a LightningModule run its training step without an update, and keeps the losses of a manual one.
 
     The loss of an optimizer is the sum of those that the step passes to `manual_backward` between the optimizer's
     `zero_grad`, or that of a module with all its parameters, and its first update, but for those while another one is
@@ -58,7 +58,7 @@ class ManualStep:
         self.is_known = True
         instead = {
             "optimizers": lambda use_pl_optimizer=True: (
-                self.optimizers if len(self.optimizers) > 1 else self.optimizers[0]
+                self.idle() if len(self.idle()) != 1 else self.idle()[0]  # as Lightning's
             ),
             "lr_schedulers": self.lr_schedulers,
             "manual_backward": self.backward,
@@ -73,18 +73,23 @@ class ManualStep:
 
     def begin(self) -> None:
         """Forgets the losses of the step before."""
-        found: Any = self.original.optimizers()
-        names = {id(p): name for name, p in self.original.named_parameters()}
         self.optimizers = []
-        for one in found if isinstance(found, list) else [found]:
-            owned = [id(p) for group in one.param_groups for p in group["params"]]
-            made = Idle(one, {names[key] for key in owned if key in names})
-            made.toggle_model = partial(self.toggled, made)
-            self.optimizers.append(made)
+
+    def idle(self) -> list[Idle]:
+        """The optimizers, from the moment in which the step needs them."""
+        if not self.optimizers:
+            found: Any = self.original.optimizers()
+            names = {id(p): name for name, p in self.original.named_parameters()}
+            for one in found if isinstance(found, list) else [found]:
+                owned = [id(p) for group in one.param_groups for p in group["params"]]
+                made = Idle(one, {names[key] for key in owned if key in names})
+                made.toggle_model = partial(self.toggled, made)
+                self.optimizers.append(made)
+        return self.optimizers
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Keeps a loss for the optimizers."""
-        for one in self.optimizers:
+        for one in self.idle():
             if not one.is_toggled_off:
                 one.pending.append(loss)
 

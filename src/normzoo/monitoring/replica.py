@@ -1,6 +1,7 @@
 """A copy of a LightningModule whose steps leave no trace: computes a loss without touching the training."""
 
 import copy
+import warnings
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,7 @@ from torchmetrics import Metric
 from normzoo.distributed.gather import Ranks
 from normzoo.errors import InputError
 from normzoo.monitoring.layers import is_compiled
-from normzoo.monitoring.manual import ManualStep, ignore
+from normzoo.monitoring.manual import IdleStep, ignore
 from normzoo.monitoring.random_state import same_random_numbers, set_random_state
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -79,7 +80,7 @@ class Replica:
         made.trainer = cast(Trainer, Quiet(self.trainer))
         for name in ("log", "log_dict"):
             object.__setattr__(made, name, ignore)
-        self.manual = None if made.automatic_optimization else ManualStep(module, made)
+        self.idle = IdleStep(module, made)
         self.call, self.copies = Call(made), list(made.modules())
         # Metrics have no part in the loss.
         self.pairs = [pair for pair in zip(self.originals, self.copies, strict=True) if not isinstance(pair[0], Metric)]
@@ -132,8 +133,7 @@ class Replica:
         """
         if step == "training_step" and step not in self.checked:
             refuse_own_batches(self.original)
-        if self.manual is not None:
-            self.manual.begin()
+        self.idle.begin()
         with ExitStack() as stack:
             stack.enter_context(same_random_numbers(self.module.device))
             if random is not None:
@@ -144,6 +144,8 @@ class Replica:
             stack.enter_context(self.present_state(weights or {}))
             if step not in self.checked:
                 stack.enter_context(refuse(self.originals))
+            if step == "training_step" and not self.original.automatic_optimization:
+                stack.enter_context(explain_gradients(self.original))
             result = self.call(step, copied_batch(batch), batch_idx)
             self.checked.add(step)
             return result
@@ -191,8 +193,8 @@ class Replica:
         """
         with torch.enable_grad():
             result = self.run("training_step", batch, batch_idx, weights)
-        if self.manual is not None:
-            return self.manual.losses()
+        if not self.original.automatic_optimization:
+            return self.idle.losses()
         loss = result.get("loss") if isinstance(result, Mapping) else result
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             return None, []
@@ -374,6 +376,22 @@ class Quiet:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trainer, name)
+
+
+@contextmanager
+def explain_gradients(module: LightningModule) -> Iterator[None]:
+    """Raises `InputError` for a training step that needs the gradients of its weights, which are None in a copy."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # clipping by hand
+            yield
+    except (AttributeError, TypeError) as error:
+        if "NoneType" not in str(error):
+            raise
+        raise InputError(
+            f"{type(module).__name__}.training_step fails on a copy that makes no update, where .grad of every "
+            f"parameter is None ({error}): skip those whose .grad is None, or remove {NEEDED_BY}."
+        ) from error
 
 
 @contextmanager
