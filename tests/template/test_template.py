@@ -56,6 +56,16 @@ def test_it_trains_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(list((tmp_path / "data" / "digits").glob("*/*.png"))) == 1797
 
 
+def test_a_folder_whose_name_is_misspelt_is_not_filled_with_digits(tmp_path: Path, importable: None) -> None:
+    from my_project import Data  # type: ignore[import-not-found]
+
+    data = Data(str(tmp_path / "brids"))
+    data.prepare_data()
+    with pytest.raises(FileNotFoundError, match="brids"):
+        data.setup("fit")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Place:
     """A folder with a copy of the sources, and an environment whose only normzoo comes from it.
 

@@ -21,8 +21,8 @@ class Data(LightningDataModule):
         self.folder, self.batch_size = Path(folder), batch_size
 
     def prepare_data(self) -> None:
-        """Writes scikit-learn's 1,797 digits if there is no folder; it gets its name when all are written."""
-        if not self.folder.exists():
+        """Writes scikit-learn's 1,797 digits if there is no folder "digits"; it gets its name when all are written."""
+        if self.folder.name == "digits" and not self.folder.exists():
             digits, part = load_digits(), self.folder.with_suffix(".part")
             for number, (pixels, label) in enumerate(zip(digits.images, digits.target)):
                 (part / str(label)).mkdir(parents=True, exist_ok=True)
