@@ -198,6 +198,15 @@ def in_place(net: Wired, x: Tensor) -> Tensor:
     return net.norm(nn.functional.relu(net.conv(x), inplace=True))
 
 
+def beside(branch: nn.Module) -> nn.Module:
+    """A norm that reads what a branch reads, whose own norm is folded first."""
+    net = Wired(lambda net, x: (y := net.conv(x), net.norm(y) + net.branch(y))[1])
+    norm = net.norm
+    del net.norm
+    net.branch, net.norm = branch, norm
+    return net
+
+
 def quantized() -> nn.Module:
     from torch.ao.nn.qat import Conv2d
     from torch.ao.quantization import disable_observer, get_default_qat_qconfig
@@ -209,6 +218,14 @@ def quantized() -> nn.Module:
 
 STAY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "read by a sum, too": (lambda: Wired(residual), "the network itself reads its input, too"),
+    "read by a layer that another norm was folded into": (
+        lambda: beside(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))),
+        "branch.0 reads its input, too",
+    ),
+    "read by a norm whose weight was folded": (
+        lambda: beside(nn.Sequential(norms.ChannelLayerNorm(4), nn.Conv2d(4, 4, 1))),
+        "branch.0 reads its input, too",
+    ),
     "changed in place": (lambda: Wired(in_place), "the network itself reads its input, too"),
     "convolution runs twice": (
         lambda: Wired(lambda net, x: net.norm(net.conv(net.conv(x)))),
@@ -257,6 +274,24 @@ def test_takes_dictionaries_and_wrapped_networks() -> None:
     assert torch.allclose(net(x), expected, atol=1e-5)
 
 
+def test_in_a_transformer_layer_of_torch() -> None:
+    """It computes its norms itself in evaluation, from their weights, unless told not to."""
+    net = trained(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True))
+    assert list(folded_of(net, torch.randn(2, 5, 8)).values()).count(None) == 1
+    assert net.activation_relu_or_gelu == 1
+
+
+def test_infinite_outputs_may_stay_infinite() -> None:
+    net = trained(Wired(lambda net, x: net.norm(net.conv(x)).masked_fill(x > 1, -torch.inf)))
+    assert fold(net, torch.randn(2, 4, 5, 5)).rows[0]["folded into"] == "conv"
+
+
+def half_trained() -> nn.Module:
+    net = trained(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    net[1].train()
+    return net
+
+
 def hides_a_layer() -> nn.Module:
     net = Wired(lambda net, x: net.norm(net.hidden[0](x)))
     net.hidden = [net.conv]  # type: ignore[assignment]  # a list, which a replacement does not reach
@@ -268,10 +303,13 @@ def hides_a_layer() -> nn.Module:
     [
         (trained(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))).train(), "training mode"),
         (trained(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))).to("meta"), "meta device"),
+        (half_trained(), "1 is in training mode"),
         (nn.Sequential(nn.Conv2d(4, 4, 1)).eval(), "no norms"),
+        (trained(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))).half(), "fold it in float32"),
+        (trained(Wired(lambda net, x: net.norm(net.conv(x)) + net.norm.eps)), "does not run when its norms are folded"),
         (hides_a_layer(), "would change by"),
     ],
-    ids=["training", "meta", "no norms", "hidden layer"],
+    ids=["training", "meta", "norm in training", "no norms", "half", "reads the norm", "hidden layer"],
 )
 def test_refuses_and_changes_nothing(net: nn.Module, message: str) -> None:
     before, modules = copy.deepcopy(net.state_dict()), dict(net.named_modules())

@@ -112,6 +112,24 @@ def test_a_part_of_a_network() -> None:
     assert net.train()[0][1].training is False
 
 
+@over_layers
+def test_two_freezes_are_undone_in_any_order(layer: Any) -> None:
+    for order in ((0, 1), (1, 0)):
+        net = network(layer)
+        kinds = [type(m) for m in net.modules()]
+        reports = freeze(net, "1", parameters=True), freeze(net, parameters=True)
+        for i in order:
+            undo(reports[i])
+        assert [type(m) for m in net.modules()] == kinds
+        assert all(p.requires_grad for p in net.parameters())
+        assert not any(getattr(m, "frozen", False) for m in net.modules())
+
+
+def test_a_shared_layer_is_frozen_once() -> None:
+    norm = nn.BatchNorm2d(8)
+    assert [row["layer"] for row in freeze(nn.Sequential(norm, nn.ReLU(), norm)).rows] == ["0, 2"]
+
+
 def test_a_parametrized_layer() -> None:
     net = network()
     parametrize.register_parametrization(net[1], "weight", nn.Softplus())

@@ -18,7 +18,7 @@ from normzoo import norms
 from normzoo.errors import InputError
 from normzoo.models import MLP, ResNet
 from normzoo.norms import BatchNorm, ChannelLayerNorm, EvoNormS0, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from normzoo.surgery import replace, undo
+from normzoo.surgery import fold, freeze, replace, undo
 
 
 class Net(nn.Module):
@@ -286,6 +286,51 @@ def test_torch_does_not_skip_a_norm_in_evaluation() -> None:
         assert torch.equal(net(x), before)
 
 
+def test_a_padded_batch_runs_in_a_transformer_of_torch() -> None:
+    """Which packs it in evaluation, as only torch's own LayerNorm can take it."""
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    report = replace(net, {nn.LayerNorm: RMSNorm})
+    x, padding = torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [3]])
+    with torch.no_grad():
+        packed = net(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(packed[~padding], net(x, src_key_padding_mask=padding)[~padding])
+    undo(report)
+    assert net.use_nested_tensor
+
+
+def test_undo_out_of_order_is_refused() -> None:
+    """The last first, or a network would have layers of both; undone in order, each bit is as before."""
+    net = trained(Net)
+    before = state_of(net)
+    first = convert(net, BatchNorm)
+    second = replace(net, {BatchNorm: GroupNorm})
+    third = fold(net.eval(), IMAGES)
+    after = state_of(net)
+    with pytest.raises(InputError, match="stem.1 is no longer the layer"):
+        undo(first)
+    assert_same(state_of(net), after)
+    for report in (third, second, first):
+        undo(report)
+    assert_same(state_of(net), before)
+
+
+def test_undo_keeps_the_mode() -> None:
+    net = trained(Net).train()
+    report = convert(net, GroupNorm)
+    net.eval()
+    undo(report)
+    assert not any(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNorm])
+def test_a_frozen_layer_stays_frozen(kind: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    freeze(net)
+    assert "frozen" in replace(net, {nn.BatchNorm2d: kind}).rows[0]["kept"]
+    net.train()(IMAGES)
+    assert not net[1].running_mean.any()
+
+
 def test_a_converted_network_can_be_copied_and_saved() -> None:
     net = trained(partial(Net, BatchNormAct2d))
     convert(net, GroupNorm, match="output", data=[IMAGES])
@@ -511,6 +556,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
         {"BatchNorm2d": GroupNorm},
         {"data": [{"image": IMAGES, "label": 0}]},
         r"dictionaries of 'image', 'label', which Net.forward\(x\) does not take .* give its inputs",
+    ),
+    "not finite": (
+        Net,
+        {"BatchNorm2d": GroupNorm},
+        {"match": "output", "data": [IMAGES, IMAGES * torch.nan]},
+        "the outputs of stem.1, .* have NaN or infinite values",
     ),
     "wrong second batch": (
         Net,

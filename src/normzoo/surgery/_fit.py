@@ -82,14 +82,14 @@ def fit(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data) -> None:
     """Fits weight and bias of the new layers in one pass over the data, each to inputs from those fitted before it."""
     affine = {swap: affine_of(swap.norm, swap.channels) for swap in swaps}
     fits = {swap: Fit(swap.axis, w is not None, b is not None) for swap, (w, b) in affine.items()}
-    reached = set()
+    reached: dict[Swap, None] = {}
 
     def hook(swap: Swap, z: Tensor, y: Tensor) -> Tensor:
         weight, bias = affine[swap]
         shape = [-1 if axis == swap.axis % z.dim() else 1 for axis in range(z.dim())]
         fits[swap].add(z, y)
         scale, shift = (values.to(z.device, z.dtype) for values in fits[swap].solve())
-        reached.add(swap)
+        reached[swap] = None
         for tensor, values in ((weight, scale), (bias, shift)):
             if tensor is not None:
                 tensor.copy_(values.reshape(tensor.shape))
@@ -104,6 +104,12 @@ def fit(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data) -> None:
             stack.callback(zero.remove)
         for _ in run(net, swaps, put, data, hook):
             pass
+    for swap in reached:
+        if not torch.as_tensor(fits[swap].sums).isfinite().all():
+            raise InputError(
+                f"the outputs of {swap.names[0]}, or of the layer for its place, have NaN or infinite values on data, "
+                f"to which nothing can be fitted: leave them out of the data."
+            )
     for swap, momentum in momenta.items():
         swap.norm.eval().momentum = momentum
     for swap in swaps:

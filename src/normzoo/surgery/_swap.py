@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normzoo.errors import InputError
 from normzoo.norms._base import Norm
 from normzoo.surgery._norms import channel_axis, channels_of, parts_after
+from normzoo.surgery.freeze import fix_statistics
 
 Factory = Callable[[int], nn.Module] | None
 
@@ -187,6 +188,9 @@ def carry(
         for name in (both | {"num_batches_tracked"}) & before.keys() & after.keys():
             after[name].copy_(before[name])
         kept.append("running statistics")
+        if getattr(old, "frozen", False):
+            fix_statistics(norm)
+            kept.append("frozen")
     keep_setting(old, norm, factory, "eps", kept)
     if both:
         keep_setting(old, norm, factory, "momentum", kept)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -30,6 +29,7 @@ from normzoo.surgery._linear import (
     with_input,
     with_output,
 )
+from normzoo.surgery._placed import Placed, let_norms_run
 from normzoo.surgery.report import Report, undo
 
 TOLERANCE = 1e-5
@@ -79,24 +79,49 @@ def fold(net: nn.Module, example: Any) -> Report:
     Identity()
     """
     net = unwrapped(net)
-    if net.training:
-        raise InputError("fold: the network is in training mode, in which norms use the batch: call net.eval() first.")
+    require_precise_evaluation(net)
     before = outputs(net, example)
     folding = Folding(net, flow(net, example))
-    rows = [*folding.norms(), *folding.weights()]
+    try:
+        rows = [*folding.norms(), *folding.weights()]
+        change = largest_change(before, outputs(net, example))
+    except Exception as error:
+        undo(Report(title="", steps=folding.steps))
+        raise InputError(
+            f"fold: the network does not run when its norms are folded ({error}): fold a part of it, as in "
+            f"fold(net.backbone, example)."
+        ) from error
     if not rows:
         raise InputError("fold: the network has no norms, and no weights that are computed.")
-    report = Report(title="", rows=rows, steps=folding.steps)
-    change = largest_change(before, outputs(net, example))
+    report = Report(
+        title=f"folded {sum(row['folded into'] is not None for row in rows)} of {len(rows)} norms",
+        rows=rows,
+        notes=[f"the output changes by at most {change:.1e} of its largest value"],
+        steps=folding.steps,
+    )
     if not change <= TOLERANCE:
         undo(report)
         raise InputError(
             f"fold: the output of the network would change by {change:.1e} of its largest value; some layer is used in "
             f"a way that one run does not show: fold a part of the network, as in fold(net.backbone, example)."
         )
-    report.title = f"folded {sum(row['folded into'] is not None for row in rows)} of {len(rows)} norms"
-    report.notes = [f"the output changes by at most {change:.1e} of its largest value"]
     return report
+
+
+def require_precise_evaluation(net: nn.Module) -> None:
+    """Raises `InputError` for norms in training mode, and for a dtype that is coarser than the tolerance."""
+    training = [name for name, norm in of_kind(net, is_norm).items() if norm.training]
+    if net.training or training:
+        raise InputError(
+            f"fold: {'the network' if net.training else training[0]} is in training mode, in which norms use the "
+            f"batch: call net.eval() first."
+        )
+    for dtype in {p.dtype for p in net.parameters() if p.is_floating_point()}:
+        if torch.finfo(dtype).eps > TOLERANCE:
+            raise InputError(
+                f"fold: the network has parameters of {dtype}, whose rounding changes its output by more than "
+                f"{TOLERANCE}: fold it in float32, by net.float(), and convert it afterwards."
+            )
 
 
 def outputs(net: nn.Module, example: Any) -> list[Tensor]:
@@ -107,10 +132,12 @@ def outputs(net: nn.Module, example: Any) -> list[Tensor]:
 
 def largest_change(before: list[Tensor], after: list[Tensor]) -> float:
     """The largest difference of two results, relative to the largest value of each tensor."""
-    pairs = zip(before, after, strict=True)
-    return max(
-        (float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs if a.numel()), default=0.0
-    )
+    changes = [torch.zeros(())]
+    for a, b in zip(before, after, strict=True):
+        if a.numel():
+            size = torch.where(a.isfinite(), a, 0).abs().max().clamp_min(1e-30)
+            changes.append((torch.where(a == b, 0, a - b).abs().max() / size).cpu())  # equal where infinite, too
+    return float(torch.stack(changes).max())  # NaN if one of them is
 
 
 class Folding:
@@ -119,9 +146,6 @@ class Folding:
     Args:
         net: the network.
         seen: what happened when it ran.
-
-    Attributes:
-        steps: what undoes it.
     """
 
     def __init__(self, net: nn.Module, seen: Flow) -> None:
@@ -132,7 +156,16 @@ class Folding:
         linear = [module for module in self.named if self.is_linear(module)]
         self.sources: dict[int, nn.Module] = {id(seen.output(module)): module for module in linear}
         """Tensor -> the layer that computes it, once the norms between are folded."""
-        self.steps: list[Callable[[], None]] = []
+        self.gone: dict[nn.Module, nn.Module] = {}
+        """Norm -> the layer before it that it was folded into."""
+        self.paths = [*net.named_modules(remove_duplicate=False)]
+        self.placed: dict[str, Placed] = {}
+        self.switched: list[Callable[[], None]] = []
+
+    @property
+    def steps(self) -> list[Callable[[], None]]:
+        """What undoes it."""
+        return [*self.placed.values(), *self.switched]
 
     def norms(self) -> Iterator[dict[str, Any]]:
         """Folds each norm that acts on activations; a row for each."""
@@ -173,6 +206,7 @@ class Folding:
         self.replace(norm, rest)
         if isinstance(rest, nn.Identity):
             self.sources[id(self.seen.output(norm))] = source
+            self.gone[norm] = source
         return [source]
 
     def taken(self, norm: nn.Module) -> tuple[Tensor, nn.Module]:
@@ -181,7 +215,7 @@ class Folding:
             stays("it does not run once, on one tensor")
         x = self.seen.input(norm)
         source = self.sources.get(id(x)) or stays("no linear layer before it")
-        inside = {source, norm, *(m for m in self.seen.outputs if m in self.now and self.now[m] is not m)}
+        inside = {source, norm, *(one for one, layer in self.gone.items() if layer is source)}
         for running in self.seen.readers.get(id(x), ()):
             if not inside & {*running}:
                 stays(f"{self.reader(running)} reads its input, too")
@@ -253,10 +287,12 @@ class Folding:
 
     def replace(self, module: nn.Module, new: nn.Module) -> None:
         """Puts a module in the place of another, under all its names."""
-        old, self.now[module] = self.now[module], new.train(module.training)
-        for name in [name for name, m in self.net.named_modules(remove_duplicate=False) if m is old]:
-            self.net.set_submodule(name, new)
-            self.steps.append(partial(self.net.set_submodule, name, old))
+        self.now[module] = new.train(module.training)
+        for path, one in self.paths:
+            if one is module:
+                self.net.set_submodule(path, new)
+                self.placed[path] = Placed(self.net, path, module, new)
+        self.switched += let_norms_run(self.net, {new})
 
 
 def compose(f: Function, g: Function) -> Function:

@@ -47,31 +47,31 @@ def freeze(net: nn.Module, where: Layers = "*", *, parameters: bool = False) -> 
         )
     report = Report(title="", rows=[], steps=[])
     rows = []
-    for name, layer in with_something_to_freeze(net, where, parameters=parameters).items():
+    for layer, names in with_something_to_freeze(net, where, parameters=parameters).items():
         frozen = ["running statistics"] if keeps_statistics(layer) else []
         kind = type(layer).__name__
-        if frozen:
+        if frozen and not getattr(layer, "frozen", False):
             report.steps.append(fix_statistics(layer))
         for key, parameter in layer.named_parameters() if parameters else ():
-            report.steps.append(partial(setattr, parameter, "requires_grad", parameter.requires_grad))
-            parameter.requires_grad_(False)
+            if parameter.requires_grad:
+                report.steps.append(partial(parameter.requires_grad_, True))
+                parameter.requires_grad_(False)
             frozen.append(key)
-        rows.append({"layer": name, "class": kind, "frozen": ", ".join(frozen)})
+        rows.append({"layer": ", ".join(names), "class": kind, "frozen": ", ".join(frozen)})
     report.title, report.rows = f"froze {len(rows)} layer{'s' * (len(rows) != 1)}", rows
     return report
 
 
-def with_something_to_freeze(net: nn.Module, where: Layers, *, parameters: bool) -> Mapping[str, nn.Module]:
-    """The layers that have running statistics or, if wanted, parameters.
+def with_something_to_freeze(net: nn.Module, where: Layers, *, parameters: bool) -> Mapping[nn.Module, list[str]]:
+    """The layers that have running statistics or, if wanted, parameters, with their names.
 
     Raises:
         InputError: there are none.
     """
-    found = {
-        name: layer
-        for name, layer in inside(unwrapped(net), where).items()
-        if keeps_statistics(layer) or (parameters and is_norm(layer) and any(True for _ in layer.parameters()))
-    }
+    found: dict[nn.Module, list[str]] = {}
+    for name, layer in inside(unwrapped(net), where).items():
+        if keeps_statistics(layer) or (parameters and is_norm(layer) and any(True for _ in layer.parameters())):
+            found.setdefault(layer, []).append(name)
     if not found:
         raise InputError(
             f"freeze(where={where!r}): no layer there keeps running statistics"
@@ -93,14 +93,12 @@ def keeps_statistics(layer: nn.Module) -> bool:
 
 
 def fix_statistics(layer: nn.Module) -> Any:
-    """Fixes the running statistics of a layer; returns what undoes it."""
+    """Fixes the running statistics of a layer that is not frozen; returns what undoes it."""
     if isinstance(layer, RunningStatistics):
-        before = layer.frozen
         layer.freeze()
-        return partial(layer.freeze, before)
+        return partial(layer.freeze, False)
     kind, training = type(layer), layer.training
-    if not getattr(kind, "frozen", False):
-        layer.__class__ = in_evaluation(kind)  # type: ignore[arg-type] # a class is hashable
+    layer.__class__ = in_evaluation(kind)  # type: ignore[arg-type] # a class is hashable
     layer.training = False
     return partial(set_class, layer, kind, training)
 

@@ -1,7 +1,6 @@
 """Other normalization layers in a network that exists."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -15,6 +14,7 @@ from normzoo.monitoring.layers import Layers, unwrapped
 from normzoo.surgery._batches import Data, batches, evaluation, predict
 from normzoo.surgery._fit import Put, fit, measure
 from normzoo.surgery._norms import behind_linear, channels_of, places, usual_shape
+from normzoo.surgery._placed import Placed, let_norms_run
 from normzoo.surgery._rules import Rule, choose, shortened
 from normzoo.surgery._swap import Factory, Swap, planned
 from normzoo.surgery.report import Report
@@ -72,7 +72,8 @@ def replace(
         data = list(data)  # which is read several times
     shapes = usual_shapes(root, chosen) if data is None else input_shapes(net, chosen, data)
     swaps = plan(root, chosen, shapes, match)
-    put = placing(root, swaps)
+    found = places_of(root, swaps)
+    put = placing(root, found)
     columns, notes = compared(net, swaps, put, data, match)
     modes = [(swap.new, swap.old.training) for swap in swaps]
     for module, training in modes:
@@ -82,11 +83,9 @@ def replace(
         title=f"replaced {len(swaps)} layer{'s' * (len(swaps) != 1)}",
         rows=[row(swap) | column for swap, column in zip(swaps, columns, strict=True)],
         notes=[*notes, *remarks(swaps)],
-        steps=[partial(put, False)],
+        steps=[Placed(root, path, swap.old, swap.new) for path, swap in found],
     )
-    for layer in skipping_norms(root, swaps):
-        report.steps.append(partial(setattr, layer, "activation_relu_or_gelu", layer.activation_relu_or_gelu))
-        layer.activation_relu_or_gelu = 0
+    report.steps += let_norms_run(root, {swap.new for swap in swaps})
     return report
 
 
@@ -192,26 +191,20 @@ def refusal(refused: Mapping[str, Sequence[str]], layers: int) -> str:
     )
 
 
-def placing(root: nn.Module, swaps: Sequence[Swap]) -> Put:
-    """A function that puts the new layers into the network, or the old ones."""
+def places_of(root: nn.Module, swaps: Sequence[Swap]) -> list[tuple[str, Swap]]:
+    """The paths of the layers in the network; a shared layer has several."""
     by_layer = {swap.old: swap for swap in swaps}
-    found = [(path, by_layer[module]) for path, _, module in places(root) if module in by_layer]
+    return [(path, by_layer[module]) for path, _, module in places(root) if module in by_layer]
+
+
+def placing(root: nn.Module, found: Sequence[tuple[str, Swap]]) -> Put:
+    """A function that puts the new layers into the network, or the old ones."""
 
     def put(new: bool) -> None:
         for path, swap in found:
             root.set_submodule(path, swap.new if new else swap.old)
 
     return put
-
-
-def skipping_norms(root: nn.Module, swaps: Sequence[Swap]) -> list[nn.TransformerEncoderLayer]:
-    """The layers of torch that compute a LayerNorm themselves in evaluation, from its weight and bias.
-
-    They do so only if `activation_relu_or_gelu` is not 0.
-    """
-    new = {swap.new for swap in swaps}
-    layers = (module for module in root.modules() if isinstance(module, nn.TransformerEncoderLayer))
-    return [layer for layer in layers if not new.isdisjoint(layer.children())]
 
 
 # The report.

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from normzoo.errors import InputError
+from normzoo.surgery._placed import Placed
+
 
 @dataclass(kw_only=True)
 class Report:
@@ -46,8 +49,19 @@ def shown(value: object) -> str:
 def undo(report: Report) -> None:
     """Makes a network what it was before an operation; a second call changes nothing.
 
+    Of several operations on the same layers, undo the last one first.
+
     Args:
         report: what the operation returned.
+
+    Raises:
+        InputError: a later operation has changed a layer that this one put into the network, which stays as it is.
     """
+    changed = [step.path for step in report.steps if isinstance(step, Placed) and not step.is_there()]
+    if changed:
+        raise InputError(
+            f"undo: {changed[0]} is no longer the layer that this operation has put there: undo the later operations "
+            f"first, from the last one back."
+        )
     while report.steps:
         report.steps.pop()()
