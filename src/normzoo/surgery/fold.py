@@ -103,7 +103,8 @@ def fold(net: nn.Module, example: Any) -> Report:
         undo(report)
         raise InputError(
             f"fold: the output of the network would change by {change:.1e} of its largest value; some layer is used in "
-            f"a way that one run does not show: fold a part of the network, as in fold(net.backbone, example)."
+            f"a way that one run does not show: fold a part of the network, as in fold(net.backbone, example). Or the "
+            f"network magnifies rounding: fold it in float64, by net.double()."
         )
     return report
 
