@@ -10,9 +10,10 @@ import pytest
 import torch
 from commands import fit, normzoo
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
-from normzoo.cli.export import example_of
+from normzoo.cli.export import check, example_of, program
+from normzoo.errors import InputError
 from normzoo.norms import BatchNorm, GroupNorm
 from normzoo.runs import load_checkpoint, load_task
 
@@ -46,7 +47,7 @@ def accuracy(path: Path) -> float:
 
 
 def test_a_converted_checkpoint_is_loaded_as_any_other(run: Path, tmp_path: Path) -> None:
-    rule = "BatchNorm=GroupNorm(num_groups=2)"
+    rule = "normzoo.norms.*=GroupNorm(num_groups=2)"
     assert "replaced 9 layers" in said("convert", run, "--rules", rule, "-o", tmp_path / "new.ckpt")
     net = load_task(tmp_path / "new.ckpt").net
     assert [m.num_groups for m in net.modules() if isinstance(m, GroupNorm)] == [2] * 9
@@ -60,6 +61,7 @@ def test_a_converted_checkpoint_is_tested_as_any_other(run: Path, tmp_path: Path
     for match in ("output", "nothing"):
         said("convert", run, "--rules", "BatchNorm=GroupNorm(num_groups=2)", f"--match={match}", "-o", tmp_path / match)
     assert accuracy(tmp_path / "output") > accuracy(tmp_path / "nothing") + 0.2
+    assert f"predictions  {tmp_path / 'predictions.csv'}" in said("predict", f"--ckpt_path={tmp_path / 'output'}")
 
 
 @pytest.mark.slow
@@ -143,10 +145,48 @@ def test_names_a_norm_that_onnx_cannot_compute(tmp_path: Path) -> None:
 
 
 def test_an_example_of_a_task() -> None:
-    """From Lightning's own attribute; else of the network's, as the export of a ResNet uses."""
+    """From Lightning's own attribute; else of the network's, or of its saved argument, as the data has it."""
     task = LightningModule()
     assert example_of(task) is None
     task.net = nn.Identity()
     assert example_of(task) is None
-    task.example_input_array = torch.zeros(1, 5)
-    assert example_of(task).shape == (2, 5)  # type: ignore[union-attr]
+    saved = {"init_args": {"net": {"class_path": "mine.Net", "init_args": {"input_shape": [3, 8, 8]}}}}
+    assert example_of(task, saved).shape == (2, 3, 8, 8)  # type: ignore[union-attr]
+    for given in (torch.rand(1, 5), torch.arange(15).view(3, 5)):
+        task.example_input_array = given
+        assert torch.equal(example_of(task), torch.cat([given] * 2)[:2])  # type: ignore[arg-type]
+    task.example_input_array = torch.zeros(1, 5)  # would show no difference
+    assert example_of(task).std() > 0  # type: ignore[union-attr]
+
+
+class Heads(nn.Module):
+    """Logits, classes and an embedding of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(10, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        y = self.embed(tokens)
+        return {"y": y, "logits": self.head(y), "classes": self.head(y).argmax(-1)}
+
+
+def test_all_outputs_are_compared() -> None:
+    """Of a dictionary, as of a tensor; tokens are no numbers to scale."""
+    net, x = Heads(), torch.randint(0, 10, (2, 5))
+    _, run = program(net, x)
+    assert check(net, run, x) < 1e-6
+    with torch.no_grad():
+        net.head.bias.add_(1)
+    with pytest.raises(InputError, match="differs by"):
+        check(net, run, x)
+
+
+class Fixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, 5)
+
+
+def test_a_network_for_one_number_of_samples_is_refused() -> None:
+    with pytest.raises(InputError, match="for any number of samples: Constraints violated"):
+        program(Fixed(), torch.randn(2, 5))

@@ -58,7 +58,8 @@ class EvaluateCLI(Command):
     def own_callbacks(self, config: Any, callbacks: Sequence[Callback]) -> list[Callback]:
         if self.command != "predict":
             return []
-        beside = Path(self.settings.ckpt_path).resolve().parent.parent / "predictions.csv"
+        folder = Path(self.settings.ckpt_path).resolve().parent
+        beside = (folder.parent if folder.name == "checkpoints" else folder) / "predictions.csv"
         self.predictions = Path(self.settings.output) if self.settings.output else unused(beside)
         if self.predictions.is_dir() or not self.predictions.parent.is_dir():
             raise InputError(

@@ -1,7 +1,7 @@
 """`normzoo export`: writes the network of a checkpoint for other programs, checked before it is written."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from normzoo.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    Run = Callable[[Tensor], Any]  # an exported network
 
 TOLERANCE = 1e-4
 """The largest difference of the exported network's output, relative to its largest value."""
@@ -39,45 +41,65 @@ def main(arguments: Sequence[str]) -> None:
 
     file = checkpoints.find_checkpoint(given.path, Path(given.runs), given.experiment)
     task = load_task(file, allow=[name for name in given.allow.split(",") if name])
-    if (x := example_of(task)) is None:
+    if (x := example_of(task, checkpoints.saved_model(checkpoints.load_checkpoint(file), file))) is None:
         raise InputError(
-            f"the shape of an input is unknown: set self.example_input_array = torch.zeros(1, ...) in "
+            f"the shape of an input is unknown: set self.example_input_array = torch.randn(1, ...), one tensor, in "
             f"{type(task).__name__}.__init__, or give its network the attribute input_shape, without the samples."
         )
-    net = getattr(task, "net", task).eval()
+    net = network_of(task).eval()
     if given.fold:
         print(fold(net, x))
     written, run = writers[suffix](net, x)
-    change = largest_change(net, run, x)
+    change = check(net, run, x)
     with written_whole(Path(given.output)) as out:
         out.write(written)
     print(f"{'exported':12} {given.output} ({len(written) / 1e6:.2f} MB), outputs within {change:.0e} of the network's")
 
 
-def example_of(task: Any) -> "Tensor | None":
-    """Two samples for a task: its `example_input_array`, or images of its network's `input_shape`; None if unknown."""
+def network_of(task: Any) -> Any:
+    """The network of a task: its `net`, else itself."""
+    return getattr(task, "net", task)
+
+
+def example_of(task: Any, config: Any = None) -> "Tensor | None":
+    """Two samples for a task: its `example_input_array`, or numbers of its network's `input_shape`; None if unknown.
+
+    Args:
+        task: the task.
+        config: its settings, which name the shape if the network has taken it as an argument.
+    """
     import torch
 
-    given, shape = task.example_input_array, getattr(getattr(task, "net", None), "input_shape", None)
+    given, shape = task.example_input_array, getattr(network_of(task), "input_shape", None)
     if isinstance(given, torch.Tensor):
-        return torch.cat([given] * 2)
+        # Zeros, or memory without values, as an example often is, would show no difference.
+        if not given.is_floating_point() or (given.isfinite().all() and given.min() < given.max()):
+            return torch.cat([given] * 2)[:2]
+        shape = given.shape[1:]
+    net = ((config or {}).get("init_args") or {}).get("net")
+    if shape is None and isinstance(net, Mapping):
+        shape = (net.get("init_args") or {}).get("input_shape")
     return None if shape is None else torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def largest_change(net: "nn.Module", run: "Callable[[Tensor], Tensor]", x: "Tensor") -> float:
-    """The largest difference of an exported network's output for 1, 2 and 5 samples, relative to its largest value.
+def check(net: "nn.Module", run: "Run", x: "Tensor") -> float:
+    """The largest difference of an exported network's outputs for 1, 2 and 5 samples, relative to its largest value.
 
     Raises:
         InputError: it is larger than that of rounding.
     """
     import torch
 
-    change = 0.0
+    from normzoo.surgery.fold import largest_change
+
+    changes = []
     for samples in (1, 2, 5):
-        batch = torch.cat([x] * 3)[:samples] * torch.linspace(1, 2, samples).view(-1, *[1] * (x.dim() - 1))
+        batch = torch.cat([x] * 3)[:samples]
+        if x.is_floating_point():
+            batch = batch * torch.linspace(1, 2, samples).view(-1, *[1] * (x.dim() - 1))
         with torch.no_grad():
-            expected = net(batch)
-        change = max(change, float((run(batch) - expected).abs().max() / expected.abs().max()))
+            changes.append(largest_change(outputs(net(batch)), outputs(run(batch))))
+    change = max(changes, key=lambda one: (one != one, one))  # NaN if one of them is
     if not change <= TOLERANCE:
         raise InputError(
             f"the exported network's output differs by {change:.0e} of its largest value: nothing is written."
@@ -85,7 +107,14 @@ def largest_change(net: "nn.Module", run: "Callable[[Tensor], Tensor]", x: "Tens
     return change
 
 
-def onnx(net: "nn.Module", x: "Tensor") -> "tuple[bytes, Callable[[Tensor], Tensor]]":
+def outputs(result: Any) -> "list[Tensor]":
+    """The tensors in what a network returns, as float64."""
+    from normzoo.surgery._flow import tensors
+
+    return [one.double() for one in tensors(result)]
+
+
+def onnx(net: "nn.Module", x: "Tensor") -> "tuple[bytes, Run]":
     """A network as the bytes of an ONNX file, and as onnxruntime runs it."""
     import torch
 
@@ -108,15 +137,21 @@ def onnx(net: "nn.Module", x: "Tensor") -> "tuple[bytes, Callable[[Tensor], Tens
     options.log_severity_level = 3  # no advice on what it optimizes
     session = onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return written, lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+    return written, lambda batch: [torch.from_numpy(one) for one in session.run(None, {name: batch.numpy()})]
 
 
-def program(net: "nn.Module", x: "Tensor") -> "tuple[bytes, Callable[[Tensor], Tensor]]":
+def program(net: "nn.Module", x: "Tensor") -> "tuple[bytes, Run]":
     """A network as the bytes of a file of torch.export, and as that file runs."""
     import torch
 
     file = io.BytesIO()
-    torch.export.save(torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)), file)
+    try:
+        made = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # of many kinds, without a public base
+        raise InputError(
+            f"torch.export cannot export the network for any number of samples: {reason(error)}."
+        ) from error
+    torch.export.save(made, file)
     file.seek(0)
     run = torch.export.load(file).module()
     return file.getvalue(), run
@@ -126,4 +161,4 @@ def reason(error: BaseException) -> str:
     """The line of an exporter's error that says what is missing."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200].rstrip(".")

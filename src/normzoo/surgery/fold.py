@@ -96,7 +96,11 @@ def fold(net: nn.Module, example: Any) -> Report:
     report = Report(
         title=f"folded {sum(row['folded into'] is not None for row in rows)} of {len(rows)} norms",
         rows=rows,
-        notes=[f"the output changes by at most {change:.1e} of its largest value"],
+        notes=[
+            f"the output changes by at most {change:.1e} of its largest value"
+            if before
+            else "the network returns no numbers of floating point, which would show a change"
+        ],
         steps=folding.steps,
     )
     if not change <= TOLERANCE:
