@@ -54,7 +54,7 @@ def freeze(net: nn.Module, where: Layers = "*", *, parameters: bool = False) -> 
             report.steps.append(fix_statistics(layer))
         for key, parameter in layer.named_parameters() if parameters else ():
             if parameter.requires_grad:
-                report.steps.append(partial(parameter.requires_grad_, True))
+                report.steps.append(partial(setattr, parameter, "requires_grad", True))
                 parameter.requires_grad_(False)
             frozen.append(key)
         rows.append({"layer": ", ".join(names), "class": kind, "frozen": ", ".join(frozen)})
