@@ -142,5 +142,6 @@ def test_workers_that_stay_are_not_disturbed(tmp_path: Path) -> None:
 def test_refuses_an_order_in_which_it_would_see_other_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="before EMAWeightAveraging"):
         fit(tmp_path, Recalibrate(), EMAWeightAveraging())
-    with pytest.raises(InputError, match="batches=0"):
-        Recalibrate(batches=0)
+    for batches in (0, 1.5):
+        with pytest.raises(InputError, match=f"batches={batches}"):
+            Recalibrate(batches=batches)  # type: ignore[arg-type] # the point

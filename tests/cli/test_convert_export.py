@@ -95,6 +95,11 @@ def test_an_exported_network_computes_the_same(run: Path, tmp_path: Path, fold: 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no rule matches": (("convert", "--rules", "LayerNorm=GroupNorm"), "it names BatchNorm"),
+    "one of two matches": (
+        ("convert", "--rules", "BatchNorm=GroupNorm", "LayerNorm=GroupNorm"),
+        "'LayerNorm' matches no",
+    ),
+    "no layer": (("convert", "--rules", "BatchNorm=os.getpid"), "there is no layer 'os.getpid'"),
     "no rule": (("convert", "--rules", "BatchNorm"), "a rule is OLD=NEW"),
     "code": (("convert", "--rules", "BatchNorm=GroupNorm(num_groups=open('x'))"), "a rule is OLD=NEW"),
     "no such layer": (("convert", "--rules", "BatchNorm=GroopNorm"), "there is no layer 'normzoo.norms.GroopNorm'"),

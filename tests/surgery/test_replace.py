@@ -457,6 +457,13 @@ def test_a_trained_network_still_predicts() -> None:
     assert accuracy("output") > 80
 
 
+def test_changes_in_half_precision_are_measured() -> None:
+    """Where squares of the values are larger than its largest number."""
+    norm = nn.BatchNorm1d(4).eval()
+    report = replace(nn.Sequential(norm).half(), {nn.BatchNorm1d: None}, data=[torch.full((2, 4), 1000.0).half()])
+    assert report.rows[0]["output change"] == pytest.approx(0, abs=1e-4)
+
+
 def test_layers_that_the_data_does_not_reach_are_named() -> None:
     net = trained(Net)
     net.spare = nn.BatchNorm2d(8)

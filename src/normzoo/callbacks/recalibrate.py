@@ -39,8 +39,10 @@ class Recalibrate(Callback):
     """
 
     def __init__(self, batches: int | None = 100, where: Layers = "*") -> None:
-        if batches is not None and batches < 1:
-            raise InputError(f"Recalibrate(batches={batches}): at least 1 batch, or None for all of the training data.")
+        if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
+            raise InputError(
+                f"Recalibrate(batches={batches!r}): an integer of at least 1, or None for all of the training data."
+            )
         self.batches = batches
         self.where = where
 

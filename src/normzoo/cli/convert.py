@@ -3,7 +3,7 @@
 import ast
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -100,11 +100,11 @@ def converted(
     task = load_task(file, allow=allow)
     checkpoint = checkpoints.load_checkpoint(file)
     model = checkpoints.saved_model(checkpoint, file) or {}
-    places = [place for place in norms_in(model) if rule_for(place, rules)]
-    if not places:
+    unused = [rule for rule in rules if not any(rule_for(place, [rule]) for place in norms_in(model))]
+    if unused:
         found = ", ".join(sorted({name_of(place) for place in norms_in(model)}))
         raise InputError(
-            f"no rule matches a norm that {str(file)!r} names in its configuration ("
+            f"{unused[0]!r} matches no norm that {str(file)!r} names in its configuration ("
             + (f"it names {found}" if found else "its network takes no argument 'norm'")
             + f"): {REMEDY}"
         )
@@ -146,20 +146,21 @@ def name_of(place: Mapping[str, Any]) -> str:
     return str(place["norm"]["class_path"]).rpartition(".")[2]
 
 
-def rule_for(place: Mapping[str, Any], rules: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The new norm of the first rule that fits."""
+def rule_for(place: Mapping[str, Any], rules: Iterable[str]) -> str | None:
+    """The first pattern that fits the class of a norm, by its name or with its package."""
     names = name_of(place), str(place["norm"]["class_path"])
-    return next((new for old, new in rules.items() if any(fnmatchcase(name, old) for name in names)), None)
+    return next((old for old in rules if any(fnmatchcase(name, old) for name in names)), None)
 
 
 def with_norms(settings: Any, rules: Mapping[str, dict[str, Any]]) -> Any:
     """A copy of settings with the new norms, which keep the arguments of the old ones that they have, too."""
     new = copy.deepcopy(settings)
     for place in norms_in(new):
-        if rule := rule_for(place, rules):
+        if old := rule_for(place, rules):
+            rule = rules[old]
             takes = inspect.signature(class_of(rule)).parameters
-            old = {k: v for k, v in (place["norm"].get("init_args") or {}).items() if k in takes}
-            place["norm"] = {"class_path": rule["class_path"], "init_args": {**old, **rule["init_args"]}}
+            kept = {k: v for k, v in (place["norm"].get("init_args") or {}).items() if k in takes}
+            place["norm"] = {"class_path": rule["class_path"], "init_args": {**kept, **rule["init_args"]}}
     return new
 
 
@@ -167,10 +168,15 @@ def class_of(norm: Mapping[str, Any]) -> Any:
     """The class of a norm that the user has named."""
     from importlib import import_module
 
+    from torch import nn
+
     module, _, name = norm["class_path"].rpartition(".")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_module(module), name)
+        if not issubclass(found, nn.Module):
+            raise TypeError
+        return found
+    except (ImportError, AttributeError, TypeError) as error:
         raise InputError(
             f"--rules: there is no layer {norm['class_path']!r}: 'normzoo norms' lists those of the zoo; your own "
             f"goes by its dotted path."

@@ -27,8 +27,9 @@ class Change:
     size: float = 0.0
 
     def add(self, new: Tensor, old: Tensor) -> None:
-        self.difference += float((new - old).square().sum(dtype=torch.float32))
-        self.size += float(old.square().sum(dtype=torch.float32))
+        new, old = new.float(), old.float()  # squares of half precision overflow
+        self.difference += float((new - old).square().sum())
+        self.size += float(old.square().sum())
 
     def __float__(self) -> float:
         return float((self.difference / max(self.size, 1e-30)) ** 0.5)

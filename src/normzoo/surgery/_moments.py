@@ -81,8 +81,8 @@ def tracking_layers(net: nn.Module, where: Layers) -> dict[str, nn.Module]:
     found = {name: layer for layer, name in names.items()}
     if not found:
         raise InputError(
-            f"where={where!r}: none of these modules keeps running statistics; give the name of a BatchNorm, of "
-            f"another layer with track_running_stats=True, or * for all."
+            f"where={where!r}: none of these modules keeps running statistics of a batch; give the name of a "
+            f"BatchNorm, of another layer of normzoo with track_running_stats=True, or * for all."
         )
     return found
 
