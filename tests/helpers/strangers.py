@@ -1,5 +1,6 @@
 """Normalization layers as people write them: mistakes with the law that has to find each, and layers that are right."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -144,12 +145,101 @@ class StatisticsAsParameters(Batch):
         self.running_mean = nn.Parameter(torch.zeros(num_features), requires_grad=False)
 
 
-@found_by("state")
+@found_by("registered")
 class ForgetsToRegister(Batch):
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
         del self.running_mean
         self.running_mean = torch.zeros(num_features)
+
+
+@found_by("registered")
+class ListOfParameters(Batch):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.gains = [nn.Parameter(torch.ones(num_features))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * view(self.gains[0], x)
+
+
+@found_by("state")
+class KeepsTheFirstBatch(Batch):
+    first: Tensor | None = None
+
+    def normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        self.first = var.detach() if self.first is None else self.first
+        return super().normalized(x, mean, var + 0.1 * self.first)
+
+
+@found_by("state")
+class WarmsUpInPython(Batch):
+    """Which evaluation does not show."""
+
+    steps = 0
+
+    def update(self, mean: Tensor, var: Tensor) -> None:
+        self.steps += 1
+        self.momentum = max(0.1, 1 / self.steps)
+        super().update(mean, var)
+
+
+@found_by("parameters-learn")
+class ForgetsTheBias(Batch):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, None, self.training)
+
+
+@found_by("parameters-learn")
+class WeightIsData(Batch):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight.data, self.bias, self.training)
+
+
+@found_by("evaluation-uses-statistics")
+class NeverUpdates(Batch):
+    def update(self, mean: Tensor, var: Tensor) -> None:
+        running_mean = self.running_mean
+        running_mean = 0.9 * running_mean + 0.1 * mean.detach()
+
+
+@found_by("evaluation-uses-statistics")
+class ForgetsEvaluation(Batch):
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.statistics(x)
+        if self.training:
+            self.update(mean, var)
+        return self.normalized(x, mean, var) * view(self.weight, x) + view(self.bias, x)
+
+
+@found_by("evaluation-settles")
+class KeepsTheDeviation(Batch):
+    def update(self, mean: Tensor, var: Tensor) -> None:
+        super().update(mean, var.sqrt())
+
+
+@found_by("flipped")
+class ReshapesForPermutes(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(len(x), -1, *self.normalized_shape)).reshape(x.shape)
+
+
+@found_by("one-sample")
+class Squeezes(Batch):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.squeeze())
+
+
+@found_by("forward-pass")
+class DrawsByNumpy(Batch):
+    def normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return super().normalized(x, mean, var) * np.random.default_rng().uniform(0.9, 1.1)
+
+
+@found_by("forward-pass")
+class ForgetsToReturn(Norm):
+    def normalize(self, x: Tensor) -> Tensor:  # type: ignore[return]
+        x / x.std(1, keepdim=True)
 
 
 @found_by("state")
@@ -194,14 +284,14 @@ class OnTheCpu(Batch):
 
 
 @found_by("forward-pass")
-class WeightForImages(nn.Module):
+class WeightForImages(Norm):
     """Which broadcasts (6, 8) to (1, 8, 6, 8)."""
 
     def __init__(self, num_features: int) -> None:
-        super().__init__()
+        super().__init__(num_features)
         self.weight = nn.Parameter(torch.ones(1, num_features, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         return x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() * self.weight
 
 
@@ -288,7 +378,7 @@ class NeedsGroups(Rms):
         self.groups = torch.arange(num_features).view(4, -1)
 
 
-@found_by("memory-format")
+@found_by("shape-and-dtype")
 class LosesChannelsLast(Rms):
     def normalize(self, x: Tensor) -> Tensor:
         return super().normalize(x).contiguous()
@@ -414,7 +504,71 @@ class FromLayers(nn.Sequential):
         super().__init__(nn.InstanceNorm2d(num_features, affine=True), nn.BatchNorm2d(num_features))
 
 
+@right
+class ForImages(nn.Module):
+    """For images alone, as timm's: its weight broadcasts (6, 8) to (1, 8, 6, 8)."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, num_features, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() * self.weight
+
+
+@right
+class PartlyInFloat32(Batch):
+    """The variance alone, as in timm's EvoNorm."""
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, var = super().statistics(x.float())
+        return mean.to(x.dtype), var.to(x.dtype)
+
+
+@right
+class FrozenWeight(Batch):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.weight.requires_grad_(False)
+
+
+@right
+class WithDropout(nn.Sequential):
+    """Whose numbers lie elsewhere in another memory format."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(nn.GroupNorm(1, num_features), nn.Dropout(0.2))
+
+
+@right
+class WithoutAutocast(nn.Module):
+    """Which torch lacks on the meta device."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y: Tensor = self.norm(x)
+            return y
+
+
+@right
+class OfGroups(Norm):
+    """torch's group norm, which keeps the number of groups under a name of its own."""
+
+    def __init__(self, num_features: int, *, num_groups: int = 4) -> None:
+        super().__init__(num_features)
+        self.count = math.gcd(num_groups, num_features)
+        self.add_affine()
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.count, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
 RIGHT |= {
+    "InstanceNorm2d": lambda channels: nn.InstanceNorm2d(channels, affine=True, track_running_stats=True),
     "BatchNorm1d": nn.BatchNorm1d,
     "BatchNorm2d": nn.BatchNorm2d,
     "LayerNorm": nn.LayerNorm,

@@ -36,23 +36,22 @@ class Remark:
 
     def __str__(self) -> str:
         found = self.error if isinstance(self.error, Finding) else Finding(self.summary())
-        observed = f"{found.observed[0].upper()}{found.observed[1:]}."
-        return "\n".join(
-            [
-                paragraph(observed).lstrip(),
-                f"       {self.line}{found.tried or self.law.tried}",
-                paragraph(self.law.means),
-                paragraph(found.remedy or self.law.remedy),
-                f"   (law {self.law.name}; with {', '.join(NAMES[layout] for layout in self.layouts)})",
-            ]
-        )
+        first, _, others = found.observed.partition(" ")
+        observed = f"{first[0].upper() + first[1:] if first.isalpha() else first} {others}."
+        lines = [
+            f"       {self.line}{found.tried or self.law.tried}",
+            paragraph(found.means or self.law.means),
+            paragraph(found.remedy or self.law.remedy),
+        ]
+        place = f"   (law {self.law.name}; with {', '.join(NAMES[layout] for layout in self.layouts)})"
+        return "\n".join([paragraph(observed).lstrip(), *(lines if self.binding else lines[1:]), place])
 
     def summary(self) -> str:
         """What the law says, and the first line of an error that is not a finding."""
-        text = " ".join(str(self.error).split("\n")[0].split())
+        text = first_line(self.error)
         if isinstance(self.error, AssertionError):
-            return f"{self.law.observed} ({text[:300].rstrip('.!')})"
-        return f"the layer raises {type(self.error).__name__}: {text[:300].rstrip('. ')}"
+            return f"{self.law.observed} ({text})"
+        return f"the layer raises {type(self.error).__name__}: {text}"
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,14 @@ class Review:
         counts = [f"{len(self.findings)} to fix"] * bool(self.findings) + [f"{self.held} laws hold"]
         head = f"check_norm({self.layer}): {', '.join(counts)}; tried with {places or 'no input'}."
         parts = [head, *numbered(self.findings)]
-        if self.suggestions:
-            parts += ["Suggestions:", *numbered(self.suggestions)]
+        if self.suggestions and not self.findings:
+            parts += ["Suggestions, which no test needs:", *numbered(self.suggestions)]
         return "\n\n".join(parts)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, shortened, without the dot."""
+    return textwrap.shorten(str(error).partition("\n")[0], 200, placeholder=" ...").rstrip(".! ")
 
 
 def paragraph(text: str) -> str:
@@ -111,9 +115,10 @@ def check_norm(layer: Callable[..., nn.Module], *, num_features: int = 8, **argu
 
     >>> from normzoo.norms import GroupNorm
     >>> print(check_norm(GroupNorm))
-    check_norm(GroupNorm): 128 laws hold; tried with (N, C), (N, C, L), (N, C, H, W).
+    check_norm(GroupNorm): 138 laws hold; tried with (N, C), (N, C, L), (N, C, H, W).
     """
-    name = getattr(layer, "__name__", type(layer).__name__)
+    name = getattr(layer, "__name__", "<>")
+    name = "build" if "<" in name else name  # a lambda, or a partial
     require_layer(layer, name, num_features, arguments)
     build = partial(layer, **arguments) if arguments else layer
     subjects = [Own(build, layout, name, num_features, arguments) for layout in LAYOUTS]
@@ -137,7 +142,13 @@ def require_layer(layer: object, name: str, num_features: int, arguments: Mappin
             f"check_norm got {type(layer).__name__}, an object; give the class itself, or a function of the number of "
             f"channels that builds it: check_norm(MyNorm)."
         )
-    built = layer(num_features, **arguments)
+    try:
+        built = layer(num_features, **arguments)
+    except Exception as error:
+        raise InputError(
+            f"{name}({num_features}) raises {type(error).__name__}: {first_line(error)}. Give what it needs: "
+            f"check_norm({name}, num_features=..., other_argument=...)."
+        ) from error
     if not isinstance(built, nn.Module):
         raise InputError(f"{name}({num_features}) is {type(built).__name__}; give what builds a module.")
 
@@ -145,7 +156,7 @@ def require_layer(layer: object, name: str, num_features: int, arguments: Mappin
 def reviewed(subjects: list[Own]) -> Review:
     """Tries all laws in the layouts that the layer takes."""
     remarks: dict[str, Remark] = {}
-    taken, held = [], 0
+    taken = []
     for subject in subjects:
         error = failure(FIRST, subject)
         if error is None:
@@ -154,17 +165,18 @@ def reviewed(subjects: list[Own]) -> Review:
             note(remarks, FIRST, subject, error if isinstance(error, Finding) else refused(subject, error))
     if not taken and not remarks:  # a module that takes nothing
         note(remarks, FIRST, subjects[-1], refused(subjects[-1], failure(FIRST, subjects[-1])))
-    for subject in taken:
-        errors = {law: failure(law, subject) for law in LAWS[1:] if applies(law, subject, taken)}
-        failed = {law.name for law, error in errors.items() if error is not None}
-        held += len(errors) - len(failed)
-        for law, error in errors.items():
-            if error is not None and not failed & set(law.explained_by):
-                note(remarks, law, subject, error)
+    for remark in remarks.values():
+        remark.binding = not taken or subjects[0].is_norm  # a module may be for images alone
+    tried = [(law, subject) for subject in taken for law in LAWS[1:] if applies(law, subject, taken)]
+    errors = [(law, subject, error) for law, subject in tried if (error := failure(law, subject))]
+    failed = {law.name for law, _, _ in errors}
+    for law, subject, error in errors:
+        if not failed & set(law.explained_by):
+            note(remarks, law, subject, error)
     return Review(
         subjects[0].name,
         tuple(subject.layout for subject in taken),
-        held,
+        len(tried) - len(errors),
         tuple(remark for remark in remarks.values() if remark.binding),
         (*(remark for remark in remarks.values() if not remark.binding), *suggested_facts(taken)),
     )
@@ -174,7 +186,7 @@ def applies(law: Law, subject: Own, taken: list[Own]) -> bool:
     """Whether a law is about a layer in this layout."""
     if not subject.declares and (law in FACTS or law.check.__name__ in OBSERVERS):
         return False
-    if law.name in subject.facts.exceptions or (law.precisions and subject.facts.random):
+    if law.name in subject.facts.exceptions or (law.redraws and subject.facts.random):
         return False
     place = {"every layout": True, "images": subject.layout == "NCHW", "once": subject is taken[-1]}
     return place[law.where] and law.when(subject)
@@ -186,26 +198,30 @@ def failure(law: Law, subject: Own) -> Exception | None:
     try:
         law(subject)
     except Exception as error:
-        # torch lacks a kernel for narrow dtypes on this device
-        return None if re.search("not implemented for '(BFloat16|Half)'", str(error)) else error
+        # What torch lacks: a kernel for narrow dtypes on this device, autocast on the meta device.
+        lacks = "not implemented for '(BFloat16|Half)'|unsupported (autocast|scalarType)"
+        return None if re.search(lacks, str(error)) else error
     return None
 
 
 def refused(subject: Own, error: Exception | None) -> Finding:
     """What to say of a layer that does not take an input at all."""
-    found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    remedy = ""
+    found = f"{type(error).__name__}: {first_line(error)}" if error else ""
+    remedy, means = "", ""
+    if not subject.is_norm:
+        means = "It takes none of the inputs (N, C), (N, C, L) and (N, C, H, W), which check_norm tries."
+        remedy = "Give a layer that takes one of them, and num_features=C as it needs it."
     if subject.layout == "NC" and subject.is_norm:
         remedy = (
             "Take inputs without positions, too; or state in the class facts = Facts(dense=False, ...): then an MLP "
             "refuses the layer with a message."
         )
-    return Finding(f"an input of shape {subject.shape()} raises {found}", remedy=remedy)
+    return Finding(f"an input of shape {subject.shape()} raises {found}", "", remedy, means)
 
 
 def note(remarks: dict[str, Remark], law: Law, subject: Own, error: Exception) -> None:
     """Adds what was found, once for all layouts."""
-    binding = {"all": True, "norms": subject.is_norm, "zoo": subject.declared.family != "own"}[law.binds]
+    binding = {"all": True, "norms": subject.is_norm, "zoo": subject.of_zoo}[law.binds]
     line = f"layer, x = {subject}, torch.randn{subject.shape()}; "
     remark = remarks.setdefault(law.name, Remark(law, line, error, binding))
     remark.layouts.append(subject.layout)

@@ -18,17 +18,18 @@ class Finding(AssertionError):
         observed: what the layer does, in one sentence.
         tried: Python that shows it, in one line; "" for the line of the law.
         remedy: what to do about it; "" for the remedy of the law.
+        means: what that means for training; "" for what the law says.
     """
 
-    def __init__(self, observed: str, tried: str = "", remedy: str = "") -> None:
+    def __init__(self, observed: str, tried: str = "", remedy: str = "", means: str = "") -> None:
         super().__init__(observed)
-        self.observed, self.tried, self.remedy = observed, tried, remedy
+        self.observed, self.tried, self.remedy, self.means = observed, tried, remedy, means
 
 
-def expect(holds: object, observed: str, tried: str = "", remedy: str = "") -> None:
+def expect(holds: object, observed: str, tried: str = "", remedy: str = "", means: str = "") -> None:
     """Raises a `Finding` unless what is expected holds."""
     if not holds:
-        raise Finding(observed, tried, remedy)
+        raise Finding(observed, tried, remedy, means)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Law:
         means: what that means for training.
         remedy: what to do about it.
         binds: all layers; subclasses of `Norm`; or those of the zoo. To others `check_norm` suggests it.
-        precisions: compares results of several dtypes, which draw other random numbers.
+        redraws: compares passes that may draw other random numbers, as in another dtype or memory format.
         explained_by: laws whose failure explains that of this one.
     """
 
@@ -56,7 +57,7 @@ class Law:
     means: str
     remedy: str
     binds: Whom
-    precisions: bool
+    redraws: bool
     explained_by: tuple[str, ...]
 
     @property
@@ -77,11 +78,11 @@ def law(
     means: str,
     remedy: str,
     binds: Whom = "all",
-    precisions: bool = False,
+    redraws: bool = False,
     explained_by: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Subject], None]], Law]:
     """Makes a law of a function of a subject; see `Law`."""
-    return lambda check: Law(check, when, where, observed, tried, means, remedy, binds, precisions, explained_by)
+    return lambda check: Law(check, when, where, observed, tried, means, remedy, binds, redraws, explained_by)
 
 
 def laws_of(module: ModuleType) -> Iterator[Law]:

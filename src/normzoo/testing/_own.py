@@ -1,6 +1,7 @@
 """A layer of one's own as a subject of the laws: what its facts do not say is observed."""
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -48,7 +49,8 @@ class Own(Subject):
         layer, x = self.layer(self.features), self.input(dtype=torch.float32)
         before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
         twin = copy.deepcopy(layer)
-        random = not close(layer(x), twin(x))
+        y, again = layer(x), twin(x)
+        random = isinstance(y, Tensor) and not close(y, again)
         constants = tuple(n for n, b in layer.named_buffers() if torch.equal(b, before[n]))
         stateful = len(constants) < len(before)
         return Facts(stateful=stateful, constants=constants, random=random, exceptions=self.declared.exceptions)
@@ -71,6 +73,11 @@ class Own(Subject):
         return (3000, self.features) if self.layout == "NC" else (n, self.features, *positions)
 
     @property
+    def groups(self) -> Mapping[str, Any]:
+        """As in the zoo, if the layer takes a number of groups."""
+        return super().groups if "num_groups" in inspect.signature(self.layer).parameters else {}
+
+    @property
     def pickles(self) -> bool:
         """A class that is no name of its module does not, and need not."""
         known = vars(sys.modules.get(self.layer.__module__, sys))
@@ -78,9 +85,14 @@ class Own(Subject):
 
     @cached_property
     def rounds(self) -> bool:
-        """Whether the layer computes in float32 what it gets in float64."""
+        """Whether the layer computes in float32, at least in part, what it gets in float64."""
         layer, x = self.layer(self.features).to(torch.float64), self.input()
-        return torch.equal(copy.deepcopy(layer)(x), copy.deepcopy(layer)(x.float().double()))
+        torch.manual_seed(0)
+        y = copy.deepcopy(layer)(x)
+        torch.manual_seed(0)
+        with WideFloats():
+            wide = layer(x)
+        return isinstance(y, Tensor) and not torch.equal(y, wide)
 
     def new(self, num_features: int = 0, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
         layer = super().new(num_features, dtype, **settings)

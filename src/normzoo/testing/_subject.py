@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -47,6 +48,11 @@ class Subject:
     def declares(self) -> bool:
         """Whether the class states facts at all."""
         return True
+
+    @property
+    def of_zoo(self) -> bool:
+        """Whether it is a layer of the zoo, or derives its facts from one."""
+        return self.declared.family != "own"
 
     @property
     def is_norm(self) -> bool:
@@ -198,8 +204,13 @@ def outputs_and_gradients(
     return {"output": y.detach(), **{f"gradient of {n}": d for n, d in zip(wanted, found, strict=True)}}
 
 
+def learned(layer: nn.Module) -> State:
+    """The parameters that are not frozen."""
+    return {name: p for name, p in layer.named_parameters() if p.requires_grad}
+
+
 def of_layer(layer: nn.Module, x: Tensor) -> State:
-    return outputs_and_gradients(layer, x, dict(layer.named_parameters()))
+    return outputs_and_gradients(layer, x, learned(layer))
 
 
 def fresh(layer: nn.Module, x: Tensor) -> Tensor:
@@ -217,6 +228,8 @@ def refusal(layer: nn.Module, x: Tensor, by: type[Exception] = InputError) -> Ex
         y = layer(x)
     except by as error:
         return error
+    if y.shape != x.shape:
+        raise AssertionError(f"the output of an input of shape {tuple(x.shape)} has the shape {tuple(y.shape)}")
     if not y.isfinite().all():
         raise AssertionError(f"the output of an input of shape {tuple(x.shape)} is not finite")
     return None
@@ -233,6 +246,11 @@ def pure(layer: nn.Module) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     return f, tuple(p.detach().clone().requires_grad_() for p in layer.parameters())
 
 
+def short(of_torch: torch.dtype | torch.memory_format) -> str:
+    """A dtype or a format as people say it."""
+    return str(of_torch).removeprefix("torch.")
+
+
 # Comparisons.
 
 
@@ -241,9 +259,12 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
 
 
 def assert_close(a: Tensor, b: Tensor, what: str = "output", tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(
-        a, b, rtol=tolerance, atol=tolerance, check_stride=False, msg=lambda detail: f"{what}: {detail}"
-    )
+    def message(detail: str) -> str:
+        """How far apart, first."""
+        off = re.search(r"bsolute difference: (\S+)", detail)
+        return f"{what}: off by {float(off[1]):.2g}\n{detail}" if off else f"{what}: {detail}"
+
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, check_stride=False, msg=message)
 
 
 def same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

@@ -212,6 +212,7 @@ def resets(subject: Subject) -> None:
     tried="type(layer)(8, channel_dim=-1)(torch.randn(4, 5, 8))",
     means="It cannot be used in transformers, or is silently another layer there.",
     remedy="Define normalize(self, x) for (N, C, *) and leave forward to Norm, which moves the channels.",
+    redraws=True,
     explained_by=("wrong-inputs", "memory-format"),
 )
 def channel_dim(subject: Subject) -> None:
@@ -229,7 +230,8 @@ def channel_dim(subject: Subject) -> None:
                 observed = outputs_and_gradients(partial(of_last, last), x, learned)
                 assert_same_results(observed, expected)
                 assert_same_buffers(last, layer)
-                expect(last(channels_last(x)).is_contiguous(), "the output is not contiguous")
+                y = last(channels_last(x))
+                expect(y.is_contiguous() or not subject.of_zoo, "the output is not contiguous")
 
 
 def of_last(layer: Any, x: Tensor) -> Tensor:

@@ -154,7 +154,8 @@ def moments_of(subject: Subject) -> tuple[Tensor, Tensor]:
     y = layer(10 * subject.input() + 3)
     dims = set_axes(subject)
     if "C/G" in subject.facts.axes:  # a group is not a dimension yet
-        y, dims = y.unflatten(1, (layer.num_groups, -1)), {0} & dims | {2} | {dim + 1 for dim in dims if dim > 1}
+        count = subject.groups.get("num_groups", 1)  # of unknown groups, the moments of all together
+        y, dims = y.unflatten(1, (count, -1)), {0} & dims | {2} | {dim + 1 for dim in dims if dim > 1}
     over = sorted(dims)
     values = math.prod(y.shape[dim] for dim in over)
     mean, square = y.mean(over), y.square().mean(over)

@@ -13,7 +13,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from normzoo.testing._law import Finding, law
+from normzoo.testing._law import Finding, expect, law
 from normzoo.testing._subject import (
     State,
     Subject,
@@ -22,6 +22,7 @@ from normzoo.testing._subject import (
     assert_same_results,
     buffers_of,
     few_and_many,
+    learned,
     of_layer,
     outputs_and_gradients,
     pure,
@@ -48,6 +49,22 @@ def against_quotients(subject: Subject, compare: Callable[..., bool], what: str)
             raise Finding(f"in {mode} the {what}{of} differs from its difference quotient") from error
 
 
+@law(
+    observed="a parameter gets no gradient",
+    tried="layer(x.requires_grad_()).sum().backward(); {name: p.grad for name, p in layer.named_parameters()}",
+    means="It stays as it is, and DistributedDataParallel raises, as it waits for the gradient of every parameter.",
+    remedy="Use the parameter itself, not its .data or .detach(), or leave it out; freeze by requires_grad_(False).",
+)
+def parameters_learn(subject: Subject) -> None:
+    """The output depends on every parameter that is not frozen, with all settings, in both modes."""
+    for settings, training in product(subject.settings, (True, False)):
+        layer = subject.experienced(settings).train(training)
+        wanted = {"x": subject.input().requires_grad_(), **learned(layer)}
+        found = torch.autograd.grad(layer(wanted["x"]).sum(), [*wanted.values()], allow_unused=True)
+        for name, gradient in zip(wanted, found, strict=True):
+            expect(gradient is not None, f"in {'training' if training else 'evaluation'} {name} gets no gradient")
+
+
 DERIVATIVE = (
     "layer.double(); torch.autograd.{}(lambda x: copy.deepcopy(layer)(x), x.double().requires_grad_(), fast_mode=True)"
 )
@@ -59,9 +76,9 @@ DERIVATIVE = (
     means="Training descends along another direction than that of the loss: without the part through the mean and the "
     "variance, activations drift or explode.",
     remedy="Take the mean and the variance of x itself: .detach(), .data, .item(), numpy and torch.no_grad() belong to "
-    "the update of the running statistics only. If the paper stops the gradient: exceptions={'gradcheck': 'why'} in "
-    "the layer's facts.",
-    explained_by=("buffers-move-in-training-only", "evaluation-keeps-nothing", "state"),
+    "the update of the running statistics only; check a backward of your own. If the paper stops the gradient: "
+    "exceptions={'gradcheck': 'why'} in the layer's facts.",
+    explained_by=("buffers-move-in-training-only", "evaluation-keeps-nothing", "state", "parameters-learn"),
 )
 def gradcheck(subject: Subject) -> None:
     """The first derivatives equal difference quotients."""
@@ -126,8 +143,8 @@ def changed_in_place(subject: Subject) -> None:
         def in_place(x: Tensor, layer: Any = twin, shortcut: Tensor = shortcut) -> Tensor:
             return layer(1 * x).add_(shortcut).relu_()
 
-        expected = outputs_and_gradients(apart, x, dict(layer.named_parameters()))
-        observed = outputs_and_gradients(in_place, x, dict(twin.named_parameters()))
+        expected = outputs_and_gradients(apart, x, learned(layer))
+        observed = outputs_and_gradients(in_place, x, learned(twin))
         assert_same_results(observed, expected)
 
 
@@ -169,7 +186,7 @@ def func_grad(subject: Subject) -> None:
     tried="torch.func.jvp(layer.eval(), (x,), (torch.ones_like(x),))",
     means="Jacobian-vector products do not work.",
     remedy="Compute with torch's operations; give an autograd.Function a jvp.",
-    explained_by=("gradcheck",),
+    explained_by=("gradcheck", "func-grad"),
     binds="zoo",
 )
 def func_jvp(subject: Subject) -> None:
@@ -187,6 +204,8 @@ def func_jvp(subject: Subject) -> None:
     means="Ensembles and per-sample gradients do not work.",
     remedy="Branch on shapes, never on values; use torch.where.",
     binds="zoo",
+    redraws=True,
+    explained_by=("func-grad",),
 )
 def func_vmap(subject: Subject) -> None:
     """`vmap` over a stack of inputs, in evaluation; and in training where no running statistics move in place."""
@@ -209,7 +228,7 @@ def checkpointed(subject: Subject, settings: Mapping[str, Any]) -> Iterator[tupl
         expected = of_layer(plain, x)
         x = x.requires_grad_()
         y = checkpoint(repeated, x, use_reentrant=reentrant)
-        wanted = {"x": x, **dict(repeated.named_parameters())}
+        wanted = {"x": x, **learned(repeated)}
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         y.backward(dy)
         gradients = {f"gradient of {n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in wanted.items()}
@@ -222,6 +241,7 @@ def checkpointed(subject: Subject, settings: Mapping[str, Any]) -> Iterator[tupl
     means="The momentum is another one than was set; torch's own BatchNorm has this, too.",
     remedy="Derive from normzoo.norms.BatchNorm and override what differs: its update knows a repeated pass.",
     binds="zoo",
+    explained_by=("checkpointed-gradient",),
 )
 def checkpointing(subject: Subject) -> None:
     """Activation checkpointing repeats the forward pass, and the running statistics still count the batch once."""
@@ -259,7 +279,7 @@ def gradients_again(subject: Subject) -> None:
         x = subject.input(sizes=(subject.samples(samples), *others)).requires_grad_()
         y = layer(x)
         loss = (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=y.dtype)).sum()
-        wanted = [x, *layer.parameters()]
+        wanted = [x, *learned(layer).values()]
         gradients = partial(
             torch.autograd.grad, inputs=wanted, retain_graph=True, allow_unused=True, materialize_grads=True
         )

@@ -15,11 +15,19 @@ from normzoo.testing._subject import (
     buffers_of,
     few_and_many,
     formats_of,
+    learned,
     of_layer,
     outputs_and_gradients,
+    short,
 )
 
 EPS = torch.finfo(torch.float32).eps
+CASES = {
+    "input": "of a {} input of a float32 layer",
+    "layer": "of a {} layer",
+    "autocast": "under autocast to {}",
+    "autocast-input": "under autocast, of a {} input",
+}
 
 
 @law(
@@ -28,11 +36,11 @@ EPS = torch.finfo(torch.float32).eps
     means="Where activations have a mean far from 0, the variance is noise, or negative: outputs jump or are NaN.",
     remedy="Subtract the mean first: (x - mean).square().mean(), or x.var(correction=0), in place of "
     "x.square().mean() - mean.square().",
-    precisions=True,
+    redraws=True,
 )
 def large_mean(subject: Subject) -> None:
     """float32 resolves a mean to 6e-8 of it; the output, in standard deviations, may be off by a few of those."""
-    formats = formats_of(subject) if subject.is_norm else [torch.contiguous_format]  # torch's GroupNorm fails the other
+    formats = formats_of(subject) if subject.of_zoo else [torch.contiguous_format]  # torch's GroupNorm fails the other
     for training, mean, memory_format in product((True, False), (1e4, 1e6), formats):
         x = (subject.input(seed=2) + mean).float().contiguous(memory_format=memory_format)
         layer = subject.default(dtype=torch.float32)
@@ -41,7 +49,7 @@ def large_mean(subject: Subject) -> None:
                 layer(x)
         expected, state = subject.exact(layer.train(training), x)
         error = (layer(x).double() - expected).abs().max().item() / max(1.0, expected.abs().max().item())
-        bound = (8 if subject.declares else 64) * EPS * mean  # torch's GroupNorm needs more than 8
+        bound = (8 if subject.of_zoo else 64) * EPS * mean  # torch's GroupNorm needs more than 8
         where = f"at mean {mean:g} in {'training' if training else 'evaluation'}"
         expect(error < bound, f"{where}, outputs are off by {error:.2g}; float32 explains {bound:.2g}")
         for name, buffer in layer.named_buffers():
@@ -54,7 +62,7 @@ def large_mean(subject: Subject) -> None:
     tried="layer((x + 1024).requires_grad_()).square().sum().backward()",
     means="Training is noisier than the values it sees.",
     remedy="Compute with x - mean, and combine statistics before they scale x.",
-    precisions=True,
+    redraws=True,
     binds="zoo",
 )
 def gradients_at_a_large_mean(subject: Subject) -> None:
@@ -106,27 +114,28 @@ def constant_input(subject: Subject) -> None:
     "statistics are lost.",
     remedy="Take statistics of x.float(), keep running statistics in float32, and end with .to(x.dtype).",
     binds="norms",
-    precisions=True,
+    redraws=True,
     explained_by=("shape-and-dtype",),
 )
 def low_precision(subject: Subject) -> None:
     """Narrow inputs, narrow layers, autocast: only the output is rounded, statistics are float32."""
-    for dtype, way, training in product(
-        (torch.bfloat16, torch.float16), ("input", "layer", "autocast", "autocast-input"), (True, False)
-    ):
+    for dtype, way, training in product((torch.bfloat16, torch.float16), CASES, (True, False)):
         layer = subject.build(dtype=torch.float32)
         layer = (layer.to(dtype) if way == "layer" else layer).train(training)
         x = (subject.input() + 20).to(torch.float32 if way == "autocast" else dtype)
         expected, state = subject.exact(layer, x)
         with torch.autocast("cpu", dtype=dtype, enabled=way.startswith("autocast")):
             y = layer(x)
-        expect(y.dtype == x.dtype, f"the output is {y.dtype}, {dtype} {way}")
+        expect(y.dtype == x.dtype, f"{CASES[way].format(short(dtype))}, the output is {short(y.dtype)}")
         # Rounding y, and in narrow parameters the scale and the shift before it.
         tolerance = (4 if way == "layer" else 1) * torch.finfo(y.dtype).eps + 1e-4
-        assert_close(y.double(), expected, f"output, {dtype} {way}", tolerance)
+        assert_close(y.double(), expected, f"output, {CASES[way].format(short(dtype))}", tolerance)
         for name, buffer in layer.named_buffers():
-            expect(not buffer.is_floating_point() or buffer.dtype == torch.float32, f"{name} is {buffer.dtype}, {way}")
-            assert_close(buffer.double(), state[name].double(), f"{name}, {dtype} {way}", 1e-4)
+            expect(
+                not buffer.is_floating_point() or buffer.dtype == torch.float32,
+                f"{CASES[way].format(short(dtype))}, {name} is {buffer.dtype}",
+            )
+            assert_close(buffer.double(), state[name].double(), f"{name}, {CASES[way].format(short(dtype))}", 1e-4)
 
 
 @law(
@@ -135,7 +144,7 @@ def low_precision(subject: Subject) -> None:
     tried="layer(1e15 * x)",
     means="Where activations explode or vanish, the layer that should help fails.",
     remedy="Use 1 / var.sqrt(), not var.rsqrt(), whose gradient is the cube of it and underflows.",
-    precisions=True,
+    redraws=True,
     binds="zoo",
 )
 def large_and_small_scales(subject: Subject) -> None:
@@ -155,7 +164,7 @@ def large_and_small_scales(subject: Subject) -> None:
     means="Mixed precision trains another layer.",
     remedy="Compute in float32 from x.float() to .to(x.dtype).",
     binds="zoo",
-    precisions=True,
+    redraws=True,
     explained_by=("shape-and-dtype", "low-precision"),
 )
 def narrow_inputs(subject: Subject) -> None:
@@ -167,7 +176,7 @@ def narrow_inputs(subject: Subject) -> None:
         def rounded(x: Tensor, twin: Any = twin) -> Tensor:
             return twin(x.double()).to(x.dtype)
 
-        expected = outputs_and_gradients(rounded, x, dict(twin.named_parameters()))
+        expected = outputs_and_gradients(rounded, x, learned(twin))
         for name, value in of_layer(layer, x).items():
             dtype = torch.bfloat16 if value.shape == x.shape else torch.float32
             expect(value.dtype == dtype, f"the {name} is {value.dtype}")

@@ -23,6 +23,7 @@ from normzoo.testing._subject import (
     refusal,
     same_tensors,
     set_axes,
+    short,
 )
 
 
@@ -34,30 +35,54 @@ from normzoo.testing._subject import (
 def forward_pass(subject: Subject) -> None:
     """A step of training keeps the shape, leaves the input as it is, and no graph in the buffers."""
     layer, x = subject.default(dtype=torch.float32), subject.input(dtype=torch.float32)
-    before = x.clone()
+    before, twin = x.clone(), copy.deepcopy(layer)
+    torch.manual_seed(0)
     y = layer(x)
     expect(
-        isinstance(y, Tensor) and y.shape == x.shape,
-        f"the output of an input {tuple(x.shape)} is {tuple(y.shape) if isinstance(y, Tensor) else type(y)}",
+        isinstance(y, Tensor),
+        f"the layer returns {type(y).__name__}, no tensor",
+        "type(layer(x))",
+        "Return the normalized x alone.",
+    )
+    expect(
+        y.shape == x.shape,
+        f"the output of an input {tuple(x.shape)} is {tuple(y.shape)}",
         "layer(x).shape",
         "Give what is one value per channel the axes of x: weight.view(-1, *[1] * (x.dim() - 2)).",
+        "The layers after it get another shape, which they may take for another batch.",
     )
     expect(
         torch.equal(x, before),
         f"the layer writes into its input: x moved by {(x - before).abs().max().item():.2g}",
         "before = x.clone(); layer(x); (x - before).abs().max()",
         "Write x = x - mean in place of x -= mean or x.sub_(mean): other layers, a shortcut among them, still use x.",
+        "What else uses x, such as a shortcut, gets other values.",
+    )
+    torch.manual_seed(0)
+    expect(
+        torch.equal(twin(x), y),
+        "from the same state and torch.manual_seed, two passes over x differ",
+        "torch.manual_seed(0); y = copy.deepcopy(layer)(x); torch.manual_seed(0); copy.deepcopy(layer)(x) - y",
+        "Draw by torch.rand_like and the like, not by numpy or random.",
+        "No run repeats another, and a resumed run does not continue it.",
     )
     expect(y.isfinite().all(), "the output of ordinary values is not finite")
     layer(x.requires_grad_()).sum().backward()
     for name, buffer in layer.named_buffers():
         expect(
             not buffer.requires_grad,
-            f"{name} is part of the graph of the step that updated it, so that every step keeps the graphs of all "
-            f"before it: memory grows, and copy.deepcopy raises",
+            f"{name} is part of the graph of the step that updated it",
             f"layer(x.requires_grad_()); layer.{name}.requires_grad",
             f"Update it without a gradient: with torch.no_grad(): self.{name}.lerp_(mean, momentum).",
+            "Every step keeps the graphs of all before it: memory grows, and backward or copy.deepcopy raises.",
         )
+
+
+OTHER_STRIDES = "Every convolution after it converts the layout of its input, or computes in the slower one."
+KEEP_STRIDES = (
+    "Normalize by operations that keep strides, such as (x - mean) * scale with mean and scale of shape (1, C, 1, 1); "
+    "or end with y.contiguous(memory_format=...) as x has it."
+)
 
 
 @law(
@@ -66,9 +91,10 @@ def forward_pass(subject: Subject) -> None:
     means="The layers after it then compute in that dtype, or raise: mixed precision and .half() need x's own.",
     remedy="Compute in float32 and end with .to(x.dtype): "
     "y = self.normalized(x.float()) * weight + bias; return y.to(x.dtype).",
+    explained_by=("registered",),
 )
 def shape_and_dtype(subject: Subject) -> None:
-    """The output has the shape and the dtype of the input, for all floating dtypes, in both modes."""
+    """The output has the shape and the dtype of the input, a norm's its strides too, for all floating dtypes."""
     for dtype, training in product((torch.float32, torch.float64, torch.bfloat16, torch.float16), (True, False)):
         for x in few_and_many(subject, dtype):
             # A norm also takes narrower or wider activations than it is itself.
@@ -80,11 +106,13 @@ def shape_and_dtype(subject: Subject) -> None:
                     f"a {short(of_layer)} layer returns {short(y.dtype)} for a {short(dtype)} input",
                     f"layer.to({of_layer})(x.to({dtype})).dtype",
                 )
-
-
-def short(dtype: torch.dtype) -> str:
-    """A dtype as people say it."""
-    return str(dtype).removeprefix("torch.")
+                expect(
+                    y.stride() == x.stride() or not subject.is_norm,
+                    f"an input {tuple(x.shape)} with strides {x.stride()} gives an output with strides {y.stride()}",
+                    f"layer(torch.empty_strided({tuple(x.shape)}, {x.stride()}).normal_()).stride()",
+                    KEEP_STRIDES,
+                    OTHER_STRIDES,
+                )
 
 
 def outputs_on(subject: Subject, device: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -105,7 +133,7 @@ def outputs_on(subject: Subject, device: str) -> Iterator[tuple[Tensor, Tensor]]
     means="It makes a tensor on a device of its own, or reads a value into Python: then it fails on a GPU, or waits "
     "for it in every step; torch.compile and torch.export break.",
     remedy="Create tensors with x.new_zeros(...), or in __init__ as buffers; use torch.where in place of if.",
-    explained_by=("shape-and-dtype",),
+    explained_by=("shape-and-dtype", "registered"),
 )
 def no_values(subject: Subject) -> None:
     """On the meta device and under `FakeTensorMode`, outputs and gradients have the input's shape and dtype."""
@@ -128,6 +156,7 @@ def no_values(subject: Subject) -> None:
     tried="x = x.unsqueeze(2); (layer(x) - layer(x.flatten(2)).view_as(x)).abs().max()",
     means="A network on volumes or videos normalizes by the wrong statistics.",
     remedy="Take statistics over range(2, x.dim()), not over axes named one by one such as (-2, -1).",
+    redraws=True,
     explained_by=("memory-format",),
 )
 def five_dimensions(subject: Subject) -> None:
@@ -150,6 +179,7 @@ def five_dimensions(subject: Subject) -> None:
     tried="(layer(x) - layer(x.mT.contiguous().mT)).abs().max()",
     means="The same batch gives other results after a transpose, a slice, or with channels-last images.",
     remedy="Use reshape or flatten in place of view and as_strided, and never the storage of x.",
+    redraws=True,
     explained_by=("evaluation-keeps-nothing",),
 )
 def strides(subject: Subject) -> None:
@@ -168,12 +198,30 @@ def strides(subject: Subject) -> None:
 
 
 @law(
+    observed="turned around, the positions of the input give other values than the output turned around",
+    tried="(copy.deepcopy(layer)(x.flip(-1)) - copy.deepcopy(layer)(x).flip(-1)).abs().max()",
+    means="Channels are taken for positions, or positions for channels: the layer normalizes what does not belong "
+    "together.",
+    remedy="Move axes by permute or movedim, not by view or reshape.",
+    redraws=True,
+    explained_by=("strides",),
+)
+def flipped(subject: Subject) -> None:
+    """Positions have no order, but for parameters that have some."""
+    layer, x = subject.default(), subject.input()
+    if any(math.prod(p.shape[2:]) > 1 for p in layer.parameters()):
+        return
+    over = list(range(2, x.dim()))
+    assert_close(copy.deepcopy(layer)(x.flip(over)), copy.deepcopy(layer)(x).flip(over))
+
+
+@law(
     observed="the output has another memory format than the input",
     tried="last = torch.channels_last; layer(x.contiguous(memory_format=last)).is_contiguous(memory_format=last)",
-    means="Every convolution after it converts the layout of its input, or computes in the slower one.",
-    remedy="Normalize by operations that keep strides, such as (x - mean) * scale with mean and scale of shape "
-    "(1, C, 1, 1); or end with y.contiguous(memory_format=...) as x has it.",
+    means=OTHER_STRIDES,
+    remedy=KEEP_STRIDES,
     binds="norms",
+    redraws=True,
     explained_by=("strides", "shape-and-dtype"),
 )
 def memory_format(subject: Subject) -> None:
@@ -181,10 +229,6 @@ def memory_format(subject: Subject) -> None:
     for training in (True, False):
         x = subject.input()
         expect(subject.build().train(training)(x).is_contiguous(), "the output of a contiguous input is not contiguous")
-        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-            for many in few_and_many(subject, dtype):
-                layer = subject.build(dtype=dtype, num_features=many.shape[subject.channel_axis]).train(training)
-                expect(layer(many).stride() == many.stride(), f"the output of {tuple(many.shape)} has other strides")
         if subject.layout == "NCHW":
             pairs = [(x, torch.channels_last)]
             pairs += [(x.unsqueeze(2), torch.channels_last_3d)] if subject.is_norm else []
@@ -192,7 +236,10 @@ def memory_format(subject: Subject) -> None:
                 layer = subject.build(settings).train(training)
                 last = images.contiguous(memory_format=memory_format)
                 y, out = copy.deepcopy(layer)(x), copy.deepcopy(layer)(last)
-                expect(out.is_contiguous(memory_format=memory_format), f"{memory_format} is lost")
+                expect(
+                    out.is_contiguous(memory_format=memory_format),
+                    f"of a {short(memory_format)} input the output is not",
+                )
                 assert_close(out, y.view(images.shape))
 
 
@@ -264,5 +311,12 @@ def one_sample(subject: Subject) -> None:
     if error is not None and subject.declares:
         expect(same_tensors(buffers_of(layer), before), "the layer refuses a batch that has moved its statistics")
     expect(all(b.isfinite().all() for b in layer.buffers()), "a batch of one sample leaves NaN in the statistics")
-    if subject.facts.stateful or error is None:
-        expect(layer.eval()(x).isfinite().all(), "in evaluation, a batch of one sample gives NaN")
+    if subject.facts.stateful or error is None or subject.layout != "NC":
+        error = refusal(layer.eval(), x, InputError if subject.declares else Exception)
+        expect(
+            error is None or raises,
+            f"in evaluation, a batch of one sample raises {type(error).__name__}: {error}",
+            "layer.eval()(x[:1])",
+            "Keep the axis of samples, which squeeze() removes.",
+            "The network predicts nothing for a single sample.",
+        )

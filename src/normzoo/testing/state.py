@@ -62,8 +62,66 @@ def buffers_move_in_training_only(subject: Subject) -> None:
             torch.equal(p, at_start[name]),
             f"a forward pass moves the parameter {name}",
             f"before = layer.{name}.clone(); layer(x); layer.{name} - before",
-            f"What the optimizer does not learn is a buffer: self.register_buffer({name!r}, ...).",
+            f"Compute with a copy: self.{name}.clamp(0, 1). What no optimizer learns is a buffer: "
+            f"self.register_buffer({name!r}, ...).",
         )
+
+
+@law(
+    observed="evaluation does not use what training keeps",
+    tried="y = layer.eval()(x); [b.mul_(2).add_(1) for b in layer.buffers() if b.is_floating_point()]; layer(x) - y",
+    means="Where statistics of the batch are used in evaluation, a prediction depends on what else is in the batch.",
+    remedy="if self.training: compute and keep the statistics of x; else: use those that are kept.",
+    explained_by=("buffers-move-in-training-only",),
+)
+def evaluation_uses_statistics(subject: Subject) -> None:
+    """Evaluation depends on the buffers that training moves; without any, it is what training is."""
+    layer, x = subject.experienced(), subject.input()
+    floats = [name for name, b in layer.named_buffers() if b.is_floating_point()]
+    moving = [name for name in floats if name not in subject.facts.constants]
+    other = copy.deepcopy(layer).eval()
+    for name in moving:
+        other.get_buffer(name).mul_(2).add_(1)
+    y = fresh(layer, x)
+    layer.eval()
+    if moving:
+        expect(not close(layer(x), other(x)), f"evaluation uses none of the buffers {', '.join(moving)}")
+    elif floats and not subject.facts.random and not subject.declares:
+        expect(
+            close(layer(x), y),
+            f"evaluation differs from training, and no pass in training moves {', '.join(floats)}",
+            "layer(x); [*layer.buffers()]",
+            f"Update them in training, in place: self.{floats[0]}.lerp_(mean.detach(), momentum).",
+            "Evaluation uses the values that the layer was built with.",
+        )
+
+
+def settles(subject: Subject) -> bool:
+    """Whether running statistics come to rest: with positions, whose count is as large for one sample."""
+    return is_stateful(subject) and subject.layout != "NC" and not (subject.facts.random or subject.on_weights)
+
+
+@law(
+    where="once",
+    when=settles,
+    observed="after many passes over the same batch, evaluation computes something else on it than training",
+    tried="x = x[:1].expand_as(x); y = [layer(x) for _ in range(200)][-1]; (layer.eval()(x) - y).abs().max()",
+    means="The network is evaluated with other statistics than it was trained with.",
+    remedy="Keep what training divides by: a variance where evaluation takes its root, with the same eps.",
+    explained_by=("buffers-move-in-training-only", "evaluation-uses-statistics"),
+)
+def evaluation_settles(subject: Subject) -> None:
+    """Where all samples and batches are the same, evaluation comes to what training computes."""
+    layer, positions = subject.default(), {"NCL": [256], "NCHW": [16, 16]}[subject.layout]
+    sample = subject.input(sizes=(1, subject.features, *positions))
+    x = torch.cat([sample] * subject.samples(4))  # of so many values that one more or less is not seen
+    for _ in range(200):
+        before = buffers_of(layer)
+        y = layer(x)
+    still = all(close(b, layer.get_buffer(n), 1e-5) for n, b in before.items() if b.is_floating_point())
+    if still:
+        off = (layer.eval()(x) - y).abs().max().item()
+        expect(off < 0.01, f"after 200 passes over the same batch, evaluation is off by {off:.2g} on it")
 
 
 @law(
@@ -105,29 +163,42 @@ def nan_batch(subject: Subject) -> None:
 
 
 @law(
+    where="once",
+    observed="the layer holds a tensor that is neither a parameter nor a buffer",
+    tried="vars(layer), layer.state_dict()",
+    means="Optimizers, state_dict() and .to(device) pass over it.",
+    remedy="What is learned is an nn.Parameter, in an nn.ParameterList if there are several; what is not is a buffer: "
+    "self.register_buffer(name, ...) in __init__, with persistent=False if it can be computed again.",
+)
+def registered(subject: Subject) -> None:
+    """The tensors of a new layer are parameters and buffers."""
+    for module in subject.new().modules():
+        for name, value in vars(module).items():
+            held = value if isinstance(value, list | tuple) else [value]
+            expect(
+                not any(isinstance(v, torch.Tensor) for v in held),
+                f"the attribute {name} holds a tensor that is neither a parameter nor a buffer",
+            )
+
+
+@law(
     observed="a layer that is saved and loaded, copied or pickled computes something else",
     tried="empty = copy.deepcopy(layer); layer(x); empty.load_state_dict(layer.state_dict()); "
     "empty.eval()(x) - layer.eval()(x)",
     means="A checkpoint, an average of weights (EMA, SWA) or a second process has another network than was trained.",
     remedy="Keep every number that the output depends on as a parameter or by self.register_buffer(name, tensor), "
     "counters too: register_buffer('steps', torch.zeros((), dtype=torch.int64)).",
-    explained_by=("buffers-move-in-training-only", "evaluation-keeps-nothing"),
+    explained_by=("buffers-move-in-training-only", "evaluation-keeps-nothing", "registered"),
 )
 def state(subject: Subject) -> None:
-    """A layer restored from its state dict, a deep copy or a pickle computes the same, and shares no memory."""
+    """A layer restored from its state dict, a copy or a pickle computes and trains the same, and shares no memory."""
     for settings in subject.settings:
-        layer = subject.experienced(settings)
-        for name, value in vars(layer).items():
-            expect(
-                subject.declares or not isinstance(value, torch.Tensor),
-                f"self.{name} is a tensor, but neither a parameter nor a buffer: state_dict() lacks it, .to(device) "
-                f"leaves it behind",
-                f"layer(x); {name!r} in layer.state_dict()",
-                f"self.register_buffer({name!r}, ...) in __init__; persistent=False if it can be computed again.",
-            )
-        layer.eval()
-        x = subject.input()
-        y = layer(x)
+        layer, x = subject.experienced(settings), subject.input()
+        layer(subject.input(seed=2))
+        trained = copy.deepcopy(layer)
+        torch.manual_seed(0)
+        step = trained(x)
+        y = layer.eval()(x)
         empty = subject.new(**settings).eval()
         empty.load_state_dict(layer.state_dict(), strict=True)
         copies = {"load_state_dict": empty, "copy.deepcopy": copy.deepcopy(layer)}
@@ -136,8 +207,15 @@ def state(subject: Subject) -> None:
         for way, other in copies.items():
             expect(torch.equal(other.eval()(x), y), f"the layer from {way} computes something else")
             before = y.clone()
-            other.train()(x)  # must not reach back into the layer it came from
+            torch.manual_seed(0)
+            again = other.train()(x)  # must not reach back into the layer it came from
             expect(torch.equal(layer(x), before), f"the layer from {way} shares memory with the one it came from")
+            expect(
+                torch.equal(again, step) and same_tensors(buffers_of(other), buffers_of(trained)),
+                f"the layer from {way} trains on as another one",
+                "other = copy.deepcopy(layer); layer(x); other.load_state_dict(layer.state_dict()); "
+                "layer(2 * x); other(2 * x); [(a - b).abs().max() for a, b in zip(layer.buffers(), other.buffers())]",
+            )
 
 
 @law(

@@ -27,7 +27,7 @@ from normzoo.testing._subject import (
     means="Forward gradients and Jacobian-vector products do not work.",
     remedy="Compute with torch's operations; give an autograd.Function a jvp.",
     binds="zoo",
-    explained_by=("gradcheck",),
+    explained_by=("gradcheck", "func-jvp"),
 )
 def forward_mode(subject: Subject) -> None:
     """The product of the Jacobian and a tangent agrees with the gradient, and no buffer keeps a tangent."""
@@ -95,7 +95,8 @@ def ensembles_of(subject: Subject) -> Iterator[tuple[list[Any], Tensor]]:
     remedy="Derive from normzoo.norms.BatchNorm and override what differs; update buffers by torch's in-place "
     "operations on tensors of their own shape.",
     binds="zoo",
-    explained_by=("gradcheck",),
+    redraws=True,
+    explained_by=("gradcheck", "func-grad"),
 )
 def ensembles(subject: Subject) -> None:
     """`vmap` over layers in training gives each the outputs, gradients and statistics that it has alone."""
@@ -115,7 +116,7 @@ def ensembles(subject: Subject) -> None:
         # Autograd through the ensemble, as a training loop around it has it.
         leaves = xs.clone().requires_grad_()
         losses, again = vmap(loss, randomness="same")(parameters, leaves, buffers)
-        wanted = {"x": leaves, **parameters}
+        wanted = {"x": leaves, **{name: p for name, p in parameters.items() if p.requires_grad}}
         found = torch.autograd.grad(losses.sum(), [*wanted.values()], allow_unused=True, materialize_grads=True)
         for i, member in enumerate(layers):
             expected = of_layer(member, xs[i])
