@@ -20,22 +20,20 @@ from broken import BUGS
 from subjects import Subject, subjects
 
 from normzoo.testing import LAWS
+from normzoo.testing._compare import assert_close as assert_close
+from normzoo.testing._compare import assert_same_buffers as assert_same_buffers
+from normzoo.testing._compare import assert_same_results as assert_same_results
+from normzoo.testing._compare import buffers_of as buffers_of
+from normzoo.testing._compare import close as close
+from normzoo.testing._compare import fresh as fresh
+from normzoo.testing._compare import of_layer as of_layer
+from normzoo.testing._compare import refusal as refusal
+from normzoo.testing._compare import same_tensors as same_tensors
 from normzoo.testing._law import Law, laws_of
-from normzoo.testing._messages import assert_helpful as assert_helpful
+from normzoo.testing._law import assert_helpful as assert_helpful
 from normzoo.testing._subject import LARGE as LARGE
-from normzoo.testing._subject import assert_close as assert_close
-from normzoo.testing._subject import assert_same_buffers as assert_same_buffers
-from normzoo.testing._subject import assert_same_results as assert_same_results
-from normzoo.testing._subject import buffers_of as buffers_of
-from normzoo.testing._subject import close as close
 from normzoo.testing._subject import few_and_many as few_and_many
-from normzoo.testing._subject import fresh as fresh
-from normzoo.testing._subject import is_stateful as is_stateful
-from normzoo.testing._subject import of_layer as of_layer
 from normzoo.testing._subject import on_activations as on_activations
-from normzoo.testing._subject import pure as pure
-from normzoo.testing._subject import refusal as refusal
-from normzoo.testing._subject import same_tensors as same_tensors
 
 # What a law fails with: a claim that is wrong, or an error of torch.
 FAILURES = (AssertionError, RuntimeError)

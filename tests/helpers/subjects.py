@@ -14,10 +14,10 @@ from torch import Tensor
 
 from normzoo.norms import Norm, layers
 from normzoo.norms._arguments import keyword_defaults
+from normzoo.testing._compare import outputs_and_gradients as outputs_and_gradients
 from normzoo.testing._subject import LAYOUTS as LAYOUTS
 from normzoo.testing._subject import C as C
 from normzoo.testing._subject import Subject as Laid
-from normzoo.testing._subject import outputs_and_gradients as outputs_and_gradients
 
 
 @dataclass(frozen=True)

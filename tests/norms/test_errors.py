@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from pathlib import Path
 from types import NoneType
 from typing import get_args
 
@@ -14,6 +15,7 @@ from references.starts import start
 from subjects import C, Subject, arguments_of
 from torch import Tensor
 
+from normzoo import testing
 from normzoo.errors import InputError
 from normzoo.norms._arguments import keyword_defaults
 
@@ -78,3 +80,11 @@ def test_ranges_are_tested(subject: Subject) -> None:
 def test_every_bug_is_tried_by_a_law() -> None:
     """A bug whose law does not exist would never run."""
     assert {bug.law for bug in BUGS} <= law_names()
+
+
+def test_every_law_is_tried_on_the_zoo_and_by_check_norm() -> None:
+    """Each module of laws is among those of `check_norm`, and a file of tests here."""
+    modules = {file.stem for file in Path(testing.__file__).parent.glob("[!_]*.py")}
+    assert {law.check.__module__.rpartition(".")[2] for law in testing.LAWS} == modules
+    text = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    assert all(f"tests_of({module})" in text for module in modules)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normzoo.testing import shapes
+from normzoo.testing import formats, shapes
 from normzoo.testing.shapes import outputs_on
 
-globals().update(tests_of(shapes))  # the laws that hold for layers outside the zoo, too
+globals().update(tests_of(shapes) | tests_of(formats))  # the laws that hold for layers outside the zoo, too
 
 
 class KernelsOfOneDtype(TorchDispatchMode):

@@ -18,9 +18,9 @@ from laws import (
 from subjects import C, Subject, arguments_of, state_of
 
 from normzoo.errors import InputError
-from normzoo.testing import state
+from normzoo.testing import evaluation, state
 
-globals().update(tests_of(state))  # the laws that hold for layers outside the zoo, too
+globals().update(tests_of(state) | tests_of(evaluation))  # the laws that hold for layers outside the zoo, too
 
 
 @law(when=lambda subject: subject.layer.facts.stateful and not subject.on_weights)

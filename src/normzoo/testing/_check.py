@@ -13,13 +13,14 @@ from torch import nn
 
 from normzoo.errors import InputError
 from normzoo.norms._arguments import is_count
-from normzoo.testing import arguments, facts, gradients, numerics, shapes, state, transforms
+from normzoo.testing import arguments, evaluation, facts, formats, gradients, numerics, shapes, state, transforms
 from normzoo.testing._law import OBSERVERS, Finding, Law, laws_of
 from normzoo.testing._own import Own
 from normzoo.testing._subject import LAYOUTS
 from normzoo.testing._suggest import suggested_facts
 
-LAWS = [law for module in (shapes, state, arguments, gradients, numerics, facts, transforms) for law in laws_of(module)]
+MODULES = (shapes, formats, state, evaluation, arguments, gradients, numerics, facts, transforms)
+LAWS = [law for module in MODULES for law in laws_of(module)]
 FIRST, FACTS = LAWS[0], [*laws_of(facts)]
 NAMES = {"NC": "(N, C)", "NCL": "(N, C, L)", "NCHW": "(N, C, H, W)"}
 
@@ -115,7 +116,7 @@ def check_norm(layer: Callable[..., nn.Module], *, num_features: int = 8, **argu
 
     >>> from normzoo.norms import GroupNorm
     >>> print(check_norm(GroupNorm))
-    check_norm(GroupNorm): 138 laws hold; tried with (N, C), (N, C, L), (N, C, H, W).
+    check_norm(GroupNorm): 137 laws hold; tried with (N, C), (N, C, L), (N, C, H, W).
     """
     name = getattr(layer, "__name__", "<>")
     name = "build" if "<" in name else name  # a lambda, or a partial

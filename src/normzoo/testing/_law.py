@@ -1,7 +1,9 @@
 """What a law is: a function of a subject that raises an `AssertionError` if the layer does not obey."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import update_wrapper
 from types import ModuleType
 from typing import Literal
 
@@ -30,6 +32,16 @@ def expect(holds: object, observed: str, tried: str = "", remedy: str = "", mean
     """Raises a `Finding` unless what is expected holds."""
     if not holds:
         raise Finding(observed, tried, remedy, means)
+
+
+REMEDY = r"\b(use|take|build|give|convert|call|lower|raise|move|need|default|defaults|divisors|choose|pass)\b"
+
+
+def assert_helpful(error: Exception, received: str) -> None:
+    """Raises unless the message names what was received, and a remedy."""
+    message = str(error)
+    expect(received in message, f"the message lacks what was received, {received}: {message}")
+    expect(re.search(REMEDY, message), f"the message lacks a remedy: {message}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ def fact(
                 remedy=f"facts = Facts({name}={observed}, ...), or the formula is not the one that was meant.",
             )
 
-        check.__name__, check.__doc__ = name, observe.__doc__
+        update_wrapper(check, observe)
         OBSERVERS[name] = observe
         declare = law(
             when=when,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from normzoo.norms import Facts
-from normzoo.testing._subject import Subject, close
+from normzoo.testing._compare import close
+from normzoo.testing._subject import Subject
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from normzoo.norms import Facts
+from normzoo.testing._compare import close
 from normzoo.testing._law import OBSERVERS
 from normzoo.testing._own import Own
-from normzoo.testing._subject import close
 from normzoo.testing.facts import joins, moments_of
 
 

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 from normzoo.errors import InputError
 from normzoo.norms._arguments import keyword_defaults
-from normzoo.testing._law import Finding, expect, fact, law
-from normzoo.testing._messages import assert_helpful
-from normzoo.testing._subject import (
-    Subject,
+from normzoo.testing._compare import (
     assert_close,
     assert_same_buffers,
     assert_same_results,
@@ -24,6 +21,8 @@ from normzoo.testing._subject import (
     refusal,
     same_tensors,
 )
+from normzoo.testing._law import Finding, assert_helpful, expect, fact, law
+from normzoo.testing._subject import Subject
 
 
 def is_norm(subject: Subject) -> bool:

@@ -9,17 +9,9 @@ from torch import Tensor
 
 from normzoo.norms._arguments import keyword_defaults
 from normzoo.norms.weight._weight import WeightTransform
+from normzoo.testing._compare import assert_close, close, fresh, refusal
 from normzoo.testing._law import expect, fact, law
-from normzoo.testing._subject import (
-    Subject,
-    assert_close,
-    close,
-    fresh,
-    let_draw,
-    on_activations,
-    refusal,
-    set_axes,
-)
+from normzoo.testing._subject import Subject, let_draw, on_activations, set_axes
 
 BUILT_ON_IT = "Networks, monitors and other laws rely on it."
 

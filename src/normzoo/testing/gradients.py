@@ -1,4 +1,4 @@
-"""Gradients: difference quotients, `torch.func`, activation checkpointing, higher orders."""
+"""Gradients: difference quotients, activation checkpointing, higher orders."""
 
 import copy
 import re
@@ -10,23 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
-from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
-from normzoo.testing._law import Finding, expect, law
-from normzoo.testing._subject import (
+from normzoo.testing._compare import (
     State,
-    Subject,
     assert_close,
     assert_same_buffers,
     assert_same_results,
-    buffers_of,
-    few_and_many,
     learned,
     of_layer,
     outputs_and_gradients,
     pure,
 )
+from normzoo.testing._law import Finding, expect, law
+from normzoo.testing._subject import Subject, few_and_many
 
 # Fast mode compares one projection of the derivative, and multiplies its tolerance by the count of values: with torch's
 # 1e-5 a gradient may be off by a tenth.
@@ -56,8 +53,8 @@ def against_quotients(subject: Subject, compare: Callable[..., bool], what: str)
     remedy="Use the parameter itself, not its .data or .detach(), or leave it out; freeze by requires_grad_(False).",
 )
 def parameters_learn(subject: Subject) -> None:
-    """The output depends on every parameter that is not frozen, with all settings, in both modes."""
-    for settings, training in product(subject.settings, (True, False)):
+    """The output depends on every parameter that is not frozen, in training with all settings, and in evaluation."""
+    for settings, training in (({}, False), *((settings, True) for settings in subject.settings)):
         layer = subject.experienced(settings).train(training)
         wanted = {"x": subject.input().requires_grad_(), **learned(layer)}
         found = torch.autograd.grad(layer(wanted["x"]).sum(), [*wanted.values()], allow_unused=True)
@@ -146,76 +143,6 @@ def changed_in_place(subject: Subject) -> None:
         expected = outputs_and_gradients(apart, x, learned(layer))
         observed = outputs_and_gradients(in_place, x, learned(twin))
         assert_same_results(observed, expected)
-
-
-@law(
-    observed="torch.func.grad differs from autograd, or raises",
-    tried="torch.func.grad(lambda x: copy.deepcopy(layer)(x).square().sum())(x)",
-    means="Per-sample gradients, influence functions and functional optimizers do not work.",
-    remedy="Give an autograd.Function setup_context and vmap; do not assign tensors to self in forward.",
-    explained_by=("gradcheck",),
-    binds="zoo",
-)
-def func_grad(subject: Subject) -> None:
-    """`torch.func.grad` with respect to x, and with respect to the parameters alone, equals autograd."""
-    for training in (True, False):
-        layer = subject.experienced().train(training)
-        parameters = {n: p.detach() for n, p in layer.named_parameters()}
-
-        def loss(x: Tensor, parameters: State, buffers: State, layer: Any = layer) -> Tensor:
-            return functional_call(layer, {**parameters, **buffers}, (x,)).pow(3).sum()
-
-        x = subject.input()
-        plain_x = x.clone().requires_grad_()
-        plain = {n: p.clone().requires_grad_() for n, p in parameters.items()}
-        wanted = {"x": plain_x, **plain}
-        slopes = torch.autograd.grad(
-            loss(plain_x, plain, buffers_of(layer)), [*wanted.values()], allow_unused=True, materialize_grads=True
-        )
-        expected = dict(zip(wanted, slopes, strict=True))
-        assert_close(grad(loss)(x, parameters, buffers_of(layer)), expected["x"], "gradient of x")
-        if parameters:
-            # x is not an argument: a layer that looks at x alone does not see that it is being differentiated.
-            found = grad(partial(loss, x))(parameters, buffers_of(layer))
-            for name, value in found.items():
-                assert_close(value, expected[name], f"gradient of {name}")
-
-
-@law(
-    observed="forward-mode differentiation in evaluation differs from the difference quotient",
-    tried="torch.func.jvp(layer.eval(), (x,), (torch.ones_like(x),))",
-    means="Jacobian-vector products do not work.",
-    remedy="Compute with torch's operations; give an autograd.Function a jvp.",
-    explained_by=("gradcheck", "func-grad"),
-    binds="zoo",
-)
-def func_jvp(subject: Subject) -> None:
-    """Forward mode, in evaluation, is the directional difference quotient."""
-    layer, x = subject.experienced().eval(), subject.input()
-    v = subject.input(seed=3)
-    tangent = jvp(layer, (x,), (v,))[1]
-    h = 1e-5
-    assert_close(tangent, (layer(x + h * v) - layer(x - h * v)) / (2 * h), tolerance=1e-6)
-
-
-@law(
-    observed="vmap over a stack of inputs differs from one after the other, or raises",
-    tried="torch.vmap(layer.eval())(torch.stack([x, 2 * x]))",
-    means="Ensembles and per-sample gradients do not work.",
-    remedy="Branch on shapes, never on values; use torch.where.",
-    binds="zoo",
-    redraws=True,
-    explained_by=("func-grad",),
-)
-def func_vmap(subject: Subject) -> None:
-    """`vmap` over a stack of inputs, in evaluation; and in training where no running statistics move in place."""
-    layer = subject.experienced()
-    xs = torch.stack([subject.input(seed) for seed in range(3)])
-    for training in (True, False):
-        if training and subject.facts.stateful:
-            continue
-        layer.train(training)
-        assert_close(vmap(layer)(xs), torch.stack([layer(x) for x in xs]))
 
 
 def checkpointed(subject: Subject, settings: Mapping[str, Any]) -> Iterator[tuple[Any, Any, State, State]]:

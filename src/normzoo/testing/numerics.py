@@ -8,18 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normzoo.testing._compare import assert_close, buffers_of, learned, of_layer, outputs_and_gradients, short
 from normzoo.testing._law import expect, law
-from normzoo.testing._subject import (
-    Subject,
-    assert_close,
-    buffers_of,
-    few_and_many,
-    formats_of,
-    learned,
-    of_layer,
-    outputs_and_gradients,
-    short,
-)
+from normzoo.testing._subject import Subject, few_and_many, formats_of
 
 EPS = torch.finfo(torch.float32).eps
 CASES = {
