@@ -501,6 +501,7 @@ def test_a_checkpoint_knows_its_network_and_its_data(trained: dict[str, Any], mo
     assert not task.channels_last
 
 
+@pytest.mark.slow
 def test_a_run_can_be_resumed(trained: dict[str, Any]) -> None:
     config = str(trained["run"] / "config.yaml")
     flags = ("-c", config, f"--ckpt_path={trained['run']}/checkpoints/last.ckpt", "--trainer.max_epochs=4")

@@ -178,6 +178,7 @@ def seen(layer: Norm, x: Tensor, plugin: SyncNorms | None) -> list[Tensor]:
     return [layer(x).detach(), *layer.state_dict().values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYNCING)
 def test_a_layer_that_was_switched_equals_one_that_was_built_to_synchronize(name: str, two_ranks: TwoRanks) -> None:
     layer = norms.layers()[name]

@@ -197,9 +197,8 @@ def slower(checkpoint: dict[str, Any]) -> None:
     checkpoint["hyper_parameters"]["optimizer"]["init_args"]["lr"] = 0.01
 
 
-@pytest.mark.parametrize(
-    "schedule", [pytest.param(name, marks=() if name == "StepLR" else pytest.mark.slow) for name in SCHEDULES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_new_learning_rate_takes_effect(schedule: str, folder: Path) -> None:
     """The curve, the schedule and the weights equal those of a checkpoint that always had the new rate."""
     run = fit(*SMALL, *SGD, *SCHEDULES[schedule], "--runs=runs", "--test_after_fit=false")

@@ -386,6 +386,7 @@ class Unsafe(MLP):
         pass
 
 
+@pytest.mark.slow
 def test_a_network_with_extra_state_is_trained_tested_resumed_and_loaded(folder: Path) -> None:
     own = f"--model.net={__name__}.Counted"
     trained = fit(own, *SHORT, "--trainer.max_epochs=1", "--runs=runs")

@@ -370,6 +370,7 @@ ROTATION = "--data.augment=" + objects(("torchvision.transforms.v2.RandomRotatio
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of jsonargparse
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -402,8 +403,8 @@ def test_a_run_that_has_finished_can_be_made_longer(ended: Path) -> None:
     assert differences(left(whole), left(ended), leaving_out="_hparams_") == []
 
 
-SLOW = ("plateau", "scheduled accumulation", "loggers of one's own")
-ESSENTIAL = ("dropout", "accumulate", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW))
+SLOW = ("accumulate", "plateau", "scheduled accumulation", "loggers of one's own")
+ESSENTIAL = ("dropout", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW))
 
 
 @pytest.mark.parametrize("setting", ESSENTIAL)
@@ -459,6 +460,7 @@ STOPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", STOPPED)
 def test_a_stopped_run_continues_with_other_limits(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -488,6 +490,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDERS)
 def test_a_run_continues_within_an_epoch_with_the_next_batch(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -607,6 +610,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_refused_and_left_alone(ended: Path) -> None:
     before = {name: data for name, data in content(ended).items() if name != ".lock"}
     for command, said in REFUSED.items():

@@ -31,6 +31,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"said": said, "page": zoo.the_page(json.loads(file.read_text())), **json.loads(file.read_text())}
 
 
+@pytest.mark.slow
 def test_every_layer_is_measured_where_its_facts_allow(measured: dict[str, Any]) -> None:
     found = {(cost["layer"], tuple(cost["shape"]), cost["layout"]) for cost in measured["costs"]}
     images, rows = (16, 32, 16, 16), (6, 8)
@@ -46,6 +47,7 @@ def test_every_layer_is_measured_where_its_facts_allow(measured: dict[str, Any])
         assert "torch" in cost["oracles"]
 
 
+@pytest.mark.slow
 def test_the_bytes_that_are_saved_are_counted(measured: dict[str, Any]) -> None:
     x = 4 * 16 * 32 * 16 * 16
     per_layer = {
@@ -59,6 +61,7 @@ def test_the_bytes_that_are_saved_are_counted(measured: dict[str, Any]) -> None:
         assert x <= ours < 1.2 * x  # tables of a mean and so on per sample and channel
 
 
+@pytest.mark.slow
 def test_marks_are_told_and_not_enforced(measured: dict[str, Any]) -> None:
     said = " ".join(measured["said"].split())
     assert "BatchNorm / built-in, images 1.0" in said
@@ -66,6 +69,7 @@ def test_marks_are_told_and_not_enforced(measured: dict[str, Any]) -> None:
     assert "pages kept" in measured["settings"] or sys.platform != "linux"
 
 
+@pytest.mark.slow
 def test_the_costs_stand_on_the_cards(measured: dict[str, Any]) -> None:
     card = measured["page"].split("\n### InstanceNorm\n")[1].split("\n### ")[0]
     assert "| (16, 32, 16, 16) |" in card
