@@ -23,7 +23,7 @@ from normzoo.testing._compare import (
     pure,
 )
 from normzoo.testing._law import Finding, expect, law
-from normzoo.testing._subject import Subject, few_and_many
+from normzoo.testing._subject import Subject, few_and_many, is_stateful
 
 # Fast mode compares one projection of the derivative, and multiplies its tolerance by the count of values: with torch's
 # 1e-5 a gradient may be off by a tenth.
@@ -47,6 +47,7 @@ def against_quotients(subject: Subject, compare: Callable[..., bool], what: str)
 
 
 @law(
+    where="once",
     observed="a parameter gets no gradient",
     tried="layer(x.requires_grad_()).sum().backward(); {name: p.grad for name, p in layer.named_parameters()}",
     means="It stays as it is, and DistributedDataParallel raises, as it waits for the gradient of every parameter.",
@@ -163,6 +164,7 @@ def checkpointed(subject: Subject, settings: Mapping[str, Any]) -> Iterator[tupl
 
 
 @law(
+    when=is_stateful,
     observed="under activation checkpointing the running statistics count a batch twice",
     tried="torch.utils.checkpoint.checkpoint(layer, x.requires_grad_(), use_reentrant=False).sum().backward()",
     means="The momentum is another one than was set; torch's own BatchNorm has this, too.",
