@@ -175,7 +175,6 @@ def test_a_killed_run_ends_as_one_that_was_not(trained: Place) -> None:
 def test_a_project_of_another_name_passes_its_tests(place: Place) -> None:
     place.shell("normzoo new Bird_songs2")
     assert "4 passed" in place.shell("Bird_songs2/scripts/test")
-    assert "test/accuracy" in place.shell("Bird_songs2/scripts/train --trainer.max_epochs=1")
 
 
 @pytest.mark.slow
