@@ -117,7 +117,7 @@ def test_the_layer_trains_by_its_path(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_a_norm_is_added_as_it_says(tmp_path: Path) -> None:
     """In a copy of the project: what it says to write, and then every command, each in a process of its own."""
-    for folder in ("src", "tests", "configs", "scripts"):
+    for folder in ("src", "tests", "configs", "scripts", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "CONTRIBUTING.md", "README.md"):
         shutil.copy(ROOT / file, tmp_path)
