@@ -132,6 +132,7 @@ def test_dev_serves_train_and_adds_to_it(checkout: Checkout) -> None:
     assert checkout.pip_calls == [".", ".[dev]", ".[dev]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_an_interrupted_install_is_taken_up_again(checkout: Checkout, how: signal.Signals) -> None:
     with checkout.start("scripts/train", PIP_SECONDS="3") as process:
@@ -167,6 +168,7 @@ def test_two_scripts_at_once_do_not_trample_each_other(checkout: Checkout) -> No
     assert checkout.pip_calls == ["."]
 
 
+@pytest.mark.slow
 def test_a_killed_script_leaves_no_lock_behind_and_its_pip_is_waited_for(checkout: Checkout) -> None:
     with checkout.start("scripts/train", PIP_SECONDS="1") as first:
         wait_for(checkout.root / ".venv" / "busy")
@@ -177,6 +179,7 @@ def test_a_killed_script_leaves_no_lock_behind_and_its_pip_is_waited_for(checkou
     assert checkout.pip_calls == [".", "."]
 
 
+@pytest.mark.slow
 def test_a_failed_install_says_why_and_is_tried_again(checkout: Checkout) -> None:
     said = checkout.call("scripts/train", status=1, PIP_FAILS="1")
     assert "no matching distribution" in said
@@ -184,6 +187,7 @@ def test_a_failed_install_says_why_and_is_tried_again(checkout: Checkout) -> Non
     assert "normzoo in" in checkout.call("scripts/train")
 
 
+@pytest.mark.slow
 def test_a_moved_checkout_is_noticed(checkout: Checkout) -> None:
     checkout.call("scripts/train")
     checkout.root = checkout.root.rename(checkout.root.with_name("elsewhere"))
@@ -193,6 +197,7 @@ def test_a_moved_checkout_is_noticed(checkout: Checkout) -> None:
     assert INSTALLING not in checkout.call("scripts/train")
 
 
+@pytest.mark.slow
 def test_pip_never_runs_outside_the_virtual_environment(checkout: Checkout) -> None:
     """A .venv without pyvenv.cfg is the machine's own Python by another name."""
     checkout.call("scripts/train")
@@ -202,6 +207,7 @@ def test_pip_never_runs_outside_the_virtual_environment(checkout: Checkout) -> N
     assert (checkout.root / ".venv/pyvenv.cfg").exists()
 
 
+@pytest.mark.slow
 def test_a_removal_cut_short_goes_on(checkout: Checkout) -> None:
     checkout.call("scripts/train")
     checkout.root = checkout.root.rename(checkout.root.with_name("elsewhere"))
