@@ -87,6 +87,15 @@ def test_validation_and_the_end_see_exact_statistics_and_the_weights_train_as_wi
     assert all(torch.equal(a, b) for a, b in zip(weights(task), weights(without), strict=True))
 
 
+def test_each_transfer_hook_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Task, "on_after_batch_transfer", lambda self, batch, index: [2 * batch[0]])
+    _, task = fit(tmp_path, Recalibrate())
+    net = Task().net
+    net.load_state_dict(task.net.state_dict())
+    recalibrate(net, [2 * DATA])
+    assert torch.allclose(task.net.state_dict()["1.running_mean"], net.state_dict()["1.running_mean"], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "average",
     [WeightAveraging, lambda: EMAWeightAveraging(decay=0.5), lambda: StochasticWeightAveraging(0.05, 1, 1)],

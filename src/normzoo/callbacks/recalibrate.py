@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from normzoo.errors import InputError
 from normzoo.monitoring.layers import Layers
+from normzoo.surgery._batches import Batches
 from normzoo.surgery.recalibrate import recalibrate
 
 
@@ -57,17 +58,22 @@ class Recalibrate(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.on_train_end(trainer, pl_module)
+            self.recalibrate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.recalibrate(trainer, pl_module)
+
+    def recalibrate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Recalibrates the module over its training batches, moved once, by the Trainer's strategy."""
+        data = Batches(self.training_batches(trainer), trainer.strategy.batch_to_device)
         with trainer.precision_plugin.forward_context():
-            recalibrate(pl_module, islice(self.training_batches(trainer), self.batches), where=self.where)
+            recalibrate(pl_module, data, where=self.where)
 
     def training_batches(self, trainer: Trainer) -> Iterator[Any]:
-        """The training batches, on the device, as the transfer hooks return them."""
+        """The training batches; their loader starts, and draws its random numbers, with the first."""
         loaders = apply_to_collection(trainer.train_dataloader, DataLoader, again)
-        for batch, _, _ in CombinedLoader(loaders, "max_size_cycle"):
-            yield trainer.strategy.batch_to_device(batch)
+        for batch, _, _ in islice(CombinedLoader(loaders, "max_size_cycle"), self.batches):
+            yield batch
 
 
 def again(loader: "DataLoader[Any]") -> "DataLoader[Any]":

@@ -1,6 +1,6 @@
 """How a network that exists is run on data: batches from anywhere, on the network's device, without a trace."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -34,12 +34,29 @@ def device_of(net: nn.Module) -> torch.device:
     return next((tensor.device for tensor in [*net.parameters(), *net.buffers()]), torch.device("cpu"))
 
 
-def batches(net: nn.Module, data: Data) -> Iterator[Any]:
+class Batches:
+    """Batches as a network takes them, on its device.
+
+    Args:
+        loader: the batches.
+        move: returns a batch on the device, after the transfer hooks.
+    """
+
+    def __init__(self, loader: Iterable[Any], move: Callable[[Any], Any]) -> None:
+        self.loader, self.move = loader, move
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.move, self.loader)
+
+
+def batches(net: nn.Module, data: Data) -> Batches:
     """The batches of data, on the device of a network.
 
     Those of a LightningDataModule are its training batches, after its own transfer hooks; of other data those after the
-    hooks of the network, if it is a LightningModule.
+    hooks of the network, if it is a LightningModule. `Batches` stay as they are.
     """
+    if isinstance(data, Batches):
+        return data
     hooks: Any = data if isinstance(data, LightningDataModule) else unwrapped(net)
     if not isinstance(hooks, LightningDataModule | LightningModule):
         hooks = LightningModule()
@@ -49,9 +66,12 @@ def batches(net: nn.Module, data: Data) -> Iterator[Any]:
         data.setup("fit")
         loader = data.train_dataloader()
     device = device_of(net)
-    for batch in [loader] if isinstance(loader, Tensor | Mapping) else loader:
+
+    def move(batch: Any) -> Any:
         moved = hooks.transfer_batch_to_device(hooks.on_before_batch_transfer(batch, 0), device, 0)
-        yield hooks.on_after_batch_transfer(moved, 0)
+        return hooks.on_after_batch_transfer(moved, 0)
+
+    return Batches([loader] if isinstance(loader, Tensor | Mapping) else loader, move)
 
 
 def predict(net: nn.Module, batch: Any) -> Any:
