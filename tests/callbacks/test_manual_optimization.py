@@ -58,7 +58,7 @@ class Data(LightningDataModule):
     """Leaves the loader to the task."""
 
     def train_dataloader(self) -> Any:
-        return self.trainer.lightning_module.train_dataloader()  # type: ignore[union-attr]
+        return self.trainer.lightning_module.train_dataloader()
 
 
 def train(task: LightningModule, monitors: Sequence[Callback], folder: Path | None = None, **settings: Any) -> None:
@@ -95,7 +95,7 @@ class GAN(LightningModule):
         yield softplus(-self.critic(fake)).mean()
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        generator, critic = self.optimizers()  # type: ignore[misc]
+        generator, critic = self.optimizers()
         if self.way == "together":
             generator.zero_grad()
             critic.zero_grad()
@@ -111,7 +111,7 @@ class GAN(LightningModule):
             optimizer.step()
             if self.way == "toggled":
                 self.untoggle_optimizer(optimizer)
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+        for schedule in self.lr_schedulers():
             schedule.step()
 
     def configure_optimizers(self) -> Any:
@@ -127,7 +127,7 @@ class GeneratorFirst(GAN):
     """Gradients are cleared after the update, as in the examples of Lightning, or by the network, as in torch's."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        for optimizer, net in zip(self.optimizers(), (self.generator, self.critic), strict=True):  # type: ignore[arg-type]
+        for optimizer, net in zip(self.optimizers(), (self.generator, self.critic), strict=True):
             if self.way == "toggle_optimizer":
                 self.toggle_optimizer(optimizer)
             with optimizer.toggle_model() if self.way == "toggle_model" else nullcontext():
@@ -181,7 +181,7 @@ def plain(task: GAN, batch: Any, weights: dict[str, Tensor]) -> tuple[Tensor, di
     for net, loss in zip(("critic", "generator"), losses, strict=True):
         own = {name: p for name, p in leaves.items() if name.startswith(f"task.{net}.")}
         found |= zip(own, torch.autograd.grad(loss, list(own.values()), retain_graph=True), strict=True)
-    return sum(losses).detach(), {name.removeprefix("task."): gradient for name, gradient in found.items()}  # type: ignore[union-attr]
+    return sum(losses).detach(), {name.removeprefix("task."): gradient for name, gradient in found.items()}
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_training_by_hand_is_left_as_it_is(make: Callable[[], GAN]) -> None:
 def test_a_rate_that_an_automatic_step_sets_is_set_once() -> None:
     class Decaying(Task):
         def training_step(self, batch: Any) -> Any:
-            for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            for group in self.optimizers().param_groups:
                 group["lr"] *= 0.9
             return super().training_step(batch)
 
@@ -259,7 +259,7 @@ def test_a_step_that_reads_gradients_is_refused_with_a_remedy(tmp_path: Path) ->
 
 
 def test_a_loss_that_monitors_do_not_see_is_one_warning(tmp_path: Path) -> None:
-    """`loss.backward()` in place of `self.manual_backward(loss)`; all others go on."""
+    """`loss.backward()` in place of `self.manual_backward(loss)`; the others continue."""
     with pytest.warns(UserWarning, match="passes no loss") as found:
         train(GAN("autograd"), suite(1), tmp_path)
     messages = [str(one.message) for one in found if "GAN" in str(one.message)]
@@ -274,7 +274,7 @@ def test_a_task_that_seldom_updates_is_sampled(tmp_path: Path) -> None:
         """Its generator makes every second update; gradients of the critic accumulate over two batches."""
 
         def training_step(self, batch: Any, batch_idx: int) -> None:
-            generator, critic = self.optimizers()  # type: ignore[misc]
+            generator, critic = self.optimizers()
             self.manual_backward(next(self.losses(*batch)))
             if batch_idx % 2:
                 critic.step()

@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_as_one_without_an_interruption(tmp_path: Path) -> No
         )
         task = Task()
         task.net[3] = nn.Identity()
-        data = DataLoader(TensorDataset(DATA), 16, **settings)  # type: ignore[arg-type]
+        data = DataLoader(TensorDataset(DATA), 16, **settings)
         trainer.fit(task, data, DataLoader(TensorDataset(DATA[:16]), 16), ckpt_path=ckpt_path)
         trainer.save_checkpoint(folder / "end.ckpt")
         return task
@@ -153,4 +153,4 @@ def test_refuses_an_order_in_which_it_would_see_other_weights(tmp_path: Path) ->
         fit(tmp_path, Recalibrate(), EMAWeightAveraging())
     for batches in (0, 1.5):
         with pytest.raises(InputError, match=f"batches={batches}"):
-            Recalibrate(batches=batches)  # type: ignore[arg-type] # the point
+            Recalibrate(batches=batches)  # the point

@@ -156,12 +156,12 @@ def test_an_example_of_a_task() -> None:
     task.net = nn.Identity()
     assert example_of(task) is None
     saved = {"init_args": {"net": {"class_path": "mine.Net", "init_args": {"input_shape": [3, 8, 8]}}}}
-    assert example_of(task, saved).shape == (2, 3, 8, 8)  # type: ignore[union-attr]
+    assert example_of(task, saved).shape == (2, 3, 8, 8)
     for given in (torch.rand(1, 5), torch.arange(15).view(3, 5)):
         task.example_input_array = given
-        assert torch.equal(example_of(task), torch.cat([given] * 2)[:2])  # type: ignore[arg-type]
+        assert torch.equal(example_of(task), torch.cat([given] * 2)[:2])
     task.example_input_array = torch.zeros(1, 5)  # would show no difference
-    assert example_of(task).std() > 0  # type: ignore[union-attr]
+    assert example_of(task).std() > 0
 
 
 class Heads(nn.Module):

@@ -61,10 +61,10 @@ def law_test(one: Law) -> Callable[..., None]:
 
     test.__name__ = f"test_{one.check.__name__}"
     where = {"every layout": one.when, "once": one.when, "images": lambda s: on_images(s) and one.when(s)}
-    return law(when=where[one.where], per_class=one.where == "once")(test)  # type: ignore[return-value]
+    return law(when=where[one.where], per_class=one.where == "once")(test)
 
 
-tests_of.__test__ = False  # type: ignore[attr-defined]  # pytest takes them for tests
+tests_of.__test__ = False  # pytest takes them for tests
 
 
 def law(

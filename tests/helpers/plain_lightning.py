@@ -100,7 +100,7 @@ def images(count: int = 32, batch_size: int = 8, shuffle: bool = False) -> DataL
 
 def monitors(every: int | None = None) -> list[Monitor]:
     """All of them."""
-    return [one(every) for one in MONITORS]  # type: ignore[call-arg]
+    return [one(every) for one in MONITORS]
 
 
 def trainer(callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
@@ -127,10 +127,10 @@ def result(made: pl.Trainer) -> dict[str, Tensor]:
 
 def found(made: pl.Trainer) -> dict[str, dict[str, float]]:
     """Metric -> layer -> the newest value that a monitor has written."""
-    callbacks: list[pl.Callback] = made.callbacks  # type: ignore[attr-defined] # set by Lightning, undeclared
+    callbacks: list[pl.Callback] = made.callbacks  # set by Lightning, undeclared
     return {metric: of for one in callbacks if isinstance(one, Monitor) for metric, of in one.latest.items()}
 
 
 def verdicts(made: pl.Trainer) -> Verdicts:
-    [one] = [one for one in made.callbacks if isinstance(one, Verdicts)]  # type: ignore[attr-defined]
+    [one] = [one for one in made.callbacks if isinstance(one, Verdicts)]
     return one

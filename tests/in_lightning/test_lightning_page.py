@@ -42,12 +42,12 @@ def test_the_page_runs_as_it_is_written(
     assert "verdicts: no fault found up to step 8" in capsys.readouterr().out
     assert json.loads(Path("lightning_logs/version_0/verdicts.json").read_text()) == []
     assert Path("report.html").read_text().startswith("<!doctype html>")
-    for net in [*names["nets"], names["efficientnet"]]:  # type: ignore[misc]
+    for net in [*names["nets"], names["efficientnet"]]:
         assert sum(isinstance(one, Norm) for one in net.modules()) > 10
         assert not any(isinstance(one, THEIRS) for one in net.modules() if not isinstance(one, Norm))
-    last = names["trainer"].global_step  # type: ignore[attr-defined]
+    last = names["trainer"].global_step
     exec(compile(BLOCKS[-1].replace("max_epochs=2", "max_epochs=3"), str(PAGE), "exec"), names)
-    assert (last, names["trainer"].global_step) == (8, 12)  # type: ignore[attr-defined]
+    assert (last, names["trainer"].global_step) == (8, 12)
 
 
 @pytest.mark.parametrize("network", ["test_efficientnet", "test_byobnet"])

@@ -98,7 +98,7 @@ def test_the_training_is_the_same_and_seen(setting: str, network: str) -> None:
 def test_gradient_checkpointing(network: str) -> None:
     def checkpointed() -> Task:
         made = task(network)
-        made.net.set_grad_checkpointing(True)  # type: ignore[operator] # of timm's networks
+        made.net.set_grad_checkpointing(True)  # of timm's networks
         return made
 
     plain, again = (found(train(make, monitors(1))) for make in (partial(task, network), checkpointed))
@@ -114,8 +114,8 @@ def test_compiled_networks(whole: bool) -> None:
     def compiled() -> pl.LightningModule:
         made = task("timm-vit")
         if not whole:
-            made.net = torch.compile(made.net, backend="aot_eager")  # type: ignore[assignment]
-        return torch.compile(made, backend="aot_eager") if whole else made  # type: ignore[return-value]
+            made.net = torch.compile(made.net, backend="aot_eager")
+        return torch.compile(made, backend="aot_eager") if whole else made
 
     assert found(both(compiled))["flow_norm"]
 
@@ -125,7 +125,7 @@ class TwoParts(Task):
 
     def __init__(self) -> None:
         backbone = NETWORKS["timm-resnet"][0](num_classes=0)
-        super().__init__(nn.Sequential(backbone, nn.Linear(backbone.num_features, 5)))  # type: ignore[arg-type]
+        super().__init__(nn.Sequential(backbone, nn.Linear(backbone.num_features, 5)))
         self.backbone = backbone
 
 

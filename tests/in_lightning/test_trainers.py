@@ -41,7 +41,7 @@ def test_a_trainer_that_fits_twice_continues_its_curves(tmp_path: Path) -> None:
 def test_callbacks_of_one_trainer_start_anew_in_the_next(tmp_path: Path) -> None:
     again = monitors(2)
     for version, network in enumerate(["timm-vit", "timm-resnet"]):
-        train(lambda name=network: Task(NETWORKS[name][0]()), again, logger=board(tmp_path, str(version)))  # type: ignore[misc]
+        train(lambda name=network: Task(NETWORKS[name][0]()), again, logger=board(tmp_path, str(version)))
     train(lambda: Task(NETWORKS["timm-resnet"][0]()), monitors(2), logger=board(tmp_path, "new"))
     used, new = (Written(tmp_path / version) for version in ("1", "new"))
     assert used.tags["scalars"] == new.tags["scalars"]
@@ -54,7 +54,7 @@ def test_tuning_is_not_watched_and_finds_the_same(tmp_path: Path) -> None:
     for watching in ([], monitors(1)):
         torch.manual_seed(0)
         made, module = trainer(watching, logger=board(tmp_path, str(len(watching))), default_root_dir=tmp_path), task()
-        found.append(Tuner(made).lr_find(module, images(), images(16), num_training=12).results)  # type: ignore[union-attr]
+        found.append(Tuner(made).lr_find(module, images(), images(16), num_training=12).results)
         made.fit(module, images(), images(16))
     assert found[0] == found[1]
     assert list(Written(tmp_path / "6").scalars("flow_norm/net.head")) == [0, 1, 2, 3]

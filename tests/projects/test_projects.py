@@ -286,4 +286,4 @@ def test_a_step_that_is_not_finite_is_replayed(project: Project, place: Path) ->
     again = normzoo("replay", folder[1], f"{project.allow},bad_norm")
     assert again.status == 0, again.out + again.err
     assert f">{layer[1]}" in again.out
-    assert math.isnan(float(re.search(r"^loss in replay +(\S+)$", again.out, re.MULTILINE)[1]))  # type: ignore[index]
+    assert math.isnan(float(re.search(r"^loss in replay +(\S+)$", again.out, re.MULTILINE)[1]))

@@ -294,7 +294,7 @@ def half_trained() -> nn.Module:
 
 def hides_a_layer() -> nn.Module:
     net = Wired(lambda net, x: net.norm(net.hidden[0](x)))
-    net.hidden = [net.conv]  # type: ignore[assignment]  # a list, which a replacement does not reach
+    net.hidden = [net.conv]  # a list, which a replacement does not reach
     return trained(net)
 
 

@@ -99,9 +99,9 @@ def test_a_converted_network_computes_what_its_twin_does(library: str, name: str
     state, before = copy.deepcopy(net.state_dict()), output_and_gradients(net, image)
     batch = has_batch_norm(net)
     kind, convert = ("BatchNorm", group_norm) if batch else ("LayerNorm", SlowRMSNorm)
-    twin = by_hand(build(library, name), kind, convert)  # type: ignore[arg-type]
+    twin = by_hand(build(library, name), kind, convert)
     rules = {"*BatchNorm*": lambda c: GroupNorm(c, num_groups=gcd(4, c))} if batch else {"LayerNorm*": RMSNorm}
-    report = replace(net, rules)  # type: ignore[arg-type] # a mapping is invariant in its keys
+    report = replace(net, rules)  # a mapping is invariant in its keys
     assert len(report.rows) == sum(isinstance(module, GroupNorm | RMSNorm) for module in net.modules())
     kinds = {type(module).__name__ for module in net.modules()}
     assert not any(kind in one for one in kinds)
@@ -133,10 +133,10 @@ def test_groups_of_one_value_are_refused(name: str) -> None:
     net, data = torchvision.models.get_model(name), [torch.randn(2, 3, 32, 32)]
     rules = {nn.BatchNorm2d: lambda c: nn.GroupNorm(c, c)}
     if name == "vgg11_bn":  # its last maps are of 2 x 2
-        assert len(replace(net, rules, data=data).rows) == 8  # type: ignore[arg-type]
+        assert len(replace(net, rules, data=data).rows) == 8
         return
     with pytest.raises(InputError, match=r"an input of shape \(2, \d+, 1, 1\)"):
-        replace(net, rules, data=data)  # type: ignore[arg-type]
+        replace(net, rules, data=data)
 
 
 @pytest.mark.slow

@@ -185,14 +185,14 @@ def test_takes_batches_as_the_network_does() -> None:
 
 def test_names_of_modules_mean_all_layers_inside() -> None:
     net = nn.ModuleDict({"backbone": network(nn.BatchNorm2d), "head": nn.BatchNorm1d(3)})
-    net.forward = lambda x: net["backbone"](x)  # type: ignore[method-assign]
+    net.forward = lambda x: net["backbone"](x)
     report = recalibrate(net.eval(), batches_of(), where="backbone")
     assert [row["layer"] for row in report.rows] == ["backbone.1", "backbone.4"]
 
 
 def test_padding_has_no_part() -> None:
     net = nn.ModuleDict({"norm": norms.BatchNorm(3)})
-    net.forward = lambda batch: net["norm"](batch, mask=mask)  # type: ignore[method-assign]
+    net.forward = lambda batch: net["norm"](batch, mask=mask)
     x, mask = torch.randn(4, 3, 5), torch.rand(4, 5) > 0.5
     recalibrate(net.eval(), [x])
     assert torch.allclose(net["norm"].running_mean, x.movedim(1, -1)[mask].mean(0))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from timm.layers import BatchNormAct2d, EvoNorm2dS0, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -52,7 +52,7 @@ class Task(LightningModule):
 def compiled() -> nn.Module:
     net = Net()
     net.stem = torch.compile(net.stem, backend="eager")
-    return torch.compile(net, backend="eager")  # type: ignore[return-value]
+    return torch.compile(net, backend="eager")
 
 
 def compiled_in_place() -> nn.Module:
@@ -407,6 +407,25 @@ def test_several_batches_are_fitted_as_one() -> None:
         torch.testing.assert_close(fitted, solved, rtol=1e-3, atol=1e-4)
     change = (outputs(net, layer, IMAGES) - old).norm() / old.norm()
     assert report.rows[0]["output change"] == pytest.approx(float(change), rel=1e-4)
+    assert report.notes[0].endswith(", over 3 batches")
+
+
+class Loads(LightningDataModule):
+    """Counts how often it is set up."""
+
+    setups = 0
+
+    def setup(self, stage: str) -> None:
+        self.setups += 1
+
+    def train_dataloader(self) -> Any:
+        return IMAGES.split(2)
+
+
+def test_a_data_module_is_set_up_once() -> None:
+    data = Loads()
+    report = replace(trained(Net), {nn.BatchNorm2d: norms.GroupNorm}, match="output", data=data)
+    assert data.setups == 1
     assert report.notes[0].endswith(", over 3 batches")
 
 

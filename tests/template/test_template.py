@@ -57,7 +57,7 @@ def test_it_trains_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_folder_whose_name_is_misspelt_is_not_filled_with_digits(tmp_path: Path, importable: None) -> None:
-    from my_project import Data  # type: ignore[import-not-found]
+    from my_project import Data
 
     data = Data(str(tmp_path / "brids"))
     data.prepare_data()

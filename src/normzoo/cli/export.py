@@ -109,7 +109,7 @@ def check(net: "nn.Module", run: "Run", x: "Tensor") -> float:
 
 def outputs(result: Any) -> "list[Tensor]":
     """The tensors in what a network returns, as float64."""
-    from normzoo.surgery._flow import tensors
+    from normzoo.monitoring.probe import tensors
 
     return [one.double() for one in tensors(result)]
 

@@ -126,7 +126,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
                 stream.write(text)
             if text.startswith("#!"):
                 mode = file.stat().st_mode
-                file.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it
+                file.chmod(mode | (mode & 0o444) >> 2)  # executable by all who can read it
     except BaseException as error:
         for one in reversed(made):
             one.rmdir() if one.is_dir() else one.unlink()

@@ -14,7 +14,7 @@ class Idle:
     """An optimizer or a schedule as a training step sees it, but one that changes nothing.
 
     Args:
-        original: what it stands for.
+        original: the optimizer or the schedule.
         parameters: of an optimizer, the names of its parameters.
     """
 

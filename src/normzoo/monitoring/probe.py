@@ -5,7 +5,7 @@ Reading changes nothing. `Probe` is a context manager: its hooks cost nothing on
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Self
 
@@ -210,7 +210,7 @@ def first_tensor(values: Any) -> Tensor | None:
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in what a module takes or returns, in their order."""
+    """All tensors in what a module takes or returns, in their order; also in dataclasses."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):
@@ -218,3 +218,5 @@ def tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from tensors(value)
+    elif is_dataclass(values) and not isinstance(values, type):
+        yield from tensors([getattr(values, one.name) for one in fields(values)])

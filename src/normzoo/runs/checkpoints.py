@@ -73,9 +73,8 @@ def saved_model(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any] | N
     path, configured = saved.pop("_class_path", None), saved_config(checkpoint, file).get("model")
     if path:
         model: Any = {"class_path": path, "init_args": saved}
-        if (
-            isinstance(configured, dict) and configured.get("class_path") == path
-        ):  # the task saves some of its arguments
+        # A task may save some of its arguments only.
+        if isinstance(configured, dict) and configured.get("class_path") == path:
             model["init_args"] = {**(configured.get("init_args") or {}), **saved}
     elif isinstance(configured, dict):
         model = {"init_args": {}, **configured}

@@ -1,7 +1,7 @@
 """The outputs of new layers against those of the old ones, on data: measured, and fitted."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from normzoo.errors import InputError
-from normzoo.surgery._batches import Data, batches, evaluation, predict
+from normzoo.monitoring.probe import tensors
+from normzoo.surgery._batches import Batches, evaluation, predict
 from normzoo.surgery._norms import parts_after
-from normzoo.surgery._swap import Swap, affine_of, start
+from normzoo.surgery._swap import Swap, start, weight_and_bias
 
 Put = Callable[[bool], None]
 """Puts the new layers into the network, or the old ones."""
@@ -21,18 +22,21 @@ Put = Callable[[bool], None]
 
 @dataclass
 class Change:
-    """How far new values are from old ones: `|new - old| / |old|`, root mean squares over all values."""
+    """How far new values are from old ones: `|new - old| / |old|`, root mean squares over all values.
 
-    difference: float = 0.0
-    size: float = 0.0
+    Sums are tensors until they are asked for, so that no batch waits for the device.
+    """
+
+    difference: Tensor | float = 0.0
+    size: Tensor | float = 0.0
 
     def add(self, new: Tensor, old: Tensor) -> None:
         new, old = new.float(), old.float()  # squares of half precision overflow
-        self.difference += float((new - old).square().sum())
-        self.size += float(old.square().sum())
+        self.difference = self.difference + (new - old).square().sum()
+        self.size = self.size + old.square().sum()
 
     def __float__(self) -> float:
-        return float((self.difference / max(self.size, 1e-30)) ** 0.5)
+        return (float(self.difference) / max(float(self.size), 1e-30)) ** 0.5
 
 
 @dataclass
@@ -79,9 +83,9 @@ class Fit:
         return weight, (y - weight * z) / count * self.has_bias
 
 
-def fit(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data) -> None:
+def fit(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Batches) -> None:
     """Fits weight and bias of the new layers in one pass over the data, each to inputs from those fitted before it."""
-    affine = {swap: affine_of(swap.norm, swap.channels) for swap in swaps}
+    affine = {swap: weight_and_bias(swap.norm, swap.channels) for swap in swaps}
     fits = {swap: Fit(swap.axis, w is not None, b is not None) for swap, (w, b) in affine.items()}
     reached: dict[Swap, None] = {}
 
@@ -120,7 +124,7 @@ def fit(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data) -> None:
             swap.lost, swap.unlearned = [], False
 
 
-def measure(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data) -> tuple[dict[Swap, Change], Change, int]:
+def measure(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Batches) -> tuple[dict[Swap, Change], Change, int]:
     """The relative change of the output of each layer that the data reaches, and of the network, over all data."""
     layers: dict[Swap, Change] = defaultdict(Change)
     whole, count = Change(), 0
@@ -130,14 +134,18 @@ def measure(net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data) -> tupl
 
     for old, new in run(net, swaps, put, data, hook):
         for a, b in zip(tensors(new), tensors(old), strict=False):
-            if a.shape == b.shape:  # not, for example, the boxes that a detector finds
+            if a.is_floating_point() and a.shape == b.shape:  # not, for example, the boxes that a detector finds
                 whole.add(a, b)
         count += 1
     return layers, whole, count
 
 
 def run(
-    net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data, hook: Callable[[Swap, Tensor, Tensor], Tensor | None]
+    net: nn.Module,
+    swaps: Sequence[Swap],
+    put: Put,
+    data: Batches,
+    hook: Callable[[Swap, Tensor, Tensor], Tensor | None],
 ) -> Iterator[tuple[Any, Any]]:
     """Runs the old and the new network on each batch; yields both outputs.
 
@@ -162,7 +170,7 @@ def run(
         for swap in swaps:
             stack.callback(on_output(swap, partial(after_old, swap)).remove)
             stack.callback(swap.norm.register_forward_hook(partial(after_new, swap)).remove)
-        for batch in batches(net, data):
+        for batch in data:
             wanted.clear()
             put(False)
             old = predict(net, batch)
@@ -180,13 +188,3 @@ def on_output(swap: Swap, read: Callable[[Tensor], None]) -> torch.utils.hooks.R
     if swap.new is swap.norm or not after:
         return swap.old.register_forward_hook(lambda _, __, y: read(y))
     return next(iter(after.values())).register_forward_pre_hook(lambda _, args: read(args[0]))
-
-
-def tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of floating point in an output: a tensor, or a tuple, list or dictionary of outputs."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping | list | tuple):
-        for one in output.values() if isinstance(output, Mapping) else output:
-            yield from tensors(one)

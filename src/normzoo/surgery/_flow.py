@@ -1,6 +1,6 @@
 """Which module computes each tensor of a network and which modules read it, seen while the network runs once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 # The documented base class of modes that see every operation; torch has not given it a public path.
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from normzoo.monitoring.probe import tensors
 from normzoo.surgery._batches import evaluation, predict
 
 
@@ -53,7 +54,7 @@ class Recorder(TorchDispatchMode):
     """Notes which modules are running whenever an operation takes a tensor."""
 
     def __init__(self, flow: Flow) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch has not typed it
         self.flow = flow
         self.running: list[nn.Module] = []
 
@@ -92,16 +93,3 @@ def hooks_of(module: nn.Module, recorder: Recorder) -> Iterator[torch.utils.hook
     """The hooks that tell a recorder when a module runs."""
     yield module.register_forward_pre_hook(recorder.enter, with_kwargs=True)
     yield module.register_forward_hook(recorder.leave)
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in tuples, lists, mappings and plain objects such as dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors([*value.values()])
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from tensors(one)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from tensors(vars(value))

@@ -17,7 +17,7 @@ LINEAR = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 Function = Callable[[Tensor], Tensor]
 
 
-def channel_axis(layer: Any, x: Tensor) -> int:
+def linear_axis(layer: Any, x: Tensor) -> int:
     """The axis of the channels in the input and output of a layer: the last, of a convolution that before positions."""
     return x.dim() - 1 if isinstance(layer, nn.Linear) else x.dim() - 1 - len(layer.kernel_size)
 
@@ -39,7 +39,8 @@ def baked(layer: nn.Module) -> Any:
     """A copy of a layer whose parametrized weights are plain parameters."""
     new = copy.deepcopy(layer)
     if parametrize.is_parametrized(new):
-        values = {name: getattr(new, name).detach().clone() for name in new.parametrizations}  # type: ignore[union-attr]
+        made: Any = new.parametrizations
+        values = {name: getattr(new, name).detach().clone() for name in made}
         # Not remove_parametrizations, which changes the class, and the layer itself has it, too.
         del new.parametrizations
         new.__class__ = parametrize.type_before_parametrizations(layer)

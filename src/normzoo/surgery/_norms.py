@@ -82,7 +82,7 @@ def behind_linear(model: nn.Module) -> set[nn.Module]:
 def usual_shape(layer: nn.Module, channels: int, linear: bool) -> tuple[int, ...] | None:
     """The shape of an input that a layer takes where it is; None if that is not known without data."""
     positions = positions_of(layer)
-    size = 17 if channels == 16 else 16
+    size = 17 if channels == 16 else 16  # not that of the channels
     if channel_axis(layer) == -1:
         return (2, size, channels)
     if linear and positions in (1, None):

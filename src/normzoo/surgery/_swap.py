@@ -120,8 +120,8 @@ def try_out(norm: nn.Module, shape: tuple[int, ...], axis: int, *, fits: bool) -
         return
     # In float64, as rounding must not look like a difference.
     norm.to("cpu", torch.float64).train(isinstance(norm, Norm) and norm.facts.takes_reference)
-    shape = (max(shape[0], 2), *shape[1:])
-    x = torch.linspace(-2, 3, torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
+    two = torch.Size((2, *shape[1:]))  # samples are enough
+    x = torch.linspace(-2, 3, two.numel(), dtype=torch.float64).reshape(two)
     try:
         y = norm(x)
     except InputError:
@@ -144,7 +144,7 @@ def try_out(norm: nn.Module, shape: tuple[int, ...], axis: int, *, fits: bool) -
 
 def scales_output(norm: nn.Module, x: Tensor, channels: int) -> bool:
     """Whether the output of a layer is `weight z + bias`, where z does not depend on weight and bias."""
-    weight, bias = affine_of(norm, channels)
+    weight, bias = weight_and_bias(norm, channels)
     start(weight, bias)
     z = norm(x)
     start(weight, bias, 2, 3)
@@ -152,7 +152,7 @@ def scales_output(norm: nn.Module, x: Tensor, channels: int) -> bool:
     return (weight is not None or bias is not None) and torch.allclose(norm(x), wanted, rtol=1e-3, atol=1e-3)
 
 
-def affine_of(norm: nn.Module, channels: int) -> tuple[Tensor | None, Tensor | None]:
+def weight_and_bias(norm: nn.Module, channels: int) -> tuple[Tensor | None, Tensor | None]:
     """The weight and the bias of a layer, one value per channel; None for each that it does not have."""
     found = (getattr(norm, name, None) for name in ("weight", "bias"))
     weight, bias = (v if isinstance(v, Tensor) and v.numel() == channels else None for v in found)
@@ -176,7 +176,8 @@ def carry(
     if match == "nothing":
         return [], [], bool(running)
     kept, lost = [], []
-    for name, a, b in zip(("weight", "bias"), affine_of(old, channels), affine_of(norm, channels), strict=True):
+    affine = (weight_and_bias(layer, channels) for layer in (old, norm))
+    for name, a, b in zip(("weight", "bias"), *affine, strict=True):
         if a is not None and b is not None:
             b.copy_(a.reshape(b.shape))
             kept.append(name)

@@ -18,7 +18,7 @@ from normzoo.surgery._moments import (
     tracking_layers,
 )
 from normzoo.surgery.recalibrate import row
-from normzoo.surgery.report import Report
+from normzoo.surgery.report import Report, counted
 
 
 def adapt(net: nn.Module, data: Data, *, prior: float = 16, where: Layers = "*") -> Report:
@@ -81,7 +81,7 @@ def adapt(net: nn.Module, data: Data, *, prior: float = 16, where: Layers = "*")
         row(name, layer, done.get(name, "kept"), before[name] if name in found else {})
         for name, layer in layers.items()
     ]
-    title = f"adapted {len(done)} layer{'s' * (len(done) != 1)} to {count} batch{'es' * (count != 1)}"
+    title = f"adapted {counted(done, 'layer')} to {counted(count, 'batch')}"
     return Report(title=title, rows=rows, steps=[partial(set_buffers, layers[name], before[name]) for name in done])
 
 

@@ -11,8 +11,9 @@ from torch.nn.utils import parametrize
 
 from normzoo.errors import InputError
 from normzoo.monitoring.layers import is_norm, named_layers, of_kind, unwrapped
+from normzoo.monitoring.probe import tensors
 from normzoo.surgery._batches import evaluation, predict
-from normzoo.surgery._flow import Flow, flow, tensors
+from normzoo.surgery._flow import Flow, flow
 from normzoo.surgery._linear import (
     CONVOLUTIONS,
     LINEAR,
@@ -20,8 +21,8 @@ from normzoo.surgery._linear import (
     affine_of,
     baked,
     bakes,
-    channel_axis,
     double,
+    linear_axis,
     pads,
     rounding,
     same,
@@ -84,6 +85,7 @@ def fold(net: nn.Module, example: Any) -> Report:
     folding = Folding(net, flow(net, example))
     try:
         rows = [*folding.norms(), *folding.weights()]
+        folding.switched += let_norms_run(net, {step.new for step in folding.placed.values()})
         change = largest_change(before, outputs(net, example))
     except Exception as error:
         undo(Report(title="", steps=folding.steps))
@@ -201,7 +203,7 @@ class Folding:
     def into_source(self, norm: nn.Module) -> list[nn.Module]:
         """Folds a norm into the layer before it."""
         x, source = self.taken(norm)
-        axis = channel_axis(source, x)
+        axis = linear_axis(source, x)
         bare, rest = self.parts(norm)
         scale, shift = affine_of(bare, x, axis) or stays("it normalizes by statistics of its input")
         old, new = self.now[source], with_output(self.now[source], scale, shift)
@@ -234,7 +236,7 @@ class Folding:
         if not isinstance(self.parts(norm)[1], nn.Identity):
             stays("its activation follows")
         x = self.seen.input(norm)
-        axis = channel_axis(readers[0], x)
+        axis = linear_axis(readers[0], x)
         affine = affine_of(norm, x, axis)
         scale, shift, rest = (*affine, nn.Identity()) if affine else without_affine(norm, x, axis)
         new = {}
@@ -297,7 +299,6 @@ class Folding:
             if one is module:
                 self.net.set_submodule(path, new)
                 self.placed[path] = Placed(self.net, path, module, new)
-        self.switched += let_norms_run(self.net, {new})
 
 
 def compose(f: Function, g: Function) -> Function:

@@ -11,7 +11,7 @@ from normzoo.errors import InputError
 from normzoo.monitoring.layers import Layers, is_norm, unwrapped
 from normzoo.norms._ops.running import RunningStatistics
 from normzoo.surgery._norms import inside
-from normzoo.surgery.report import Report
+from normzoo.surgery.report import Report, counted
 
 
 def freeze(net: nn.Module, where: Layers = "*", *, parameters: bool = False) -> Report:
@@ -58,7 +58,7 @@ def freeze(net: nn.Module, where: Layers = "*", *, parameters: bool = False) -> 
                 parameter.requires_grad_(False)
             frozen.append(key)
         rows.append({"layer": ", ".join(names), "class": kind, "frozen": ", ".join(frozen)})
-    report.title, report.rows = f"froze {len(rows)} layer{'s' * (len(rows) != 1)}", rows
+    report.title, report.rows = f"froze {counted(rows, 'layer')}", rows
     return report
 
 

@@ -23,7 +23,7 @@ from normzoo.surgery._moments import (
     set_buffers,
     tracking_layers,
 )
-from normzoo.surgery.report import Report
+from normzoo.surgery.report import Report, counted
 
 
 def recalibrate(net: nn.Module, data: Data, *, where: Layers = "*") -> Report:
@@ -92,7 +92,7 @@ def recalibrate(net: nn.Module, data: Data, *, where: Layers = "*") -> Report:
     done = {name: "average over batches" if name in average else "exact" for name in new}
     reasons = {name: f"kept: {kept.get(name, 'the layer did not run')}" for name in layers}
     rows = [row(name, layer, (reasons | done)[name], before.get(name, {})) for name, layer in layers.items()]
-    title = f"recalibrated {len(new)} layer{'s' * (len(new) != 1)} over {count} batch{'es' * (count != 1)}"
+    title = f"recalibrated {counted(new, 'layer')} over {counted(count, 'batch')}"
     return Report(title=title, rows=rows, steps=[partial(set_buffers, layers[name], before[name]) for name in new])
 
 

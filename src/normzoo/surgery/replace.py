@@ -11,13 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normzoo.errors import InputError
 from normzoo.monitoring.layers import Layers, unwrapped
-from normzoo.surgery._batches import Data, batches, evaluation, predict
+from normzoo.surgery._batches import Batches, Data, batches, evaluation, predict
 from normzoo.surgery._fit import Put, fit, measure
 from normzoo.surgery._norms import behind_linear, channels_of, places, usual_shape
 from normzoo.surgery._placed import Placed, let_norms_run
 from normzoo.surgery._rules import Rule, choose, shortened
 from normzoo.surgery._swap import Factory, Swap, planned
-from normzoo.surgery.report import Report
+from normzoo.surgery.report import Report, counted
 
 
 def replace(
@@ -70,17 +70,18 @@ def replace(
     chosen = choose(root, rules, where)
     if data is not None and not isinstance(data, LightningDataModule) and iter(data) is data:
         data = list(data)  # which is read several times
-    shapes = usual_shapes(root, chosen) if data is None else input_shapes(net, chosen, data)
+    loaded = None if data is None else batches(net, data)
+    shapes = usual_shapes(root, chosen) if loaded is None else input_shapes(net, chosen, loaded)
     swaps = plan(root, chosen, shapes, match)
     found = places_of(root, swaps)
     put = placing(root, found)
-    columns, notes = compared(net, swaps, put, data, match)
+    columns, notes = compared(net, swaps, put, loaded, match)
     modes = [(swap.new, swap.old.training) for swap in swaps]
     for module, training in modes:
         module.train(training)
     put(True)
     report = Report(
-        title=f"replaced {len(swaps)} layer{'s' * (len(swaps) != 1)}",
+        title=f"replaced {counted(swaps, 'layer')}",
         rows=[row(swap) | column for swap, column in zip(swaps, columns, strict=True)],
         notes=[*notes, *remarks(swaps)],
         steps=[Placed(root, path, swap.old, swap.new) for path, swap in found],
@@ -115,7 +116,7 @@ def usual_shapes(root: nn.Module, chosen: Mapping[nn.Module, object]) -> dict[nn
 
 
 def input_shapes(
-    net: nn.Module, chosen: Mapping[nn.Module, object], data: Data
+    net: nn.Module, chosen: Mapping[nn.Module, object], data: Batches
 ) -> dict[nn.Module, tuple[int, ...] | None]:
     """The shape of an input of each layer that the first batch reaches."""
     shapes: dict[nn.Module, tuple[int, ...] | None] = dict.fromkeys(chosen)
@@ -125,7 +126,7 @@ def input_shapes(
     ]
     try:
         with evaluation(net):
-            for batch in islice(batches(net, data), 1):
+            for batch in islice(data, 1):
                 predict(net, batch)
     finally:
         for handle in handles:
@@ -183,8 +184,8 @@ def refusal(refused: Mapping[str, Sequence[str]], layers: int) -> str:
     more = [f"and {len(lines) - 5} more reasons."] if len(lines) > 5 else []
     return "\n  ".join(
         [
-            f"{sum(map(len, refused.values()))} of {layers} layers cannot be replaced, and the network is unchanged; "
-            f"give them another rule, or leave them out by where=:",
+            f"{sum(map(len, refused.values()))} of {counted(layers, 'layer')} cannot be replaced, and the network "
+            f"is unchanged; give them another rule, or leave them out by where=:",
             *lines[:5],
             *more,
         ]
@@ -211,7 +212,7 @@ def placing(root: nn.Module, found: Sequence[tuple[str, Swap]]) -> Put:
 
 
 def compared(
-    net: nn.Module, swaps: Sequence[Swap], put: Put, data: Data | None, match: str
+    net: nn.Module, swaps: Sequence[Swap], put: Put, data: Batches | None, match: str
 ) -> tuple[list[dict[str, float | None]], list[str]]:
     """Fits the new layers, if wanted, and measures what changed: columns of the rows, and lines about the network."""
     if data is None:
@@ -223,7 +224,7 @@ def compared(
     missed = [swap.names[0] for swap in swaps if swap not in layers]
     notes = [f"the data does not reach {shortened(missed)}"] if missed else []
     if whole.size:
-        notes.insert(0, f"relative change of the network's output: {float(whole):.2g}, over {count} batches")
+        notes.insert(0, f"relative change of the network's output: {float(whole):.2g}, over {counted(count, 'batch')}")
     return columns, notes
 
 
@@ -241,6 +242,6 @@ def remarks(swaps: Sequence[Swap]) -> list[str]:
     notes = [f"the new layers have no {' and no '.join(sorted(lost, reverse=True))}"] if lost else []
     if unlearned:
         notes.append(
-            f"{len(unlearned)} layers have running statistics that were not learned: train them, or call recalibrate"
+            f"running statistics of {counted(unlearned, 'layer')} were not learned: train them, or call recalibrate"
         )
     return notes

@@ -1,6 +1,6 @@
 """What an operation did to a network, as a table, and how to undo it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,12 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2g}"
     return "" if value is None else str(value)
+
+
+def counted(what: int | Sized, noun: str) -> str:
+    """A number of things, or the things themselves, in words: "1 layer", "2 batches"."""
+    number = what if isinstance(what, int) else len(what)
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("ch") else "s")
 
 
 def undo(report: Report) -> None:
