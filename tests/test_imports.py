@@ -20,6 +20,7 @@ MODULES = {
 ROOMS = [
     "__main__",
     "cli",
+    "compare",
     "page",
     "callbacks",
     "tasks",

@@ -1,4 +1,4 @@
-"""The one exception of this package."""
+"""What this package raises."""
 
 import re
 
@@ -9,6 +9,10 @@ class InputError(ValueError):
     The message names the value received, the rule it breaks and the remedy. The command line prints it alone, without
     a traceback; in Python it is a `ValueError`.
     """
+
+
+class Diverged(InputError):
+    """A training ended since its loss, a gradient or a weight was not finite; the message begins with the step."""
 
 
 def printable(text: str) -> str:

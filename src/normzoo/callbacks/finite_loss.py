@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from normzoo.callbacks._bad_step import BadStep, StateBefore, set_buffers
 from normzoo.callbacks._layer_table import Findings, bad_weight, inspect_step, local
 from normzoo.distributed.gather import Ranks
-from normzoo.errors import InputError
+from normzoo.errors import Diverged, InputError
 from normzoo.monitoring.random_state import same_random_numbers, set_random_state
 from normzoo.monitoring.replica import Replica
 from normzoo.runs.allowed import again
@@ -202,7 +202,7 @@ class FiniteLoss(Callback):
             if self.on_bad == "stop" and not spoiled:
                 lines.append(ADVICE)
             if stops:
-                raise InputError("\n".join(lines))
+                raise Diverged("\n".join(lines))
             rank_zero_warn("\n".join(lines))
         self.skipped.append(trainer.global_step)
         if self.scaler is None:  # which skips the step itself
@@ -278,7 +278,7 @@ class FiniteLoss(Callback):
             self.found = trainer.global_step - 1, layer, f"the update made {name} non-finite."
             kept = newest_checkpoint(trainer)
             which = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
-            raise InputError(
+            raise Diverged(
                 f"step {trainer.global_step - 1}: loss and gradients were finite, but the update made {name} "
                 f"non-finite: {numbers} (epoch {trainer.current_epoch}). No checkpoint is replaced: {which}. Try a "
                 f"smaller learning rate, or a larger eps of the optimizer."
