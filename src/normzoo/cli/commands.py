@@ -10,6 +10,7 @@ COMMANDS = {
     "new": "start a project of your own: data, network, norm and task to edit",
     "fit": "train a network, then test the best checkpoint",
     "resume": "continue a run that was interrupted, to the end it would have had",
+    "compare": "train a grid of settings and seeds, and compare its runs",
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",

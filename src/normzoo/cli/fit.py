@@ -36,6 +36,8 @@ from normzoo.runs import checkpoints, contradictions
 from normzoo.runs.folders import CHECKPOINTS, CONFIG, FINISHED, hold, is_first, shared_run
 from normzoo.runs.loggers import continue_curves
 
+FLUSH_SECONDS = 5  # TensorBoard's default, 120, shows nothing of a short run while it trains
+
 # The settings of its run that a checkpoint records.
 RECORDED = ("seed_everything", "model", "data", "trainer")
 
@@ -97,7 +99,9 @@ class CLI(Command):
         if config.default_root_dir is None:
             config.default_root_dir = str(run)
         if config.logger is None or config.logger is True:
-            config.logger = TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False)
+            config.logger = TensorBoardLogger(
+                run.parent, "", run.name, default_hp_metric=False, flush_secs=FLUSH_SECONDS
+            )
         added: list[Callback] = [*curve]
         if config.enable_checkpointing is not False:
             if not has(callbacks, Checkpoint):

@@ -57,7 +57,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     said = (
         unknown_argument(said, message)
         or unknown_class(said, message, choices)
-        or unknown_option(said, options)
+        or unknown_option(said, options, key)
         or wrong_value(said, message)
         or said
     )
@@ -103,11 +103,16 @@ def unknown_class(said: str, message: str, choices: list[str]) -> str | None:
     return None
 
 
-def unknown_option(said: str, options: Iterable[str]) -> str | None:
+def unknown_option(said: str, options: Iterable[str], key: str) -> str | None:
     """The message for an option that the command does not have."""
     if said.startswith("unrecognized arguments"):
         name = said.split()[-1].lstrip("-").split("=")[0]
         rule = "Options of the network start with --model.net, those of the task with --model"
+        kinds = {"model: ": [tasks.Classifier], "data: ": [getattr(data, one) for one in CHOICES["data"]()]}
+        if key in kinds:
+            known = {one for kind in kinds[key] for one in signature(kind).parameters}
+            close = nearest(name.split(".")[0], sorted(known), prefix=f"--{key.removesuffix(': ')}.")
+            return f"{said}.{close} {rule}"
         return f"{said}.{nearest(name, options, prefix='--')} {rule}"
     if option := re.search(r"does not accept option '([^']*)'", said):
         return f"{said}.{nearest_key(option[1], options)}"

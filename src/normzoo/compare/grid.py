@@ -67,8 +67,8 @@ class Grid:
         """The folder of a cell, None if it has none."""
         return next((name for name, known in self.cells.items() if known == cell), None)
 
-    def add(self, cell: Cell, name: str, config: dict[str, Any]) -> None:
-        """Makes the run folder of a cell.
+    def add(self, cell: Cell, name: str, config: dict[str, Any]) -> str:
+        """Makes the run folder of a cell, and returns its name.
 
         Args:
             cell: its settings.
@@ -81,7 +81,16 @@ class Grid:
         with written_whole(self.folder / folder / CONFIG) as file:
             file.write(yaml.safe_dump({**config, **place}, sort_keys=False).encode())
         self.cells[folder] = cell
+        return folder
 
     def states(self, names: Iterable[str] | None = None) -> dict[str, State]:
         """The state of each cell, or of some."""
         return {name: state_of(self.folder / name) for name in (self.cells if names is None else names)}
+
+
+def other_settings(folder: Path, differences: Iterable[str]) -> InputError:
+    """The error for a folder with another grid."""
+    return InputError(
+        f"{folder} is a grid made with other settings: {'; '.join(differences)}. Choose another --out, or remove the "
+        f"folder."
+    )

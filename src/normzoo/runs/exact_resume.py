@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from normzoo.errors import InputError
@@ -43,7 +44,8 @@ class ExactResume(Checkpoint):
     metrics, which schedules and early stopping read, the sizes of TensorBoard's files and the rows of a `CSVLogger`.
     On resume the files are cut back to that point, so that no step is in them twice. Checkpoints are written between
     two batches, after the optimizer step, its logging and its validation, and at the end of each epoch after all its
-    hooks and schedules; never while gradients accumulate.
+    hooks and schedules; never while gradients accumulate. SIGTERM writes one as well, on a single rank, unless those
+    within an epoch are switched off.
 
     Within an epoch the loader must be able to continue where it was, as those of `normzoo.data` are, and
     `training_step` must log nothing with `on_epoch=True`, whose mean over the epoch Lightning does not keep. Otherwise,
@@ -154,7 +156,15 @@ class ExactResume(Checkpoint):
 
     def end_batch(self, trainer: Trainer, end: Callable[[], Any]) -> None:
         """Writes a checkpoint if one is due; the last batch of an epoch waits for the end of the epoch."""
-        end()
+        try:
+            end()
+        except SIGTERMException:
+            self.save_if_due(trainer)
+            raise
+        self.save_if_due(trainer)
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """Writes a checkpoint after a batch where one can be resumed exactly, and is due."""
         loop, step = trainer.fit_loop.epoch_loop, trainer.global_step
         validated, self.validated = self.validated, False
         if validated:
@@ -167,7 +177,9 @@ class ExactResume(Checkpoint):
             self.save(trainer)
 
     def is_due(self, trainer: Trainer, step: int) -> bool:
-        """Whether steps or minutes have passed since the last checkpoint; the same answer on all ranks."""
+        """Whether it is time, by steps or minutes, or SIGTERM ends a run of one rank; the same answer on all ranks."""
+        if trainer.received_sigterm:
+            return trainer.world_size == 1 and bool(self.seconds or self.every_steps)
         if self.every_steps is not None and step - self.saved_step >= self.every_steps:
             return True
         if not self.seconds or step < self.next_look:

@@ -16,6 +16,10 @@ from normzoo.runs.folders import newest_checkpoint
 WHILE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
+class WriteError(InputError):
+    """A file could not be written, as where the disk is full."""
+
+
 def describe_write_error(error: BaseException, run: Path | None, files: Sequence[Path] = ()) -> InputError | None:
     """The message for a command that ended because it could not write a file; None if it ended for another reason.
 
@@ -29,7 +33,7 @@ def describe_write_error(error: BaseException, run: Path | None, files: Sequence
             return None if one is error else one
         if isinstance(one, OSError) and is_of_writing(one, [*files, *([run] if run else [])]):
             file = path_of(one) or ((files[0] if files else run) if can_print() else "standard output")
-            return InputError(f"{file} could not be written: {one.strerror or one}.\n{how_to_continue(run)}")
+            return WriteError(f"{file} could not be written: {one.strerror or one}.\n{how_to_continue(run)}")
     return None
 
 
