@@ -4,9 +4,14 @@ import base64
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from normzoo.page.json_text import json_text
+
+DIGITS = 9
+"""Of a comparison: its differences are small."""
 STATIC = Path(__file__).parent / "static"
 HOSTS = Path(__file__).parent / "hosts"
 
@@ -30,12 +35,18 @@ HEAD = """<!doctype html>
 """
 
 
-def html_page(title: str, runs: Iterable[tuple[str, bytes]], static: Path | None = None) -> Iterator[str]:
+def html_page(
+    title: str,
+    runs: Iterable[tuple[str, bytes]],
+    static: Path | None = None,
+    comparison: Callable[[], Mapping[str, Any] | None] = lambda: None,
+) -> Iterator[str]:
     """The parts of the file.
 
     Args:
         title: of the document.
         runs: name and packed data of each.
+        comparison: returns that of all runs, None for none; it is called when all runs have been read.
         static: the folder of the modules; None for that of this package.
     """
     static = static or STATIC
@@ -43,6 +54,8 @@ def html_page(title: str, runs: Iterable[tuple[str, bytes]], static: Path | None
     for name, content in runs:
         text = base64.b64encode(content).decode()
         yield f'<script type="text/plain" data-run="{html.escape(name)}">{text}</script>\n'
+    if compared := comparison():
+        yield f'<script type="text/plain" data-comparison>{escaped(json_text(compared, DIGITS))}</script>\n'
     yield f'<script type="module">\n{inline(joined_modules(static))}</script>\n</body>\n</html>\n'
 
 
@@ -51,6 +64,11 @@ def joined_modules(static: Path) -> str:
     files = [static / name for name in json.loads((static / "modules.json").read_text(encoding="utf-8"))]
     texts = (file.read_text(encoding="utf-8") for file in [*files, HOSTS / "report.js"])
     return "\n".join(EXPORT.sub("", IMPORT.sub("", text)) for text in texts)
+
+
+def escaped(text: str) -> str:
+    """JSON within HTML: a string in it must not seem to end the script."""
+    return text.replace("<", "\\u003c")
 
 
 def inline(script: str) -> str:

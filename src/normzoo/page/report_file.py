@@ -11,6 +11,7 @@ from normzoo.page.bundle import html_page
 from normzoo.page.event_log import EventLog
 from normzoo.page.find import find_runs, walk
 from normzoo.page.json_text import json_text
+from normzoo.page.many_runs import MANY, without_details
 from normzoo.page.packing import packed
 from normzoo.page.run_data import run_data
 from normzoo.runs.atomic import written_whole
@@ -81,7 +82,7 @@ def write_report(paths: Sequence[AnyPath], output: Path) -> Written:
     try:
         with written_whole(output) as file:
             parts = html_file if output.suffix == ".html" else json_file
-            for part in parts(logs(found, written), title):
+            for part in parts(logs(found, written), title, len(found)):
                 file.write(part.encode())
             if not written.runs:
                 raise no_tables(found)
@@ -108,13 +109,14 @@ def logs(found: Mapping[str, Path], written: Written) -> Iterator[tuple[str, Eve
         written.notes += log.notes
 
 
-def html_file(runs: Iterable[tuple[str, EventLog]], title: str) -> Iterator[str]:
-    """The parts of a page."""
-    return html_page(title, ((name, packed(run_data(name, log, MOST_STEPS_OF_CHANNELS))) for name, log in runs))
+def html_file(runs: Iterable[tuple[str, EventLog]], title: str, count: int) -> Iterator[str]:
+    """The parts of a page of so many runs."""
+    data = ((name, run_data(name, log, MOST_STEPS_OF_CHANNELS)) for name, log in runs)
+    return html_page(title, ((name, packed(without_details(run) if count > MANY else run)) for name, run in data))
 
 
-def json_file(runs: Iterable[tuple[str, EventLog]], title: str) -> Iterator[str]:
-    """The parts of a JSON file, which has no title."""
+def json_file(runs: Iterable[tuple[str, EventLog]], title: str, count: int) -> Iterator[str]:
+    """The parts of a JSON file, which has no title, and all of any number of runs."""
     yield f'{{"version":{VERSION},"runs":['
     for i, (name, log) in enumerate(runs):
         yield f"{',' if i else ''}\n{json_text(run_data(name, log))}"

@@ -2,6 +2,7 @@
 {
   const page = document.getElementById("page");
   const scripts = [...document.querySelectorAll("script[data-run]")];
+  const comparison = document.querySelector("script[data-comparison]");
 
   const unzip = async (text) => {
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -45,6 +46,7 @@
   if ("DecompressionStream" in window) {
     mount(page, {
       live: false,
+      comparison: async () => comparison && JSON.parse(comparison.textContent),
       runs: async () => scripts.map((script) => ({ name: script.dataset.run, version: "1" })),
       run: async (name) => unpack(scripts.find((script) => script.dataset.run === name).textContent),
     });

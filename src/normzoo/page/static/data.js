@@ -23,8 +23,30 @@ function structure(run) {
   return run.network.map((layer) => layer.name).join("\n") || Object.values(run.tables)[0]?.layers.join("\n");
 }
 
-/** Groups runs by norm, experiment and network. A second run of the same seed is no new seed: it gets a group. `colours`: norm -> number. */
-export function groupsOf(runs, colours) {
+/** A group for each arm of a comparison. The best arm of a norm has a solid line. */
+function groupsOfArms(runs, colours, arms) {
+  const groups = arms.map((arm) => {
+    const same = arms.filter((other) => other.norm === arm.norm);
+    const order = [...same.filter((other) => other.best), ...same.filter((other) => !other.best)];
+    const dash = lineRound(colours.get(arm.norm)) + order.indexOf(arm);
+    const mine = new Set(arm.runs);
+    const group = new Group(arm.norm, colours.get(arm.norm));
+    return Object.assign(group, { arm, label: arm.name, dash, runs: runs.filter((run) => mine.has(run.name)) });
+  });
+  return groups.filter((group) => group.runs.length).sort((a, b) => a.colour - b.colour);
+}
+
+/**
+ * Groups runs by the arms of a comparison; those of none by norm, experiment and network. A second run of the same seed is no new seed: it gets a
+ * group. `colours`: norm -> number.
+ */
+export function groupsOf(runs, colours, arms = []) {
+  const known = new Set(arms.flatMap((arm) => arm.runs));
+  const others = runs.filter((run) => !known.has(run.name));
+  return [...groupsOfArms(runs, colours, arms), ...groupsOfRuns(others, colours)];
+}
+
+function groupsOfRuns(runs, colours) {
   const groups = new Map();
   for (const run of runs) {
     const base = [run.norm, run.experiment, structure(run)].join("\0");
@@ -50,6 +72,13 @@ function named(groups) {
   }
   for (const group of groups) group.dash = lineRound(group.colour) + groups.filter((other) => other.norm === group.norm).indexOf(group);
   return groups;
+}
+
+/** The groups of each panel of small charts: those of one norm, or one group each where there is one norm. */
+export function panelsOf(groups) {
+  const norms = [...new Set(groups.map((group) => group.norm))];
+  if (norms.length < 2) return groups.map((group) => ({ title: group.label, groups: [group] }));
+  return norms.map((norm) => ({ title: norm, groups: groups.filter((group) => group.norm === norm) }));
 }
 
 /** A run in words. */

@@ -142,11 +142,13 @@ function perRun(page, read, chart, width, sentence) {
   ];
 }
 
-const noHistogram = () => "no histogram of this layer or of the nonlinearity after it.";
-const noChannels = (group) =>
-  group.norm === "NoNorm"
-    ? "no norm in this run: there are no running statistics."
-    : "its norm keeps no running statistics, or no detail was sampled.";
+const LEFT_OUT = "left out of a report of more than 12 runs; a report of fewer has it.";
+const noHistogram = ({ runs }) =>
+  runs.some((run) => run.left_out) ? LEFT_OUT : "no histogram of this layer or of the nonlinearity after it.";
+const noChannels = ({ norm, runs }) => {
+  if (norm === "NoNorm") return "no norm in this run: there are no running statistics.";
+  return runs.some((run) => run.left_out) ? LEFT_OUT : "its norm keeps no running statistics, or no detail was sampled.";
+};
 
 function drawAll(page, parts) {
   const fit = columns(page.width, 300, 3);

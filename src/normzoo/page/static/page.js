@@ -1,27 +1,34 @@
 // The page: takes choices, and draws the views.
+import { armsView } from "./arms.js";
 import { Bar } from "./bar.js";
+import { comparisonView } from "./comparison.js";
+import { curvesView } from "./curves.js";
 import { groupsOf, stepsOf } from "./data.js";
 import { div, el, svg } from "./dom.js";
 import { layerView } from "./layer.js";
 import { layersView } from "./layers.js";
 import { landscapeView } from "./landscape.js";
 import { moveMarkers } from "./lines.js";
+import { monitorsView } from "./monitors.js";
 import { RunPicker } from "./picker.js";
 import { evaluationView, profilesView, shiftView } from "./profiles.js";
 import { Runs } from "./runs.js";
-import { saveCsv, savePng, saveSvg } from "./save.js";
+import { compose, saveCsv, savePng, saveSvg } from "./save.js";
+import { settingView } from "./setting.js";
 import { State } from "./state.js";
-import { DASHES, colourNumbers, currentTheme, lineColour, watchTheme } from "./theme.js";
+import { DASHES, LIGHT, colourNumbers, currentTheme, lineColour, watchTheme } from "./theme.js";
 import { tooltipBox } from "./tooltip.js";
 import { verdictsView } from "./verdicts.js";
 
-const VIEWS = [verdictsView, profilesView, layersView, layerView, evaluationView, shiftView, landscapeView];
+const OF_RUNS = [verdictsView, profilesView, layersView, layerView, evaluationView, shiftView, landscapeView];
+const VIEWS = [comparisonView, armsView, settingView, curvesView, monitorsView, ...OF_RUNS];
 const POLL = 5000; // ms between two looks at a live source
 
 /**
  * What views read: runs and groups (those chosen), steps (all of them), step (that of the slider), layer (the pinned one), state, theme, width
- * (of the view, in pixels), more (how many runs a view shows at least). A view has id, title, about, byStep (whether it depends on the step),
- * draw(page) -> elements, csv(page) -> rows.
+ * (of the view, in pixels), more (how many runs a view shows at least), comparison (or null), waits (whether runs are chosen that have not
+ * started). A view has id, title, about, byStep (whether it depends on the step), early (whether it needs no run), shows(page) (whether there is
+ * something of its kind at all), names(page) (the legend of a saved picture), draw(page) -> elements, csv(page) -> rows.
  */
 class Page {
   constructor(element, source) {
@@ -29,13 +36,16 @@ class Page {
     this.store = new Runs(source, this.state, (text) => this.say(text));
     this.picker = new RunPicker((names) => this.choose(names));
     this.bar = new Bar(this);
-    this.sections = VIEWS.map((view) => this.section(view));
+    this.allSections = VIEWS.map((view) => this.section(view));
+    this.sections = [];
     this.status = el("p", { class: "nz-status", role: "status" }, "Loading runs…");
-    this.main = el("main", { class: "nz-main" }, this.bar.node, this.status, ...this.sections.map((section) => section.node));
-    const nav = el("nav", { "aria-label": "Views" }, el("ol", {}, ...this.sections.map((section, i) => this.link(section, i))));
+    this.main = el("main", { class: "nz-main" }, this.bar.node, this.status);
+    this.links = el("ol", {});
+    const nav = el("nav", { "aria-label": "Views" }, this.links);
     const side = el("aside", { class: "nz-side" }, el("h1", {}, "Normalization"), nav, this.picker.node);
     this.root = div("nz", side, this.main, tooltipBox());
     element.replaceChildren(this.root);
+    this.showSections();
     watchTheme(() => this.draw());
     new ResizeObserver(() => this.width !== this.room() && this.draw()).observe(this.main);
   }
@@ -49,19 +59,45 @@ class Page {
     return el("li", {}, el("button", { type: "button", onclick: show }, `${i + 1} ${view.title}`));
   }
 
+  /** The views that have something of their kind to show, and their links. */
+  showSections() {
+    const sections = this.allSections.filter(({ view }) => view.shows?.(this) ?? true);
+    if (sections.length === this.sections.length && sections.every((section, i) => section === this.sections[i])) return;
+    this.sections = sections;
+    this.main.replaceChildren(this.bar.node, this.status, ...sections.map((section) => section.node));
+    this.links.replaceChildren(...sections.map((section, i) => this.link(section, i)));
+  }
+
+  /** A view as a picture for a slide or a paper: on white. */
+  picture(section) {
+    const { view, body } = section;
+    const names = (view.names?.(this) ?? this.groups).map((one) => ({ text: one.label, swatch: this.swatch(one, LIGHT) }));
+    if (this.theme === LIGHT) return compose(body, names, LIGHT);
+    this.paint(section, LIGHT);
+    const picture = compose(body, names, LIGHT);
+    this.paint(section, currentTheme());
+    return picture;
+  }
+
+  paint(section, theme) {
+    this.theme = theme;
+    this.root.dataset.theme = theme.name;
+    this.drawSection(section);
+  }
+
   section(view) {
     const body = div("nz-body");
     const name = `normzoo-${view.id}`;
-    const names = () => this.groups.map((group) => ({ text: group.label, swatch: this.swatch(group) }));
     const save = (kind, act) => el("button", { type: "button", "aria-label": `Save ${view.title} as ${kind}`, onclick: act }, kind);
     const buttons = div(
       "nz-save",
-      save("SVG", () => saveSvg(name, body, names(), this.theme)),
-      save("PNG", () => savePng(name, body, names(), this.theme)),
+      save("SVG", () => saveSvg(name, this.picture(section))),
+      save("PNG", () => savePng(name, this.picture(section))),
       save("CSV", () => saveCsv(name, view.csv(this))),
     );
     const head = div("nz-head", el("h2", {}, view.title), el("p", {}, view.about), buttons);
-    return { view, body, node: el("section", { id: `nz-${view.id}`, "aria-label": view.title, tabindex: -1 }, head, body) };
+    const section = { view, body, node: el("section", { id: `nz-${view.id}`, "aria-label": view.title, tabindex: -1 }, head, body) };
+    return section;
   }
 
   say(text) {
@@ -72,6 +108,7 @@ class Page {
   async refresh() {
     try {
       if (!(await this.store.look()) && !this.status.textContent) return;
+      if (this.store.comparison && !this.all) await this.compare();
       await this.store.load();
       this.arrange();
     } catch (error) {
@@ -86,15 +123,32 @@ class Page {
     this.arrange();
   }
 
-  /** Names, colours and groups follow all runs, so that they stay when the choice changes. */
-  arrange() {
+  /** Draws the comparison before the runs are read. */
+  async compare() {
+    this.prepare();
+    this.width = this.room();
+    this.root.dataset.theme = this.theme.name;
+    for (const section of this.sections.filter(({ view }) => view.early)) this.drawSection(section);
+    await new Promise((painted) => setTimeout(painted, 0));
+  }
+
+  /** Names and colours follow all runs, so that they stay when the choice changes. */
+  prepare() {
+    this.comparison = this.store.comparison;
     this.chosen = this.store.chosen();
     this.all = this.store.all();
-    this.colours = colourNumbers([...new Set(this.all.map((run) => run.norm))].sort());
-    this.groups = groupsOf(this.store.ready(), this.colours)
+    const norms = [...this.all, ...(this.comparison?.arms ?? [])].map(({ norm }) => norm);
+    this.colours = colourNumbers([...new Set(norms)].sort());
+    this.showSections();
+  }
+
+  arrange() {
+    this.prepare();
+    this.groups = groupsOf(this.store.ready(), this.colours, this.comparison?.arms)
       .map((group) => ({ ...group, runs: group.runs.filter((run) => this.chosen.has(run.name)) }))
       .filter((group) => group.runs.length);
     this.runs = this.groups.flatMap((group) => group.runs);
+    this.waits = this.chosen.size === 0 && this.store.known.length === 0 && Boolean(this.comparison);
     this.steps = stepsOf(this.runs);
     this.draw();
   }
@@ -105,13 +159,22 @@ class Page {
   }
 
   color(group) {
-    return lineColour(group.colour, this.theme);
+    return this.normColor(group.norm);
   }
 
-  /** A piece of the group's line. */
-  swatch(group) {
-    const dashes = DASHES[group.dash % DASHES.length];
-    const line = { x1: 0, x2: 24, y1: 5, y2: 5, stroke: this.color(group), "stroke-width": 4, "stroke-dasharray": dashes };
+  normColor(norm, theme = this.theme) {
+    return lineColour(this.colours.get(norm), theme);
+  }
+
+  /** The runs of an arm that are here: others have not started. */
+  runsOf(arm) {
+    return this.store.known.map((run) => run.name).filter((name) => arm.runs.includes(name));
+  }
+
+  /** A piece of the line of a group, or of {norm, dash}. */
+  swatch({ norm, dash }, theme = this.theme) {
+    const dashes = DASHES[dash % DASHES.length];
+    const line = { x1: 0, x2: 24, y1: 5, y2: 5, stroke: this.normColor(norm, theme), "stroke-width": 4, "stroke-dasharray": dashes };
     return svg("svg", { width: 24, height: 10, "aria-hidden": "true" }, svg("line", line));
   }
 
@@ -146,7 +209,7 @@ class Page {
     const number = (norm) => this.colours.get(norm);
     const sorted = [...this.all].sort((a, b) => number(a.norm) - number(b.norm));
     this.picker.show(
-      sorted.map(({ name, norm, seed }) => ({ name, norm, seed, color: lineColour(number(norm), this.theme) })),
+      sorted.map(({ name, norm, arm, seed }) => ({ name, group: arm ?? norm, seed, color: this.normColor(norm) })),
       this.chosen,
     );
   }

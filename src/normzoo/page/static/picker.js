@@ -1,11 +1,13 @@
-// The list of runs: filter, all, none, by norm.
+// The list of runs: filter, all, none, by norm or by arm.
 import { div, el } from "./dom.js";
 
-/** Norm and seed as the folder of a run tells them, EXPERIMENT/NORM-SEED/NUMBER: for runs that are not loaded yet. */
+/** Norm and seed as the folder of a run tells them, EXPERIMENT/NUMBER-NORM-SEED or NORM-SEED/NUMBER: for runs that are not loaded yet. */
 export function guess(name) {
-  const found = /(?:^|\/)([A-Za-z][\w+]*)-(\d+)(?:\/|$)/.exec(name);
+  const found = /(?:^|\/)(?:\d+-)?([A-Za-z][\w+]*)-(\d+)(?:\/|$)/.exec(name);
   return { norm: found ? found[1] : "other runs", seed: found ? Number(found[2]) : null };
 }
+
+const MANY = 12; // more runs are listed by their groups, which open
 
 /** The list. `changed(names)` receives the names of the chosen runs. */
 export class RunPicker {
@@ -38,38 +40,55 @@ export class RunPicker {
     );
     this.boxes = [];
     this.heads = [];
+    this.open = new Set(); // names of the groups whose runs are listed
   }
 
-  /** Shows runs: [{name, norm, seed, color}]. */
+  /** Shows runs: [{name, group: the name of its norm or arm, seed, color}]. */
   show(runs, chosen) {
     const shown = JSON.stringify(runs);
     if (shown === this.shown) return this.mark(chosen); // keeps the focus
     this.shown = shown;
     this.boxes = [];
-    this.heads = [...new Set(runs.map((run) => run.norm))].map((norm) =>
-      this.norm(
-        norm,
-        runs.filter((run) => run.norm === norm),
-      ),
-    );
+    const many = runs.length > MANY;
+    const group = (name) => runs.filter((run) => run.group === name);
+    this.heads = [...new Set(runs.map((run) => run.group))].map((name) => this.group(name, group(name), many));
     this.list.replaceChildren(...this.heads.map((head) => head.node));
     this.mark(chosen);
     this.sift();
   }
 
-  norm(norm, runs) {
+  group(name, runs, many) {
     const names = runs.map((run) => run.name);
     const box = el("input", { type: "checkbox", onchange: () => this.set(names, box.checked) });
     const rows = runs.map((run) => this.run(run));
+    const list = el("div", { hidden: many && !this.open.has(name) }, ...rows);
     const head = el(
       "label",
-      { class: "nz-norm" },
+      { class: "nz-norm", title: name },
       box,
       el("i", { class: "nz-dot", style: `background:${runs[0].color}` }),
-      norm,
-      el("small", {}, runs.length > 1 ? `${runs.length} runs` : ""),
+      el("span", {}, name),
+      el("small", {}, runs.length > 1 ? (many ? `× ${runs.length}` : `${runs.length} runs`) : ""),
     );
-    return { box, names, rows, node: div("", head, ...rows) };
+    return { box, names, rows, node: div("", many ? div("nz-fold", this.opener(name, list), head) : head, list) };
+  }
+
+  /** The button that opens the runs of a group. */
+  opener(name, list) {
+    const press = () => {
+      list.hidden = !list.hidden;
+      if (list.hidden) this.open.delete(name);
+      else this.open.add(name);
+      show();
+    };
+    const button = el("button", { type: "button", onclick: press });
+    const show = () => {
+      button.textContent = list.hidden ? "▸" : "▾";
+      button.setAttribute("aria-expanded", !list.hidden);
+      button.setAttribute("aria-label", `${list.hidden ? "List" : "Hide"} the runs of ${name}`);
+    };
+    show();
+    return button;
   }
 
   run({ name, seed }) {

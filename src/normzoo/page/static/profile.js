@@ -10,7 +10,7 @@ const EMPTY_RUNS = "No run is chosen: choose one in the list of runs.";
 
 /** Why a chart of a metric shows nothing at this step, in one sentence. */
 export function why(page, monitor, metric, leaveOutInput) {
-  if (!page.runs.length) return EMPTY_RUNS;
+  if (!page.runs.length) return page.waits ? "The chosen runs have not started." : EMPTY_RUNS;
   const found = (...options) => page.runs.map((run) => series(run, monitor, metric, ...options)).filter(Boolean);
   const samples = found();
   if (samples.length && !found("all", leaveOutInput).length) return "All layers here take the network's input, which is data.";
@@ -90,21 +90,21 @@ function floorLine(page, chart, axis) {
 }
 
 /** The axis stays the same at all steps, so that a move of the slider shows a change; but a floor must be told from 0 at each. */
-function wholeExtent(page, chart, lines) {
+function wholeExtent(runs, page, chart, lines) {
   const extent = new Extent();
   if (chart.floor) {
     for (const { points } of lines) for (const { y, high } of points) [0, y, high].forEach((value) => extent.add(value));
     return extent;
   }
-  for (const run of page.runs) {
+  for (const run of runs) {
     const all = chartSeries(page, run, chart);
     if (all) extent.merge(all.extent);
   }
   return extent;
 }
 
-/** The chart of a metric over depth, at the step of the slider. */
-export function profile(page, chart, width, height = 240) {
+/** The chart of a metric over depth, at the step of the slider. Its axis is that of all runs of `whole`. */
+export function profile(page, chart, width, height = 240, whole = page) {
   const samples = samplesAt(page, chart);
   const axis = depthAxis(samples);
   const lines = page.groups.flatMap((group) => groupLine(group, samples, axis, page));
@@ -120,7 +120,7 @@ export function profile(page, chart, width, height = 240) {
       width,
       height,
       series: all,
-      extent: wholeExtent(page, chart, all),
+      extent: wholeExtent(whole.runs, page, chart, all),
       empty: why(page, chart.monitor, chart.metric, chart.leaveOutInput),
       pick,
     },

@@ -3,6 +3,13 @@ import { columns, div, el, grid } from "./dom.js";
 import { NO_SHIFT, profile, profileCsv, samplesAt } from "./profile.js";
 import { format } from "./scale.js";
 
+const FLOW = { title: "Gradient of the layer's output", unit: "L2 norm", monitor: "GradientFlow", metric: "flow_norm" };
+const GAP = {
+  title: "Running against batch statistics",
+  unit: "gap, in running standard deviations",
+  monitor: "RunningStatistics",
+  metric: "running_gap",
+};
 const DRIFT = {
   title: "Drift of the input since step 0",
   unit: "W2, in deviations at step 0",
@@ -34,15 +41,10 @@ const VALIDATION = {
 const TEST = { ...VALIDATION, title: "Test against training", metric: "test_w2", floor: "test_w2_floor" };
 
 const STORY = [
-  { title: "Gradient of the layer's output", unit: "L2 norm", monitor: "GradientFlow", metric: "flow_norm" },
+  FLOW,
   DRIFT,
   DEPTH,
-  {
-    title: "Running against batch statistics",
-    unit: "gap, in running standard deviations",
-    monitor: "RunningStatistics",
-    metric: "running_gap",
-  },
+  GAP,
   {
     title: "Width of the input's 15-85 % band",
     unit: "of nonlinearities, in units of the input",
@@ -53,6 +55,9 @@ const STORY = [
   VALIDATION,
   TEST,
 ];
+
+/** The three that compare runs. */
+export const MONITORS = [FLOW, DRIFT, GAP];
 
 const SHIFTS = [
   {
@@ -87,7 +92,7 @@ export const profilesView = {
   id: "depth",
   title: "Depth profiles",
   about:
-    "Each line is a norm; the band spans its seeds. Layers run from the input at the left to the output at the right. Click a layer to pin it. In the drift, the network's input is left out: it is data.",
+    "Each line is a norm, or one setting of it; the band spans its seeds. Layers run from the input at the left to the output at the right. Click a layer to pin it. In the drift, the network's input is left out: it is data.",
   byStep: true,
   draw(page) {
     const fit = columns(page.width, 300, 4);

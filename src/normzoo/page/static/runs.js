@@ -1,12 +1,20 @@
 // Which runs there are, which are chosen, and their data.
+import { bestArms } from "./compared.js";
 import { guess } from "./picker.js";
 
 const AT_FIRST = 12; // runs shown until the user chooses: 200 would take long to load
+const MOST_ARMS = 8; // of a comparison, at first
+
+/** Run -> its norm, seed and the name of its arm. */
+function armsByRun(comparison) {
+  const ofArm = (arm) => arm.runs.map((name, i) => [name, { norm: arm.norm, seed: arm.seeds[i] ?? null, arm: arm.name }]);
+  return new Map((comparison?.arms ?? []).flatMap(ofArm));
+}
 
 /** The runs of a source. `said(text)` receives what to tell the user, "" for nothing. */
 export class Runs {
   constructor(source, state, said) {
-    Object.assign(this, { source, state, said, known: [], loaded: new Map(), failed: "" });
+    Object.assign(this, { source, state, said, known: [], loaded: new Map(), failed: "", comparison: null, arms: new Map() });
   }
 
   /** Looks for new and changed runs; returns whether there are any, or some failed the last time. */
@@ -14,17 +22,26 @@ export class Runs {
     const known = await this.source.runs();
     const versions = new Map(known.map((run) => [run.name, run.version]));
     for (const { name, version } of this.known) if (versions.get(name) !== version) this.loaded.delete(name);
-    const changed = JSON.stringify(known) !== JSON.stringify(this.known) || this.failed !== "";
-    this.known = known;
+    const comparison = (await this.source.comparison?.()) ?? null;
+    const changed = JSON.stringify([known, comparison]) !== JSON.stringify([this.known, this.comparison]) || this.failed !== "";
+    Object.assign(this, { known, comparison, arms: armsByRun(comparison) });
     return changed;
   }
 
-  /** Names of the chosen runs: those of the URL, else all, or the first of every norm where there are many. */
+  /** Names of the chosen runs: those of the URL, else all, or where there are many those of the best arms, or the first of every norm. */
   chosen() {
     const names = this.known.map((run) => run.name);
     const { shown, hidden } = this.state;
     if (shown) return new Set(names.filter((name) => shown.includes(name)));
     if (hidden.length || names.length <= AT_FIRST) return new Set(names.filter((name) => !hidden.includes(name)));
+    if (this.comparison) {
+      const best = new Set(
+        bestArms(this.comparison)
+          .slice(0, MOST_ARMS)
+          .flatMap((arm) => arm.runs),
+      );
+      return new Set(names.filter((name) => best.has(name)));
+    }
     const norms = names.map((name) => guess(name).norm);
     const turn = (i) => norms.slice(0, i).filter((norm) => norm === norms[i]).length;
     const inTurn = [...names.keys()].sort((a, b) => turn(a) - turn(b));
@@ -44,7 +61,8 @@ export class Runs {
     if (missing.length && !this.loaded.size) this.said(`Loading ${missing.length === 1 ? missing[0] : `${missing.length} runs`}…`);
     const load = async (name) => {
       try {
-        this.loaded.set(name, await this.source.run(name));
+        const run = await this.source.run(name);
+        this.loaded.set(name, { ...run, norm: this.arms.get(name)?.norm ?? run.norm });
         return "";
       } catch (error) {
         return `${name} could not be read: ${error.message}`;
@@ -56,7 +74,7 @@ export class Runs {
 
   /** All runs, with norm and seed as far as their names tell them before they are loaded. */
   all() {
-    return this.known.map(({ name }) => ({ ...guess(name), ...this.loaded.get(name), name }));
+    return this.known.map(({ name }) => ({ ...guess(name), ...this.loaded.get(name), ...this.arms.get(name), name }));
   }
 
   /** The loaded runs, in the order of the source. */

@@ -30,7 +30,7 @@ function textLines(node) {
   const range = document.createRange();
   while (walker.nextNode()) {
     const text = walker.currentNode;
-    if (text.parentElement.closest("button")) continue;
+    if (text.parentElement.closest("button:not(.nz-sort)")) continue;
     for (const word of text.data.matchAll(/\S+\s*/g)) {
       range.setStart(text, word.index);
       range.setEnd(text, word.index + word[0].trimEnd().length);
@@ -46,16 +46,29 @@ function textLines(node) {
 }
 
 /** A view as one SVG element: its charts and its text at their places, and who is who. Lists that scroll are shown whole. */
-function compose(view, names, theme) {
+export function compose(view, names, theme) {
   view.classList.add("nz-whole");
   const whole = drawnAgain(view, names, theme);
   view.classList.remove("nz-whole");
   return whole;
 }
 
+/** Names side by side, in as many rows as they need: {names with x and y, height}. */
+function placed(names, width) {
+  let [x, y] = [4, 9];
+  const all = names.map((one) => {
+    const room = one.text.length * 8 + 50;
+    if (x > 4 && x + room > width) [x, y] = [4, y + 21];
+    x += room;
+    return { ...one, x: x - room, y };
+  });
+  return { names: all, height: names.length ? y + 21 : 6 };
+}
+
 function drawnAgain(view, names, theme) {
   const frame = view.getBoundingClientRect();
-  const head = 30;
+  const legend = placed(names, frame.width);
+  const head = legend.height;
   const [width, height] = [Math.ceil(frame.width), Math.ceil(frame.height + head)];
   const whole = svg(
     "svg",
@@ -68,12 +81,10 @@ function drawnAgain(view, names, theme) {
     },
     svg("rect", { width, height, fill: theme.back }),
   );
-  let x = 4;
-  for (const { text, swatch } of names) {
+  for (const { text, swatch, x, y } of legend.names) {
     swatch.setAttribute("x", x);
-    swatch.setAttribute("y", 9);
-    whole.append(swatch, svg("text", { x: x + 30, y: 18, "font-size": 12, fill: theme.ink }, text));
-    x += text.length * 7 + 48;
+    swatch.setAttribute("y", y);
+    whole.append(swatch, svg("text", { x: x + 30, y: y + 10, "font-size": 14, fill: theme.ink }, text));
   }
   for (const chart of view.querySelectorAll("svg.nz-figure")) {
     const box = chart.getBoundingClientRect();
@@ -81,7 +92,7 @@ function drawnAgain(view, names, theme) {
     for (const [name, value] of Object.entries({ x: box.left - frame.left, y: box.top - frame.top + head })) copy.setAttribute(name, value);
     whole.append(copy);
   }
-  for (const node of view.querySelectorAll("h3, p, li")) {
+  for (const node of view.querySelectorAll("h3, p, li, th, td")) {
     for (const { x: left, y: top, words, style } of textLines(node)) {
       whole.append(
         svg(
@@ -101,14 +112,13 @@ function drawnAgain(view, names, theme) {
   return whole;
 }
 
-/** The view as an SVG file. */
-export function saveSvg(name, view, names, theme) {
-  download(`${name}.svg`, new Blob([new XMLSerializer().serializeToString(compose(view, names, theme))], { type: "image/svg+xml" }));
+/** A picture as an SVG file. */
+export function saveSvg(name, picture) {
+  download(`${name}.svg`, new Blob([new XMLSerializer().serializeToString(picture)], { type: "image/svg+xml" }));
 }
 
-/** The view as a PNG file, with two pixels per pixel of the page. */
-export async function savePng(name, view, names, theme) {
-  const whole = compose(view, names, theme);
+/** A picture as a PNG file, with two pixels per pixel of the page. */
+export async function savePng(name, whole) {
   const [width, height] = ["width", "height"].map((side) => Number(whole.getAttribute(side)));
   const picture = new Image();
   picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(whole))}`;

@@ -1,6 +1,6 @@
 // What the user chose, kept in the URL so that a link or a reload shows the same.
 
-const KEYS = ["step", "metric", "layer", "zoom", "rows", "hidden", "shown"];
+const KEYS = ["step", "metric", "layer", "zoom", "rows", "sort", "axis", "hidden", "shown"];
 
 /** The window whose URL the user sees: TensorBoard's around the page, or this one. */
 function host() {
@@ -12,10 +12,13 @@ function host() {
   }
 }
 
-/** Fields: step (null: the last), metric "MONITOR metric", layer, zoom [from, to], rows (role), hidden or shown (names of runs). */
+/**
+ * Fields: step (null: the last), metric "MONITOR metric", layer, zoom [from, to], rows (role), sort [column, 1 or -1], axis (a setting), hidden
+ * or shown (names of runs).
+ */
 export class State {
   constructor() {
-    Object.assign(this, { step: null, metric: null, layer: null, zoom: null, rows: null, hidden: [], shown: null });
+    Object.assign(this, { step: null, metric: null, layer: null, zoom: null, rows: null, sort: null, axis: null, hidden: [], shown: null });
     const text = host() === window ? location.hash.slice(1) : (/&p\.normalization\.state=([^&]*)/.exec(host().location.hash)?.[1] ?? "");
     const read = new URLSearchParams(host() === window ? text : decodeURIComponent(text));
     for (const key of KEYS) {

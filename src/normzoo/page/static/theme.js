@@ -1,13 +1,13 @@
 // Colours. The set of Okabe and Ito can be told apart by people with any kind of colour blindness.
 
-const LIGHT = { name: "light", back: "#ffffff", ink: "#1c1f24", soft: "#646b76", grid: "#e6e8ec", none: "#d3d6db", bad: "#d3162b" };
+export const LIGHT = { name: "light", back: "#ffffff", ink: "#1c1f24", soft: "#646b76", grid: "#e6e8ec", none: "#d3d6db", bad: "#d3162b" };
 const DARK = { name: "dark", back: "#1d2025", ink: "#e8eaed", soft: "#a0a7b1", grid: "#343941", none: "#50565f", bad: "#ff4d5e" };
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#8c8c8c"];
 const DARK_PALETTE = ["#3f9bdc", "#ee7733", "#22b98d", "#f0b62f", "#dd92ba", "#8fd0f5", "#b0b0b0"];
 const USUAL = ["BatchNorm", "NoNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm"];
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
 const DIVERGING = ["#053061", "#2166ac", "#67a9cf", "#d1e5f0", "#f5f5f5", "#e8d5ae", "#c99a4c", "#8c510a", "#543005"];
-export const DASHES = ["", "7 3", "2 2.5", "9 3 2 3"];
+export const DASHES = ["", "7 3", "2 2.5", "9 3 2 3", "14 4", "5 2 2 2 2 2"];
 
 function rgb(hex) {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));

@@ -1,0 +1,61 @@
+// The comparison in words, and the best arm of each norm with its interval.
+import { bestArms, metricName, writer } from "./compared.js";
+import { el } from "./dom.js";
+import { whiskerChart } from "./whiskers.js";
+
+const MOST_ROWS = 20;
+
+/** How far the grid is: "9 of 12 cells finished, 1 diverged, 1 waiting". */
+function gridProgress({ planned, finished, ...others }) {
+  const parts = ["running", "diverged", "failed", "waiting"].filter((kind) => others[kind]).map((kind) => `${others[kind]} ${kind}`);
+  return [`${finished} of ${planned} runs finished`, ...parts].join(", ");
+}
+
+/** The arms of the chart: the best of each norm, or all where there is one norm. */
+function shown(comparison) {
+  const best = bestArms(comparison);
+  return (best.length > 1 ? best : comparison.arms).slice(0, MOST_ROWS);
+}
+
+function bestChart(page, width) {
+  const { chosen_by: chosenBy, baseline, mode, arms } = page.comparison;
+  const rows = shown(page.comparison);
+  const each = bestArms(page.comparison).length > 1;
+  const better = mode === "min" ? "smaller is better" : "larger is better";
+  return whiskerChart(
+    {
+      title: each ? "Best setting of each norm" : "All settings",
+      unit: [`mean and 95 % interval over seeds, ${better}`, each && chosenBy ? `settings chosen by ${chosenBy}` : ""]
+        .filter(Boolean)
+        .join("; "),
+      xTitle: metricName(page.comparison),
+      write: writer(page.comparison),
+      width,
+      arms: rows,
+      mode,
+      baseline: each ? arms.find((arm) => arm.norm === baseline && arm.best) : undefined,
+      color: (arm) => page.normColor(arm.norm),
+      empty: "No run has finished yet.",
+    },
+    page.theme,
+  );
+}
+
+export const comparisonView = {
+  id: "comparison",
+  title: "Comparison",
+  about: "Differences are taken pair by pair, one pair for each seed. Small dots are seeds, the dashed line is the baseline.",
+  early: true,
+  shows: (page) => Boolean(page.comparison),
+  names: () => [],
+  draw(page) {
+    const { words, cells } = page.comparison;
+    const said = [...words, cells.finished < cells.planned ? `${gridProgress(cells)}.` : ""].filter(Boolean);
+    return [el("ul", { class: "nz-words" }, ...said.map((text) => el("li", {}, text))), bestChart(page, page.width)];
+  },
+  csv(page) {
+    const { metric } = page.comparison;
+    const rows = shown(page.comparison).map((arm) => [arm.name, arm.norm, metric, arm.mean, arm.low, arm.high, arm.finished, arm.planned]);
+    return [["arm", "norm", "metric", "mean", "low", "high", "finished", "planned"], ...rows];
+  },
+};
