@@ -143,7 +143,7 @@ def test_two_hundred_runs_are_written_in_seconds(tmp_path: Path) -> None:
     for number in range(1, 200):
         shutil.copytree(tmp_path / "logs/000", tmp_path / f"logs/{number:03d}")
     result = normzoo("report", str(tmp_path / "logs"), "-o", str(tmp_path / "report.json"))
-    assert result.out.startswith(f"report       {tmp_path / 'report.json'} (200 runs, ")
+    assert f"\nreport       {tmp_path / 'report.json'} (200 runs, " in result.out
     assert [run["name"] for run in data_of(tmp_path / "report.json")] == [f"{number:03d}" for number in range(200)]
 
 
@@ -197,7 +197,11 @@ def test_what_is_no_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("plain", "more"): "none of the 2 runs has tables of monitors. 'normzoo fit' writes them unless",
         ("",): "report '': the path is empty; give the folder of a run or an experiment. There are ",
         ("lightning_logs/digits/7",): "lightning_logs/digits/7 does not exist; give the folder of a run or an",
-        ("lightning_logs", "-o", "report.pdf"): "'report.pdf': a report is a .html or a .json file; try report.html.",
+        (
+            "lightning_logs",
+            "-o",
+            "report.pdf",
+        ): "a report is a .html, .json or .csv file; try report.html.",
         ("lightning_logs/digits/000/events.out.tfevents.1700000000.host.1.0",): "is a file, not a folder",
         ("lightning_logs", "--output"): "expected one argument",
     }.items():
@@ -231,8 +235,8 @@ def test_what_cannot_be_read_is_a_note_and_the_rest_is_written(tmp_path: Path) -
     assert result.status == 0
     assert f"normzoo: {path}: the last " in result.err
     assert "bytes are no whole record: it is being written, or was cut off\n" in result.err
-    assert "normzoo: skipped plain: it has no tables of monitors\n" in result.err
-    assert "(1 run, " in result.out
+    assert "(2 runs, " in result.out
+    assert [run["tables"] == {} for run in data_of(tmp_path / "report.json")] == [False, True]
     with pytest.warns(UserWarning, match="being written, or was cut off"):
         report([tmp_path / "logs/cut"], tmp_path / "report.json")
 

@@ -29,6 +29,8 @@ class EventLog:
     Attributes:
         series: tag -> table.
         scalars: tag -> step -> value.
+        times: tag of a scalar -> step -> when it was written, in seconds.
+        written: when each record was written.
         of_monitors: the tags of scalars that monitors wrote.
         about: the description of the run.
         verdicts: step -> verdicts.
@@ -43,6 +45,8 @@ class EventLog:
         self.files: dict[str, EventFile] = {}
         self.series: dict[str, Series] = {}
         self.scalars: dict[str, dict[int, float]] = {}
+        self.times: dict[str, dict[int, float]] = {}
+        self.written: list[float] = []
         self.of_monitors: set[str] = set()
         self.about: dict[str, Any] = {}
         self.verdicts: dict[int, list[dict[str, Any]]] = {}
@@ -83,6 +87,7 @@ class EventLog:
         """Adds a record of an event file."""
         if event.session_log.status == SessionLog.START:
             self.drop_from(event.step)
+        self.written.append(event.wall_time)
         values = event.summary.value
         for value in values:
             self.plugins.setdefault(value.tag, value.metadata.plugin_data.plugin_name)
@@ -92,6 +97,7 @@ class EventLog:
                 self.add_own(event.step, value)
             elif value.HasField("simple_value") or self.plugins[value.tag] == "scalars":
                 self.add_scalar(event.step, value)
+                self.times.setdefault(value.tag, {})[event.step] = event.wall_time
                 if with_table:  # a monitor writes all of a sample as one record
                     self.of_monitors.add(value.tag)
 
@@ -134,8 +140,9 @@ class EventLog:
         """Forgets a step and all after it: a resumed run writes them once more."""
         for series in self.series.values():
             series.drop_from(step)
-        for tag, points in self.scalars.items():
-            self.scalars[tag] = {number: value for number, value in points.items() if number < step}
+        for curves in (self.scalars, self.times):
+            for tag, points in curves.items():
+                curves[tag] = {number: value for number, value in points.items() if number < step}
         self.verdicts = {number: several for number, several in self.verdicts.items() if number < step}
 
 

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from normzoo.runs.folders import is_step
+from normzoo.runs.folders import CONFIG, is_step
 
 DEPTH = 6
+GRID = "grid.yaml"
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders with event files: name -> folder. Names are paths from what was given, or from what all given share.
+    """The runs: name -> folder. Names are paths from what was given, or from what all given share.
 
     Args:
         folders: each a run, an experiment or any other folder; runs lie at most 6 levels below it.
@@ -28,7 +29,7 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def walk(top: Path, most: int | None = None) -> Iterator[Path]:
-    """The folders with event files at and below a folder, sorted; links are followed.
+    """The folders with event files, and the cells of grids, at and below a folder, sorted; links are followed.
 
     Args:
         top: the folder.
@@ -45,12 +46,17 @@ def walk(top: Path, most: int | None = None) -> Iterator[Path]:
             entries = sorted(os.scandir(folder), key=lambda entry: natural(entry.name), reverse=True)
         except OSError:
             continue
-        if any("tfevents" in entry.name and entry.is_file() for entry in entries):
+        if any("tfevents" in entry.name and entry.is_file() for entry in entries) or is_cell(folder):
             yield folder
         if depth < DEPTH:
             below = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
             links_last = sorted(below, key=lambda entry: not entry.is_symlink())
             pending += [(Path(entry.path), depth + 1) for entry in links_last]
+
+
+def is_cell(folder: Path) -> bool:
+    """Whether a folder is that of a cell of a grid, which has a configuration before it has event files."""
+    return (folder.parent / GRID).is_file() and (folder / CONFIG).is_file()
 
 
 def natural(name: str) -> list[str | int]:

@@ -1,0 +1,81 @@
+"""By which metric runs are compared."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from normzoo.page.outcome import Curve, Outcome
+from normzoo.runs.state import State
+
+HIGHER = ("accuracy", "acc", "auroc", "auc", "f1", "precision", "recall", "iou", "dice", "map", "psnr", "ssim", "r2")
+LOWER = ("loss", "error", "nll", "perplexity", "mse", "mae", "rmse")
+SHARES = ("accuracy", "acc")
+STAGES = ("val/", "val_", "train/", "train_")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric of a comparison.
+
+    Args:
+        tag: of the values that are reported.
+        chosen_by: the tag by which settings are chosen.
+        mode: "max" or "min", which is better.
+    """
+
+    tag: str
+    chosen_by: str
+    mode: str
+
+    @property
+    def sign(self) -> int:
+        """1 if more is better, -1 if less is."""
+        return 1 if self.mode == "max" else -1
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are parts of 1, which people write in percent."""
+        return last_word(self.tag) in SHARES
+
+    def chosen_value(self, run: Outcome) -> float | None:
+        """The best value of a finished run by the metric that chooses."""
+        if run.state is not State.FINISHED:
+            return None
+        values = [value for value in run.curves.get(self.chosen_by, {}).values() if math.isfinite(value)]
+        return self.sign * max(self.sign * value for value in values) if values else None
+
+    def value(self, run: Outcome) -> float | None:
+        """The value of a finished run: the last of a test metric, the best of another."""
+        if self.tag == self.chosen_by:
+            return self.chosen_value(run)
+        curve = run.curves.get(self.tag, {})
+        last = curve[max(curve)] if curve and run.state is State.FINISHED else None
+        return last if last is not None and math.isfinite(last) else None
+
+    def steps_to(self, target: float, run: Outcome) -> int | None:
+        """The first step at which a run is as good as a target; None if it never is."""
+        curve: Curve = run.curves.get(self.chosen_by, {})
+        reached = (step for step in sorted(curve) if self.sign * curve[step] >= self.sign * target)
+        return next(reached, None)
+
+
+def metric_of(runs: Sequence[Outcome]) -> Metric | None:
+    """The metric of a comparison; None if the runs have none yet.
+
+    Settings are chosen by a validation metric: the accuracy, else another one of which it is known which values are
+    better, else the loss. The test metric of the same name is reported, if all finished runs have it.
+    """
+    tags = {tag for run in runs for tag in run.curves}
+    known = [(stage + word, word) for stage in STAGES for word in (*HIGHER, *LOWER) if stage + word in tags]
+    if not known:
+        return None
+    chosen_by, word = known[0]
+    test = chosen_by.replace("val", "test", 1)
+    finished = [run for run in runs if run.state is State.FINISHED]
+    tested = bool(finished) and all(test in run.curves for run in finished)
+    return Metric(test if tested else chosen_by, chosen_by, "max" if word in HIGHER else "min")
+
+
+def last_word(tag: str) -> str:
+    """The name of a metric without its stage."""
+    return tag.replace("/", "_").rpartition("_")[2]
