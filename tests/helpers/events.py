@@ -83,13 +83,13 @@ class Events:
         self.values(step, own("normalization/verdicts", json.dumps([{"text": "a sentence", **content}])))
 
 
-def resnet20_run(folder: Path, samples: int = 200, details: int = 200, seed: int = 0) -> Path:
-    """A run as large as one of ResNet-20 with all monitors: tables that change as real ones do, many of them sparse."""
+def resnet_run(folder: Path, samples: int = 200, details: int = 200, seed: int = 0, depth: int = 20) -> Path:
+    """A run as large as one of a ResNet with all monitors: tables that change as real ones do, many of them sparse."""
     random = np.random.default_rng(seed)
     events = Events(folder)
     events.about(norm="BatchNorm", seed=seed, steps=10 * samples, network=[])
     layers, norms, activations = ([f"net.blocks.{i}.{kind}" for i in range(count)] for kind, count in
-                                  (("conv", 22), ("norm", 21), ("activation", 19)))  # fmt: skip
+                                  (("conv", depth + 2), ("norm", depth + 1), ("activation", depth - 1)))  # fmt: skip
     units = [*activations, *(f"{name}/0" for name in activations)]
     sizes = {"RunningStatistics": (norms, 9, 1.0), "CovariateShift": ([*layers, *norms], 15, 0.6),
              "GradientFlow": (layers, 6, 0.9), "ActivationPercentiles": (units, 10, 0.5),

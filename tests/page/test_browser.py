@@ -1,22 +1,14 @@
 """The page in a real browser: headless Chromium on the file that `normzoo report` writes."""
 
-import csv
-import io
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from page_runs import Run, as_file, page_run
+from opened_page import Open, Opened
+from page_runs import Run, page_run
 
-from normzoo.page.bundle import STATIC, html_page
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH to show the page in")
+from normzoo.page.bundle import STATIC
 
 HEADINGS = [
     "Verdicts",
@@ -27,76 +19,6 @@ HEADINGS = [
     "Internal covariate shift",
     "Loss landscape",
 ]
-QUIET = ["--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
-
-
-@dataclass
-class Opened:
-    """A page, with what went wrong in it and what it asked for."""
-
-    page: Any
-    errors: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def settle(self) -> None:
-        """Waits until all views are drawn."""
-        self.page.locator("main[aria-busy=false]").wait_for()
-
-    def chart(self, title: str, view: str = "depth") -> Any:
-        """The chart with this title."""
-        return self.page.locator(f"#nz-{view} svg.nz-figure").filter(has_text=title).first
-
-    def tip(self) -> str:
-        """The text of the tooltip."""
-        text: str = self.page.locator(".nz-tip").inner_text()
-        return text
-
-    def saved(self, view: str, kind: str) -> bytes:
-        """What a button of a view saves."""
-        self.page.wait_for_timeout(110)  # Chromium drops what a page saves beyond ten files a second
-        with self.page.expect_download() as download:
-            self.page.locator(f"#nz-{view} .nz-save button", has_text=kind).click()
-        return Path(download.value.path()).read_bytes()
-
-    def csv(self, view: str) -> list[dict[str, str]]:
-        return list(csv.DictReader(io.StringIO(self.saved(view, "CSV").decode())))
-
-
-Open = Callable[..., Opened]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=QUIET, chromium_sandbox=False)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Shows runs. After the test there must have been no error and no request but for the file itself."""
-    opened: list[Opened] = []
-
-    def show(runs: list[Run], width: int = 1280, fragment: str = "", **options: Any) -> Opened:
-        file = tmp_path / "report.html"
-        file.write_text("".join(html_page("runs", [(run["name"], as_file(run)) for run in runs])), encoding="utf-8")
-        one = Opened(browser.new_context(viewport={"width": width, "height": 900}, **options).new_page())
-        one.page.set_default_timeout(10_000)
-        opened.append(one)
-        one.page.on("console", lambda message: one.errors.append(message.text) if message.type == "error" else None)
-        one.page.on("pageerror", lambda error: one.errors.append(str(error)))
-        one.page.on("request", lambda request: one.requests.append(request.url))
-        one.page.goto(file.as_uri() + fragment)
-        one.settle()
-        return one
-
-    yield show
-    for one in opened:
-        asked = [url for url in one.requests if not url.startswith(("data:", "blob:"))]
-        assert one.errors == []
-        assert {url.split("#")[0] for url in asked} == {(tmp_path / "report.html").as_uri()}
-        one.page.context.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from commands import normzoo
-from events import Events, resnet20_run, small_run, unpacked
+from events import Events, resnet_run, small_run, unpacked
 
 from normzoo.errors import InputError
 from normzoo.page import report
@@ -253,7 +253,7 @@ def test_a_folder_that_disappears_is_a_note(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_three_runs_of_resnet20_with_200_samples_take_less_than_3_megabytes(tmp_path: Path) -> None:
     for seed in range(3):
-        resnet20_run(tmp_path / f"logs/{seed}", seed=seed)
+        resnet_run(tmp_path / f"logs/{seed}", seed=seed)
     page = report(tmp_path / "logs", tmp_path / "report.html")
     assert len(data_of(page)[0]["tables"]["CovariateShift"]["steps"]) == 200
     assert page.stat().st_size < 3e6

@@ -129,6 +129,7 @@ class Page {
     this.width = this.room();
     this.root.dataset.theme = this.theme.name;
     for (const section of this.sections.filter(({ view }) => view.early)) this.drawSection(section);
+    performance.mark("nz-first-picture"); // for whoever measures how long a reader waits
     await new Promise((painted) => setTimeout(painted, 0));
   }
 
@@ -235,7 +236,7 @@ class Page {
 
   /** Replaces the charts of a view, and keeps the focus where it was. */
   drawSection({ view, body }) {
-    const stops = () => [...body.querySelectorAll("button, select, svg[tabindex='0']")];
+    const stops = () => [...body.querySelectorAll("button, select, input, svg[tabindex='0']")];
     const at = stops().indexOf(document.activeElement);
     body.replaceChildren(...view.draw(this).filter(Boolean));
     moveMarkers(body, this.step);

@@ -77,7 +77,7 @@ export function whiskerChart(spec, theme) {
   const top = 58;
   const height = top + arms.length * ROW + 58;
   const node = figure({ ...spec, height, font: BIG }, theme);
-  if (!arms.length) return sayWhy(node, { ...spec, height }, theme);
+  if (!arms.some((arm) => arm.mean !== null || arm.failures.length)) return sayWhy(node, { ...spec, height }, theme);
   const longest = Math.max(...arms.map((arm) => arm.name.length));
   const room = Math.min(longest * LETTER + 20, width * 0.34);
   const right = arms.some((arm) => arm.low !== null) ? 210 : 150;
