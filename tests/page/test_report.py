@@ -245,7 +245,7 @@ def test_a_folder_that_disappears_is_a_note(tmp_path: Path) -> None:
     small_run(tmp_path / "logs/a")
     small_run(tmp_path / "logs/b")
     found = {"a": tmp_path / "logs/a", "gone": tmp_path / "logs/gone", "b": tmp_path / "logs/b"}
-    with patch("normzoo.page.report_file.find_runs", lambda folders: found), pytest.warns(UserWarning, match="gone"):
+    with patch("normzoo.page.source.find_runs", lambda folders: found), pytest.warns(UserWarning, match="gone"):
         runs = data_of(report(tmp_path / "logs", tmp_path / "report.json"))
     assert [run["name"] for run in runs] == ["a", "b"]
 

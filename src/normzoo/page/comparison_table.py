@@ -9,12 +9,28 @@ from rich.text import Text
 
 from normzoo.errors import printable
 from normzoo.page.settings import NORM, short_names, shown
+from normzoo.page.source import AnyPath, Source
 from normzoo.page.words import numbers, quantity
 
 Data = Mapping[str, Any]
 
 MOST_ROWS = 24
 WIDTH = 120  # where there is no terminal
+
+
+def print_comparison(folders: Sequence[AnyPath], baseline: str | None = None, target: float | None = None) -> None:
+    """Prints how the runs below folders compare; nothing if there is only one.
+
+    Args:
+        folders: as for `normzoo.page.report`.
+        baseline: as for `normzoo.page.report`.
+        target: as for `normzoo.page.report`.
+
+    Raises:
+        InputError: as `normzoo.page.report` does.
+    """
+    if data := Source.of(folders, baseline, target).comparison():
+        show_comparison(data)
 
 
 def show_comparison(data: Data, console: Console | None = None) -> None:

@@ -30,7 +30,7 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
 def comparable(runs: Sequence[Settings], norms: Sequence[str]) -> tuple[list[str], list[Settings]]:
     """The settings in which runs differ, and those of each run.
 
-    The norm is one of them, `norm`, with the arguments that tell runs apart or are not the layer's defaults.
+    The norm is one of them, `norm`, with the arguments that are not the layer's defaults.
 
     >>> of = {"model.optimizer": "SGD", "model.optimizer.lr": 0.1}
     >>> comparable([of, {**of, "model.optimizer.lr": 1.0}], ["BatchNorm", "BatchNorm"])
@@ -103,9 +103,10 @@ def norm_names(classes: Sequence[str], arguments: Sequence[Settings]) -> list[st
 
 
 def tells_apart(key: str, value: Any, runs: Sequence[Settings], usual: Settings) -> bool:
-    """Whether an argument differs between the runs with a norm, or from the layer's default."""
-    values = {frozen(run.get(key, usual.get(key))) for run in runs}
-    return len(values) > 1 or (key in usual and frozen(value) != frozen(usual[key]))
+    """Whether an argument differs from the layer's default; where that is not known, between the runs with the norm."""
+    if key in usual:
+        return frozen(value) != frozen(usual[key])
+    return len({frozen(run[key]) for run in runs if key in run}) > 1
 
 
 def call(path: str, arguments: Mapping[str, Any]) -> str:

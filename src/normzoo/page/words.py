@@ -68,13 +68,14 @@ def versus(data: Data, name: str, other: str, found: Data) -> str:
     if low is None:
         where = "in the only pair: an interval takes more seeds" if pairs == 1 else f"in each of {pairs} pairs"
         return f"{start} {where}."
-    ends = " to ".join(numbers(data, *(sorted((low, high)) if mean > 0 else sorted((-low, -high)))))
     if low > 0 or high < 0:
-        return f"{start} (95 % interval {ends}, {pairs} pairs)."
-    needed = f"about {found['needed']} pairs" if found["needed"] else f"no {pairs} pairs could, and more than 100"
+        least, most = numbers(data, *sorted((abs(low), abs(high))))
+        return f"{start} (95 % interval {least} to {most}, {pairs} pairs)."
+    middle, least, most = numbers(data, mean, low, high)
+    needed = f"about {found['needed']} pairs" if found["needed"] else "more than 100 pairs"
     return (
-        f"{start} in {pairs} pairs, but the 95 % interval, {ends}, includes 0: {needed} would be needed to tell them "
-        f"apart."
+        f"{name} and {other} are not told apart: the difference is {middle}{' points' * data['share']} (95 % interval "
+        f"{least} to {most}, {pairs} pairs); {needed} would be needed."
     )
 
 
