@@ -113,7 +113,7 @@ function tableRow(page, arm, columns) {
   const box = el("input", { type: "checkbox", "aria-label": `Show ${arm.name}`, disabled: !mine.length, onchange: toggle });
   box.checked = mine.length > 0 && on === mine.length;
   box.indeterminate = on > 0 && on < mine.length;
-  const only = (event) => event.target === box || !mine.length || page.choose(mine);
+  const only = (event) => event.target === box || !mine.length || String(getSelection()) || page.choose(mine);
   const attributes = {
     class: [arm.best && "nz-best-row", !arm.finished && "nz-unfinished"].filter(Boolean).join(" ") || null,
     onclick: only,

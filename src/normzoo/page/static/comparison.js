@@ -3,7 +3,7 @@ import { bestArms, metricName, writer } from "./compared.js";
 import { el } from "./dom.js";
 import { whiskerChart } from "./whiskers.js";
 
-const MOST_ROWS = 20;
+const MOST_ROWS = 60;
 
 /** How far the grid is: "9 of 12 cells finished, 1 diverged, 1 waiting". */
 function gridProgress({ planned, finished, ...others }) {
@@ -14,17 +14,18 @@ function gridProgress({ planned, finished, ...others }) {
 /** The arms of the chart: the best of each norm, or all where there is one norm. */
 function shown(comparison) {
   const best = bestArms(comparison);
-  return (best.length > 1 ? best : comparison.arms).slice(0, MOST_ROWS);
+  const all = best.length > 1 ? best : comparison.arms;
+  return { rows: all.slice(0, MOST_ROWS), of: all.length };
 }
 
 function bestChart(page, width) {
   const { chosen_by: chosenBy, baseline, mode, arms } = page.comparison;
-  const rows = shown(page.comparison);
+  const { rows, of } = shown(page.comparison);
   const each = bestArms(page.comparison).length > 1;
   const better = mode === "min" ? "smaller is better" : "larger is better";
   return whiskerChart(
     {
-      title: each ? "Best setting of each norm" : "All settings",
+      title: `${each ? "Best setting of each norm" : "All settings"}${rows.length < of ? `, ${rows.length} of ${of}` : ""}`,
       unit: [`mean and 95 % interval over seeds, ${better}`, each && chosenBy ? `settings chosen by ${chosenBy}` : ""]
         .filter(Boolean)
         .join("; "),
@@ -55,7 +56,16 @@ export const comparisonView = {
   },
   csv(page) {
     const { metric } = page.comparison;
-    const rows = shown(page.comparison).map((arm) => [arm.name, arm.norm, metric, arm.mean, arm.low, arm.high, arm.finished, arm.planned]);
+    const rows = shown(page.comparison).rows.map((arm) => [
+      arm.name,
+      arm.norm,
+      metric,
+      arm.mean,
+      arm.low,
+      arm.high,
+      arm.finished,
+      arm.planned,
+    ]);
     return [["arm", "norm", "metric", "mean", "low", "high", "finished", "planned"], ...rows];
   },
 };

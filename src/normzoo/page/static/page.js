@@ -8,15 +8,14 @@ import { div, el, svg } from "./dom.js";
 import { layerView } from "./layer.js";
 import { layersView } from "./layers.js";
 import { landscapeView } from "./landscape.js";
-import { moveMarkers } from "./lines.js";
 import { monitorsView } from "./monitors.js";
 import { RunPicker } from "./picker.js";
 import { evaluationView, profilesView, shiftView } from "./profiles.js";
 import { Runs } from "./runs.js";
-import { compose, saveCsv, savePng, saveSvg } from "./save.js";
+import { Sections } from "./sections.js";
 import { settingView } from "./setting.js";
 import { State } from "./state.js";
-import { DASHES, LIGHT, colourNumbers, currentTheme, lineColour, watchTheme } from "./theme.js";
+import { DASHES, colourNumbers, currentTheme, lineColour, watchTheme } from "./theme.js";
 import { tooltipBox } from "./tooltip.js";
 import { verdictsView } from "./verdicts.js";
 
@@ -32,72 +31,19 @@ const POLL = 5000; // ms between two looks at a live source
  */
 class Page {
   constructor(element, source) {
-    Object.assign(this, { state: new State(), runs: [], groups: [], steps: [], more: 0, waiting: new Set(), theme: currentTheme() });
+    Object.assign(this, { state: new State(), runs: [], groups: [], steps: [], more: 0, theme: currentTheme() });
     this.store = new Runs(source, this.state, (text) => this.say(text));
     this.picker = new RunPicker((names) => this.choose(names));
     this.bar = new Bar(this);
-    this.allSections = VIEWS.map((view) => this.section(view));
-    this.sections = [];
+    this.sections = new Sections(this, VIEWS);
     this.status = el("p", { class: "nz-status", role: "status" }, "Loading runs…");
-    this.main = el("main", { class: "nz-main" }, this.bar.node, this.status);
-    this.links = el("ol", {});
-    const nav = el("nav", { "aria-label": "Views" }, this.links);
+    this.main = el("main", { class: "nz-main" }, this.bar.node, this.status, this.sections.node);
+    const nav = el("nav", { "aria-label": "Views" }, this.sections.links);
     const side = el("aside", { class: "nz-side" }, el("h1", {}, "Normalization"), nav, this.picker.node);
     this.root = div("nz", side, this.main, tooltipBox());
     element.replaceChildren(this.root);
-    this.showSections();
     watchTheme(() => this.draw());
     new ResizeObserver(() => this.width !== this.room() && this.draw()).observe(this.main);
-  }
-
-  /** Jumps to a view. A link with a "#" would replace the state in the URL. */
-  link({ view, node }, i) {
-    const show = () => {
-      node.focus({ preventScroll: true }); // Tab continues from there
-      node.scrollIntoView();
-    };
-    return el("li", {}, el("button", { type: "button", onclick: show }, `${i + 1} ${view.title}`));
-  }
-
-  /** The views that have something of their kind to show, and their links. */
-  showSections() {
-    const sections = this.allSections.filter(({ view }) => view.shows?.(this) ?? true);
-    if (sections.length === this.sections.length && sections.every((section, i) => section === this.sections[i])) return;
-    this.sections = sections;
-    this.main.replaceChildren(this.bar.node, this.status, ...sections.map((section) => section.node));
-    this.links.replaceChildren(...sections.map((section, i) => this.link(section, i)));
-  }
-
-  /** A view as a picture for a slide or a paper: on white. */
-  picture(section) {
-    const { view, body } = section;
-    const names = (view.names?.(this) ?? this.groups).map((one) => ({ text: one.label, swatch: this.swatch(one, LIGHT) }));
-    if (this.theme === LIGHT) return compose(body, names, LIGHT);
-    this.paint(section, LIGHT);
-    const picture = compose(body, names, LIGHT);
-    this.paint(section, currentTheme());
-    return picture;
-  }
-
-  paint(section, theme) {
-    this.theme = theme;
-    this.root.dataset.theme = theme.name;
-    this.drawSection(section);
-  }
-
-  section(view) {
-    const body = div("nz-body");
-    const name = `normzoo-${view.id}`;
-    const save = (kind, act) => el("button", { type: "button", "aria-label": `Save ${view.title} as ${kind}`, onclick: act }, kind);
-    const buttons = div(
-      "nz-save",
-      save("SVG", () => saveSvg(name, this.picture(section))),
-      save("PNG", () => savePng(name, this.picture(section))),
-      save("CSV", () => saveCsv(name, view.csv(this))),
-    );
-    const head = div("nz-head", el("h2", {}, view.title), el("p", {}, view.about), buttons);
-    const section = { view, body, node: el("section", { id: `nz-${view.id}`, "aria-label": view.title, tabindex: -1 }, head, body) };
-    return section;
   }
 
   say(text) {
@@ -128,7 +74,7 @@ class Page {
     this.prepare();
     this.width = this.room();
     this.root.dataset.theme = this.theme.name;
-    for (const section of this.sections.filter(({ view }) => view.early)) this.drawSection(section);
+    this.sections.drawNow(({ view }) => view.early);
     performance.mark("nz-first-picture"); // for whoever measures how long a reader waits
     await new Promise((painted) => setTimeout(painted, 0));
   }
@@ -140,7 +86,7 @@ class Page {
     this.all = this.store.all();
     const norms = [...this.all, ...(this.comparison?.arms ?? [])].map(({ norm }) => norm);
     this.colours = colourNumbers([...new Set(norms)].sort());
-    this.showSections();
+    this.sections.show();
   }
 
   arrange() {
@@ -202,7 +148,7 @@ class Page {
     const layers = this.findLayers();
     this.bar.show(layers, this.layer, this.state.rows, this.groups);
     this.step = this.bar.showStep(this.steps, this.state);
-    this.drawSections(this.sections);
+    this.sections.draw();
     if (this.all) this.listRuns();
   }
 
@@ -213,34 +159,6 @@ class Page {
       sorted.map(({ name, norm, arm, seed }) => ({ name, group: arm ?? norm, seed, color: this.normColor(norm) })),
       this.chosen,
     );
-  }
-
-  /** Draws what is in sight at once, and the rest after `wait` ms without another change. */
-  drawSections(sections, wait = 60) {
-    clearTimeout(this.later);
-    const inSight = ({ node }) => node.getBoundingClientRect().top < innerHeight && node.getBoundingClientRect().bottom > 0;
-    const now = sections.filter(inSight);
-    this.waiting = new Set([...this.waiting, ...sections].filter((section) => !now.includes(section)));
-    now.forEach((section) => this.drawSection(section));
-    this.main.setAttribute("aria-busy", true);
-    const next = () => {
-      const [section] = this.waiting;
-      this.main.setAttribute("aria-busy", Boolean(section));
-      if (!section) return;
-      this.waiting.delete(section);
-      this.drawSection(section);
-      this.later = setTimeout(next, 0);
-    };
-    this.later = setTimeout(next, wait);
-  }
-
-  /** Replaces the charts of a view, and keeps the focus where it was. */
-  drawSection({ view, body }) {
-    const stops = () => [...body.querySelectorAll("button, select, input, svg[tabindex='0']")];
-    const at = stops().indexOf(document.activeElement);
-    body.replaceChildren(...view.draw(this).filter(Boolean));
-    moveMarkers(body, this.step);
-    if (at >= 0) stops()[at]?.focus({ preventScroll: true });
   }
 
   /** Takes a choice of the user. */
@@ -259,11 +177,8 @@ class Page {
   move(at) {
     this.state.step = at >= this.steps.length - 1 ? null : this.steps[at];
     this.step = this.bar.showStep(this.steps, this.state);
-    this.drawSections(
-      this.sections.filter(({ view }) => view.byStep),
-      250,
-    );
-    for (const { body } of this.sections) moveMarkers(body, this.step);
+    this.sections.draw(({ view }) => view.byStep, 250);
+    this.sections.mark(this.step);
     clearTimeout(this.saving);
     this.saving = setTimeout(() => this.state.save(), 200); // browsers limit how often the URL may change
   }

@@ -69,7 +69,7 @@ function drawnAgain(view, names, theme) {
   const frame = view.getBoundingClientRect();
   const legend = placed(names, frame.width);
   const head = legend.height;
-  const [width, height] = [Math.ceil(frame.width), Math.ceil(frame.height + head)];
+  const [width, height] = [Math.ceil(Math.max(frame.width, view.scrollWidth)), Math.ceil(frame.height + head)];
   const whole = svg(
     "svg",
     {

@@ -3,6 +3,7 @@ import { BIG, axisName, failureCount, metricName, numericAxes, seedCount } from 
 import { div, el } from "./dom.js";
 import { lineChart } from "./lines.js";
 import { Extent, format } from "./scale.js";
+import { lineRound } from "./theme.js";
 
 const DODGE = 15; // pixels between the points of two norms at one place
 
@@ -33,12 +34,17 @@ function point(arm, axis) {
   return { x: arm.settings[axis], y: arm.mean, ...range, name, ring: arm.best && arm.mean !== null, hollow: values.length < arm.planned };
 }
 
+/** Dashes tell apart lines of one norm, and norms of one colour. */
+function dashOf(page, others, { norm, label }) {
+  return lineRound(page.colours.get(norm)) + others.findIndex((one) => one.label === label);
+}
+
 function lineOf(page, line, axis, i, count) {
   const others = linesOf(page.comparison, axis).filter((one) => one.norm === line.norm);
   return {
     label: line.label,
     color: page.normColor(line.norm),
-    dash: others.findIndex((one) => one.label === line.label),
+    dash: dashOf(page, others, line),
     dodge: (i - (count - 1) / 2) * Math.min(DODGE, 60 / count),
     whiskers: true,
     points: line.arms.map((arm) => point(arm, axis)),
@@ -65,7 +71,7 @@ function settingChart(page, axis) {
   return lineChart(
     {
       title: `${metricName(comparison)} against ${name}`,
-      unit: "mean over seeds, whiskers: least to greatest seed; ring: best of its norm; hollow: not all seeds have a value",
+      unit: "mean, least to greatest seed; ring: best of its norm; hollow: some seeds missing",
       width: page.width,
       height: 420,
       font: BIG,
@@ -106,11 +112,11 @@ export const settingView = {
     "A norm that tolerates many values of a setting has a wide, flat top. A cross at the bottom: runs diverged or failed there. Click a place to see its runs below.",
   early: true,
   shows: (page) => Boolean(page.comparison) && numericAxes(page.comparison).length > 0,
-  names: (page) =>
-    linesOf(page.comparison, chosenAxis(page)).map(({ label, norm }, i, all) => {
-      const dash = all.filter((one) => one.norm === norm).findIndex((one) => one.label === label);
-      return { label, norm, dash };
-    }),
+  names(page) {
+    const lines = linesOf(page.comparison, chosenAxis(page));
+    const alike = ({ norm }) => lines.filter((line) => line.norm === norm);
+    return lines.map((line) => ({ label: line.label, norm: line.norm, dash: dashOf(page, alike(line), line) }));
+  },
   draw(page) {
     const axis = chosenAxis(page);
     const names = this.names(page).map((one) => el("span", {}, page.swatch(one), one.label));
