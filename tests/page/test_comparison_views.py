@@ -57,8 +57,7 @@ def test_a_comparison_comes_first_in_words_and_numbers(open_page: Open, grid: tu
     runs, comparison = grid
     opened = open_page(runs, comparison=comparison)
     assert opened.page.locator("section h2").all_inner_texts()[:6] == OF_COMPARISON
-    words = opened.page.locator(".nz-words li").all_inner_texts()
-    assert words == [*comparison["words"], "21 of 27 runs finished, 4 diverged, 2 waiting."]
+    assert opened.page.locator(".nz-words li").all_inner_texts() == comparison["words"]
     text = opened.page.locator("#nz-comparison svg.nz-figure").text_content()
     for one in comparison["arms"]:
         written = f"{one['mean']:.4f} ({one['low']:.4f} to {one['high']:.4f})" if one["low"] else "never"
@@ -241,9 +240,8 @@ def test_pictures_are_fit_for_a_slide(open_page: Open, grid: tuple[list[Run], di
 def test_a_grid_that_has_just_begun_says_so(open_page: Open) -> None:
     cells = [(norm, 0.1, seed) for norm in ("BatchNorm", "NoNorm") for seed in (0, 1)]
     runs, comparison = compared(norms=("BatchNorm", "NoNorm"), rates=[0.1], seeds=(0, 1), waiting=cells)
-    comparison.update(metric=None, chosen_by=None, mode=None, target=None, target_metric=None, words=[])
+    comparison.update(metric=None, chosen_by=None, mode=None, target=None, target_metric=None)
     opened = open_page(runs, comparison=comparison)
-    assert opened.page.locator(".nz-words").inner_text() == "0 of 4 runs finished, 4 waiting."
     assert "No run has finished yet." in opened.page.locator("#nz-comparison").text_content()
     assert "The chosen runs have not started." in opened.page.locator("#nz-curves").text_content()
     assert opened.page.locator("#nz-arms tbody input:disabled").count() == 2

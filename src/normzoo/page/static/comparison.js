@@ -5,12 +5,6 @@ import { whiskerChart } from "./whiskers.js";
 
 const MOST_ROWS = 60;
 
-/** How far the grid is: "9 of 12 cells finished, 1 diverged, 1 waiting". */
-function gridProgress({ planned, finished, ...others }) {
-  const parts = ["running", "diverged", "failed", "waiting"].filter((kind) => others[kind]).map((kind) => `${others[kind]} ${kind}`);
-  return [`${finished} of ${planned} runs finished`, ...parts].join(", ");
-}
-
 /** The arms of the chart: the best of each norm, or all where there is one norm. */
 function shown(comparison) {
   const best = bestArms(comparison);
@@ -50,9 +44,8 @@ export const comparisonView = {
   shows: (page) => Boolean(page.comparison),
   names: () => [],
   draw(page) {
-    const { words, cells } = page.comparison;
-    const said = [...words, cells.finished < cells.planned ? `${gridProgress(cells)}.` : ""].filter(Boolean);
-    return [el("ul", { class: "nz-words" }, ...said.map((text) => el("li", {}, text))), bestChart(page, page.width)];
+    const words = page.comparison.words.map((text) => el("li", {}, text));
+    return [el("ul", { class: "nz-words" }, ...words), bestChart(page, page.width)];
   },
   csv(page) {
     const { metric } = page.comparison;

@@ -6,7 +6,7 @@ import { lineChart } from "./lines.js";
 import { why } from "./profile.js";
 import { Extent, format } from "./scale.js";
 
-const BEYOND = 100; // times the median value: larger ones are cut
+const BEYOND = [100, 10]; // times the median value, and times the median of the first ones: larger values are cut
 const MOST_LINES = 6; // in one chart; more get a panel for each norm
 
 /** The finite part of a scalar, up to its first value that is none: {steps, values, ended: whether there was one}. */
@@ -52,7 +52,9 @@ function endMarks(page, group, tag) {
 function curveExtents(lines, target) {
   const points = lines.flatMap((line) => line.points);
   const [x, y] = [new Extent(), new Extent()];
-  const most = BEYOND * Math.abs(median(points.map((point) => point.y)) ?? 0);
+  const size = (some) => Math.abs(median(some.map((point) => point.y)) ?? 0);
+  const first = lines.flatMap((line) => line.points.slice(0, 1));
+  const most = Math.max(BEYOND[0] * size(points), BEYOND[1] * size(first));
   for (const point of points) {
     x.add(point.x);
     [point.low, point.high].filter((value) => value <= most).forEach((value) => y.add(value));

@@ -63,6 +63,7 @@ class Page {
   }
 
   async choose(names) {
+    this.sections.hold();
     this.store.choose(names);
     this.state.save();
     await this.store.load();

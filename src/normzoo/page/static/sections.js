@@ -82,6 +82,12 @@ export class Sections {
     this.later = setTimeout(next, wait);
   }
 
+  /** Stops drawing until `draw`: what is shown is about to change. */
+  hold() {
+    clearTimeout(this.later);
+    this.page.main.setAttribute("aria-busy", true);
+  }
+
   /** Draws some at once. */
   drawNow(which) {
     for (const section of this.shown.filter(which)) this.drawOne(section);
