@@ -62,6 +62,8 @@ def test_a_comparison_comes_first_in_words_and_numbers(open_page: Open, grid: tu
     for one in comparison["arms"]:
         written = f"{one['mean']:.4f} ({one['low']:.4f} to {one['high']:.4f})" if one["low"] else "never"
         assert (written in text) == (one["best"] and one["low"] is not None)
+    best = sorted((one for one in comparison["arms"] if one["best"]), key=lambda one: text.index(one["name"]))
+    assert best == sorted(best, key=lambda one: -one["mean"])
     assert chosen(opened) == BEST
     layer = arm(comparison, "LayerNorm", 0.01)
     cells = row(opened, "LayerNorm", 0.01).locator("td, th").all_inner_texts()[1:]

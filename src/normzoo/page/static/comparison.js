@@ -7,15 +7,14 @@ const MOST_ROWS = 60;
 
 /** The arms of the chart: the best of each norm, or all where there is one norm. */
 function shown(comparison) {
-  const best = bestArms(comparison);
-  const all = best.length > 1 ? best : comparison.arms;
-  return { rows: all.slice(0, MOST_ROWS), of: all.length };
+  const each = new Set(comparison.arms.map((arm) => arm.norm)).size > 1;
+  const all = each ? bestArms(comparison) : comparison.arms;
+  return { each, rows: all.slice(0, MOST_ROWS), of: all.length };
 }
 
 function bestChart(page, width) {
   const { chosen_by: chosenBy, baseline, mode, arms } = page.comparison;
-  const { rows, of } = shown(page.comparison);
-  const each = bestArms(page.comparison).length > 1;
+  const { each, rows, of } = shown(page.comparison);
   const better = mode === "min" ? "smaller is better" : "larger is better";
   return whiskerChart(
     {

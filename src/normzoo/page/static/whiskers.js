@@ -75,9 +75,10 @@ function armRow(node, arm, x, y, { color, theme, room, width, write }) {
 export function whiskerChart(spec, theme) {
   const { arms, width } = spec;
   const top = 58;
-  const height = top + arms.length * ROW + 58;
+  const none = !arms.some((arm) => arm.mean !== null || arm.failures.length);
+  const height = top + (none ? 1 : arms.length) * ROW + 58;
   const node = figure({ ...spec, height, font: BIG }, theme);
-  if (!arms.some((arm) => arm.mean !== null || arm.failures.length)) return sayWhy(node, { ...spec, height }, theme);
+  if (none) return sayWhy(node, { ...spec, height }, theme);
   const longest = Math.max(...arms.map((arm) => arm.name.length));
   const room = Math.min(longest * LETTER + 20, width * (width > 800 ? 0.42 : 0.34));
   const right = arms.some((arm) => arm.low !== null) ? 210 : 150;
