@@ -83,6 +83,7 @@ def test_what_is_not_finished_has_no_value(tmp_path: Path) -> None:
     found = compare(tmp_path)
     [arm] = found["arms"]
     assert arm["values"] == [pytest.approx(0.8), *[None] * 5]
+    assert arm["chosen_values"] == [pytest.approx(0.9), *[None] * 5]
     assert (arm["mean"], arm["low"]) == (pytest.approx(0.8), None)
     assert [tuple(one.values()) for one in arm["failures"]] == [
         ("bad", 2, "diverged", 12, ""),
@@ -112,6 +113,16 @@ def test_runs_of_any_other_trainer_are_finished(tmp_path: Path) -> None:
         "mean": pytest.approx(0.1), "low": None, "high": None, "pairs": 1, "p": None, "needed": None,
         "against": "BatchNorm",
     }  # fmt: skip
+    assert found["lead"]["best"] == "BatchNorm"
+
+
+def test_the_metric_is_that_of_the_task(tmp_path: Path) -> None:
+    for name, value in (("BatchNorm", 3.0), ("NoNorm", 2.0)):
+        run = a_run(tmp_path / name, name, 0, [0.5], 0.5)
+        Events(run).scalar(9, "val/elbo", value)
+        Events(run).about(monitor="val/elbo", monitor_mode="max")
+    found = compare(tmp_path)
+    assert (found["metric"], found["mode"], found["share"]) == ("val/elbo", "max", False)
     assert found["lead"]["best"] == "BatchNorm"
 
 
@@ -157,6 +168,11 @@ def test_any_comparison_keeps_the_laws(seed: int) -> None:
         assert arm["low"] is None or 0 <= arm["low"] <= arm["mean"] <= arm["high"] <= 1
         for one in (arm["difference"], arm["best_difference"]):
             assert one is None or (arms(found)[one["against"]]["norm"] == found["baseline"] != arm["norm"])
+        if arm["difference"]:
+            assert arms(found)[arm["difference"]["against"]]["settings"] == {
+                **arm["settings"],
+                "norm": found["baseline"],
+            }
         assert len(arm["failures"]) + arm["finished"] <= arm["planned"]
     for norm in {arm["norm"] for arm in found["arms"]}:
         mine = [arm for arm in found["arms"] if arm["norm"] == norm and arm["mean"] is not None]

@@ -1,4 +1,4 @@
-"""What a run trains: the name of its norms, its seed, its length, and the layers of its network as they run."""
+"""What a run trains: its norms, its seed, its length, its metric, and the layers of its network as they run."""
 
 import math
 import os
@@ -24,6 +24,8 @@ class Description:
 
     def __init__(self, model: nn.Module) -> None:
         self.norm = norm_name(model)
+        self.monitor = getattr(model, "monitor", None)
+        self.monitor_mode = getattr(model, "monitor_mode", "min")
         self.layers = {name: (role, m) for role, kind in ROLES.items() for name, m in of_kind(model, kind).items()}
 
     def readings(self) -> Readings:
@@ -43,6 +45,7 @@ class Description:
             "seed": seed,
             "steps": finite(steps),
             "network": network,
+            **({"monitor": self.monitor, "monitor_mode": self.monitor_mode} if isinstance(self.monitor, str) else {}),
         }
 
 

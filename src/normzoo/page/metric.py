@@ -62,18 +62,21 @@ class Metric:
 def metric_of(runs: Sequence[Outcome]) -> Metric | None:
     """The metric of a comparison; None if the runs have none yet.
 
-    Settings are chosen by a validation metric: the accuracy, else another one of which it is known which values are
-    better, else the loss. The test metric of the same name is reported, if all finished runs have it.
+    Settings are chosen by the metric that the task names as its `monitor`; where that is not known, by the validation
+    accuracy, else another metric of which it is known which values are better, else the loss. The test metric of the
+    same name is reported, if all finished runs have it.
     """
     tags = {tag for run in runs for tag in run.curves}
-    known = [(stage + word, word) for stage in STAGES for word in (*HIGHER, *LOWER) if stage + word in tags]
-    if not known:
+    of_tasks = [(run.monitor, run.monitor_mode) for run in runs]
+    of_names = [(stage + word, "max" if word in HIGHER else "min") for stage in STAGES for word in (*HIGHER, *LOWER)]
+    found = next(((tag, mode) for tag, mode in (*of_tasks, *of_names) if tag in tags), None)
+    if found is None:
         return None
-    chosen_by, word = known[0]
+    chosen_by, mode = found
     test = chosen_by.replace("val", "test", 1)
     finished = [run for run in runs if run.state is State.FINISHED]
     tested = bool(finished) and all(test in run.curves for run in finished)
-    return Metric(test if tested else chosen_by, chosen_by, "max" if word in HIGHER else "min")
+    return Metric(test if tested else chosen_by, chosen_by, mode)
 
 
 def last_word(tag: str) -> str:

@@ -35,6 +35,8 @@ class Outcome:
         text: the message with which it failed or diverged.
         curves: tag -> step -> value, of the scalars that are not of monitors.
         step_ms: the time per training step; None if it is not known.
+        monitor: the tag of the metric that the task names as its `monitor`; empty if it is not known.
+        monitor_mode: "max" or "min".
     """
 
     name: str
@@ -46,6 +48,8 @@ class Outcome:
     text: str = ""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     step_ms: float | None = None
+    monitor: str = ""
+    monitor_mode: str = "min"
 
     @property
     def has_failed(self) -> bool:
@@ -74,6 +78,8 @@ def outcome(name: str, log: EventLog) -> Outcome:
         text=failure(log.folder),
         curves=curves,
         step_ms=step_time(log),
+        monitor=str(about.get("monitor") or ""),
+        monitor_mode=str(about.get("monitor_mode", "min")),
     )
 
 
