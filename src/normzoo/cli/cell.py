@@ -15,7 +15,7 @@ from normzoo.cli.resume import resume
 from normzoo.errors import Diverged, InputError
 from normzoo.runs.allowed import VARIABLE
 from normzoo.runs.atomic import written_whole
-from normzoo.runs.state import DIVERGED, FAILED, State, is_held, state_of
+from normzoo.runs.state import DIVERGED, ENDED, FAILED, State, is_held, state_of
 from normzoo.runs.storage import WriteError
 
 LOG = "log.txt"
@@ -26,7 +26,7 @@ PATIENCE = 60.0
 def run_cell(folder: str, allow: str = "") -> None:
     """Trains a cell to its end, as `normzoo resume` does; its files say how it ended, and `log.txt` what it printed.
 
-    A cell that has ended already returns at once. A signal that ends the run ends the process.
+    A cell that has ended, or that another process trains, is left alone. A signal that ends the run ends the process.
 
     Args:
         folder: of the run.
@@ -36,7 +36,7 @@ def run_cell(folder: str, allow: str = "") -> None:
         WriteError: a file could not be written, as where the disk is full.
     """
     run = Path(folder)
-    if state_of(run) in (State.FINISHED, State.FAILED, State.DIVERGED):
+    if state_of(run) in ENDED:
         return
     os.environ[VARIABLE] = allow
     if threads := os.environ.get("OMP_NUM_THREADS"):
@@ -47,6 +47,8 @@ def run_cell(folder: str, allow: str = "") -> None:
     sys.argv = [str(command.origin), "resume", folder]
     with output_to(run / LOG):
         wait_for(run)
+        if state_of(run) in (*ENDED, State.RUNNING):  # by another process
+            return
         try:
             resume(run, [])
         except WriteError:

@@ -17,13 +17,13 @@ from normzoo.cli.commands import ArgumentParser
 from normzoo.compare.grid import FILE, Grid, other_settings
 from normzoo.compare.local import Local, preload
 from normzoo.compare.settings import EXAMPLE, Cell, Settings, cells, parse, values
-from normzoo.compare.table import ENDED, GridTable
+from normzoo.compare.table import GridTable
 from normzoo.errors import InputError
 from normzoo.runs import config_files
 from normzoo.runs.allowed import VARIABLE
 from normzoo.runs.allowed import again as allowed_again
 from normzoo.runs.folders import LOCK, hold
-from normzoo.runs.state import FAILED, State
+from normzoo.runs.state import ENDED, FAILED, State
 from normzoo.runs.storage import WriteError
 
 ROOT = Path("lightning_logs/compare")

@@ -13,9 +13,8 @@ from rich.table import Table
 from normzoo.compare.grid import Grid
 from normzoo.compare.settings import shown
 from normzoo.page.event_log import EventLog
-from normzoo.runs.state import State, failure, state_of
+from normzoo.runs.state import ENDED, State, failure, state_of
 
-ENDED = (State.FINISHED, State.DIVERGED, State.FAILED)
 COLOURS = {State.FAILED: "red", State.DIVERGED: "yellow", State.FINISHED: "green"}
 
 

@@ -24,6 +24,9 @@ class State(StrEnum):
     FINISHED = "finished"
 
 
+ENDED = (State.FINISHED, State.DIVERGED, State.FAILED)
+
+
 def state_of(run: Path) -> State:
     """How far a run is, by the files in its folder."""
     for name in (FINISHED, DIVERGED, FAILED):
