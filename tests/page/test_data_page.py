@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from events import Events, small_run
 
+from normzoo.page.comparison import comparison
 from normzoo.page.event_log import EventLog
+from normzoo.page.outcome import Outcome
 from normzoo.page.run_data import run_data
+from normzoo.runs.state import State
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -51,9 +54,24 @@ def test_the_program_prints_a_table(program: Path, tmp_path: Path) -> None:
     ]
 
 
+def keys_of(what: str) -> list[str]:
+    """The keys in a table of the page."""
+    table = PAGE.read_text(encoding="utf-8").split(f"| key of {what} | value |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    return sorted(key for row in rows for key in re.findall(r"`(\w+)`", row))
+
+
 def test_the_keys_of_a_run_are_those_of_the_page(tmp_path: Path) -> None:
     log = EventLog(small_run(tmp_path))
     log.update()
-    table = PAGE.read_text(encoding="utf-8").split("| key of a run | value |")[1]
-    keys = [key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)]
-    assert sorted(keys) == sorted(run_data("run", log))
+    assert keys_of("a run") == sorted(run_data("run", log))
+
+
+def test_the_keys_of_a_comparison_are_those_of_the_page() -> None:
+    runs = [Outcome(norm, norm, 0, state=State.FINISHED, curves={"val/loss": {0: 1.0}}) for norm in "AB"]
+    found = comparison(runs)
+    assert found is not None
+    assert keys_of("a comparison") == sorted(found.keys() - {"version"})
+    assert keys_of("an arm") == sorted(found["arms"][1])
+    text = PAGE.read_text(encoding="utf-8")
+    assert all(f"`{key}`" in text for key in found["arms"][1]["difference"])
