@@ -11,8 +11,8 @@ function differenceText({ difference, norm }, baseline, write) {
 }
 
 function targetText({ steps_to_target: found }) {
-  if (!found) return "none";
-  if (found.median === null) return `reached by ${found.reached} of ${found.of}`;
+  if (!found?.of) return "none";
+  if (found.median === null) return found.reached ? `reached by ${found.reached} of ${found.of}` : "not reached";
   return `${format(found.median)}${found.reached < found.of ? `, ${found.reached} of ${found.of}` : ""}`;
 }
 

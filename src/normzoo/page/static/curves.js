@@ -7,7 +7,7 @@ import { why } from "./profile.js";
 import { Extent, format } from "./scale.js";
 
 const BEYOND = [100, 10]; // times the median value, and times the median of the first ones: larger values are cut
-const MOST_LINES = 6; // in one chart; more get a panel for each norm
+const MOST_LINES = 6; // in one chart; more get a panel for each norm that has several
 
 /** The finite part of a scalar, up to its first value that is none: {steps, values, ended: whether there was one}. */
 function finite(run, tag) {
@@ -111,7 +111,9 @@ export const curvesView = {
     "A line is a setting, its band spans the seeds. A cross ends a run that diverged; from there on the band spans those that are left.",
   shows: (page) => Boolean(page.comparison),
   draw(page) {
-    const panels = page.groups.length > MOST_LINES ? panelsOf(page.groups) : [{ title: "", groups: page.groups }];
+    const each = panelsOf(page.groups);
+    const many = page.groups.length > MOST_LINES && each.length < page.groups.length;
+    const panels = many ? each : [{ title: "", groups: page.groups }];
     const least = panels.length > 1 ? 300 : 420;
     const fit = columns(page.width, least, panels.length > 1 ? Math.min(3, panels.length) : 2);
     const draw = (metric) => panels.map((panel) => curveChart(page, metric, panel, fit.width));

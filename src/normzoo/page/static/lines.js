@@ -74,7 +74,7 @@ function drawAxes(node, x, y, spec, theme) {
     );
   }
   const whole = spec.whole || spec.xLabels;
-  const tickText = (tick) => spec.xLabels?.[tick] ?? (spec.xTicks ? format(tick) : x.label(tick));
+  const tickText = (tick) => spec.xLabels?.[tick] ?? (spec.xTicks && tick >= 1e-5 && tick < 1e6 ? String(tick) : x.label(tick));
   for (const tick of xTicks(x, spec, f).filter((tick) => !whole || Number.isInteger(tick)))
     node.append(label(x.pixel(tick), bottom + 16 * f, tickText(tick), theme, { "text-anchor": "middle", ...size }));
   node.append(

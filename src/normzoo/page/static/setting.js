@@ -81,7 +81,7 @@ function settingChart(page, axis) {
       extent,
       tight: true,
       xKind: log ? "log" : "linear",
-      xRange: log ? [places[0] / 1.35, places[places.length - 1] * 1.35] : padded(places),
+      xRange: log ? padded(places.map(Math.log10)).map((exponent) => 10 ** exponent) : padded(places),
       xTicks: places,
       xTitle: `${name}${name === axis ? "" : `, ${axis}`}${log ? " (logarithmic)" : ""}`,
       tipTitle: (x) => `${name} ${format(x)}`,
