@@ -27,7 +27,7 @@ from normzoo.runs.state import ENDED, FAILED, State
 from normzoo.runs.storage import WriteError
 
 ROOT = Path("lightning_logs/compare")
-CELL = "normzoo.cli.cell"
+CELL, FIT = "normzoo.cli.cell", "normzoo.cli.fit"  # the second is what the first runs
 
 
 def options() -> ArgumentParser:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     words, command = separate(rest)
     settings = {**from_file(given.grid), **parse(words)}
     folder = Path(given.out) if given.out else ROOT / name_of(command)
-    preload([CELL])
+    preload([CELL, FIT])
     lock = held(folder)
     try:
         grid = opened(folder, command, settings)
