@@ -66,7 +66,13 @@ function columnsOf(comparison) {
       number: true,
     },
     timed && { id: "time", head: "ms per step", text: msText, key: (arm) => arm.step_ms, number: true },
-    { id: "failures", head: "failures", text: (arm) => failureTexts(arm).join("; "), key: (arm) => arm.failures.length, first: -1 },
+    arms.some((arm) => arm.failures.length) && {
+      id: "failures",
+      head: "failures",
+      text: (arm) => failureTexts(arm).join("; "),
+      key: (arm) => arm.failures.length,
+      first: -1,
+    },
   ];
   return all.filter(Boolean);
 }
@@ -95,6 +101,11 @@ function head(page, column) {
   );
 }
 
+/** Whether an arm is the best of several of its norm. */
+function isBest(page, { best, norm, name }) {
+  return best && page.comparison.arms.some((other) => other.norm === norm && other.name !== name);
+}
+
 function armCell(page, arm, column, i) {
   const text = column.text(arm);
   const classes = [column.number && "nz-number", column.id === "failures" && "nz-failures", text === "none" && "nz-soft"].filter(Boolean);
@@ -102,7 +113,7 @@ function armCell(page, arm, column, i) {
   const below = column.below?.(arm);
   if (i) return el("td", attributes, text, below ? el("small", { class: "nz-below" }, below) : null);
   const dot = el("i", { class: "nz-dot", style: `background:${page.normColor(arm.norm)}` });
-  return el("th", { scope: "row" }, dot, text, arm.best ? el("small", { class: "nz-mark" }, "best") : null);
+  return el("th", { scope: "row" }, dot, text, isBest(page, arm) ? el("small", { class: "nz-mark" }, "best") : null);
 }
 
 function tableRow(page, arm, columns) {
@@ -115,7 +126,7 @@ function tableRow(page, arm, columns) {
   box.indeterminate = on > 0 && on < mine.length;
   const only = (event) => event.target === box || !mine.length || String(getSelection()) || page.choose(mine);
   const attributes = {
-    class: [arm.best && "nz-best-row", !arm.finished && "nz-unfinished"].filter(Boolean).join(" ") || null,
+    class: [isBest(page, arm) && "nz-best-row", !arm.finished && "nz-unfinished"].filter(Boolean).join(" ") || null,
     onclick: only,
   };
   return el("tr", attributes, el("td", {}, box), ...columns.map((column, i) => armCell(page, arm, column, i)));

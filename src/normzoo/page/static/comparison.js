@@ -5,21 +5,27 @@ import { whiskerChart } from "./whiskers.js";
 
 const MOST_ROWS = 60;
 
-/** The arms of the chart: the best of each norm, or all where there is one norm. */
-function shown(comparison) {
-  const each = new Set(comparison.arms.map((arm) => arm.norm)).size > 1;
-  const all = each ? bestArms(comparison) : comparison.arms;
-  return { each, rows: all.slice(0, MOST_ROWS), of: all.length };
+/** The arms of the chart: the best of each norm, or all where there is one norm. `chosen`: whether a norm has several. */
+function shown({ arms, mode }) {
+  const norms = new Set(arms.map((arm) => arm.norm)).size;
+  const all = norms > 1 ? bestArms({ arms, mode }) : arms;
+  const chosen = norms > 1 && norms < arms.length;
+  return {
+    title: chosen ? "Best setting of each norm" : norms > 1 ? "Norms" : "All settings",
+    chosen,
+    rows: all.slice(0, MOST_ROWS),
+    of: all.length,
+  };
 }
 
 function bestChart(page, width) {
-  const { chosen_by: chosenBy, baseline, mode, arms } = page.comparison;
-  const { each, rows, of } = shown(page.comparison);
+  const { chosen_by: chosenBy, baseline, mode } = page.comparison;
+  const { title, chosen, rows, of } = shown(page.comparison);
   const better = mode === "min" ? "smaller is better" : "larger is better";
   return whiskerChart(
     {
-      title: `${each ? "Best setting of each norm" : "All settings"}${rows.length < of ? `, ${rows.length} of ${of}` : ""}`,
-      unit: [`mean and 95 % interval over seeds, ${better}`, each && chosenBy ? `settings chosen by ${chosenBy}` : ""]
+      title: `${title}${rows.length < of ? `, ${rows.length} of ${of}` : ""}`,
+      unit: [`mean and 95 % interval over seeds, ${better}`, chosen && chosenBy ? `settings chosen by ${chosenBy}` : ""]
         .filter(Boolean)
         .join("; "),
       xTitle: metricName(page.comparison),
@@ -27,7 +33,7 @@ function bestChart(page, width) {
       width,
       arms: rows,
       mode,
-      baseline: each ? arms.find((arm) => arm.norm === baseline && arm.best) : undefined,
+      baseline: rows.find((arm) => arm.norm === baseline && arm.best),
       color: (arm) => page.normColor(arm.norm),
       empty: "No run has finished yet.",
     },

@@ -186,8 +186,8 @@ class Page {
 }
 
 /**
- * Shows the page in an element. `source`: runs() -> Promise of [{name, version}], run(name) -> Promise of one run, live (whether runs() is asked
- * again every few seconds).
+ * Shows the page in an element. `source`: runs() -> Promise of [{name, version}], run(name) -> Promise of one run, comparison() -> Promise of what
+ * compares them or null (may be left out), live (whether runs() and comparison() are asked again every few seconds).
  */
 export function mount(element, source) {
   const page = new Page(element, source);

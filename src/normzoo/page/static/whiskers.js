@@ -80,7 +80,7 @@ export function whiskerChart(spec, theme) {
   const node = figure({ ...spec, height, font: BIG }, theme);
   if (none) return sayWhy(node, { ...spec, height }, theme);
   const longest = Math.max(...arms.map((arm) => arm.name.length));
-  const room = Math.min(longest * LETTER + 20, width * (width > 800 ? 0.42 : 0.34));
+  const room = Math.min(longest * LETTER + 28, width * (width > 800 ? 0.42 : 0.34));
   const right = arms.some((arm) => arm.low !== null) ? 210 : 150;
   const [from, to] = arms.some((arm) => arm.mean !== null) ? axisRange(arms, spec.mode) : [0, 1];
   const x = new Scale("linear", from, to, room, width - right);
