@@ -174,6 +174,25 @@ def test_files_of_the_page_are_served_with_their_types(tmp_path: Path) -> None:
             assert response.headers["Content-Type"] == f"{kind}; charset=utf-8"
 
 
+def test_the_cells_of_a_grid_are_compared(tmp_path: Path) -> None:
+    """Also those that have not begun; the runs of any other folder are not."""
+    for name in ("000-a", "001-b"):
+        small_run(tmp_path / name, norm=name[-1])
+        Events(tmp_path / name).scalar(9, "val/loss", 1)
+        (tmp_path / name / "finished").touch()
+    (tmp_path / "002-c").mkdir()
+    (tmp_path / "002-c/config.yaml").write_text("seed_everything: 0")
+    tab = Tab(tmp_path)
+    assert tab.get("/comparison").get_json() is None
+    (tmp_path / "grid.yaml").touch()
+    found = tab.get("/comparison").get_json()
+    assert {arm["norm"]: arm["values"] for arm in found["arms"]} == {"a": [1], "b": [1], "?": [None]}
+    with patch.object(EventFile, "read", side_effect=AssertionError("a file was opened")):
+        assert tab.get("/comparison").get_json() == found
+    (tmp_path / "002-c/failed").write_text("no memory")
+    assert tab.get("/comparison").get_json()["cells"]["failed"] == 1
+
+
 @pytest.mark.parametrize("logdir", [None, "", "gs://bucket/logs"])
 def test_without_a_folder_the_tab_says_what_to_do(logdir: str | None) -> None:
     tab = Tab(logdir)

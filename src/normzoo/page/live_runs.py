@@ -4,13 +4,17 @@ import threading
 import zlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
+from normzoo.page.comparison import comparison
 from normzoo.page.event_file import EventFile, event_files
 from normzoo.page.event_log import EventLog, holds_table
-from normzoo.page.find import find_runs
+from normzoo.page.find import GRID, find_runs
 from normzoo.page.json_text import json_text
+from normzoo.page.outcome import Outcome, outcome
 from normzoo.page.run_data import VERDICTS_FILE, run_data
 from normzoo.runs.folders import FINISHED
+from normzoo.runs.state import DIVERGED, FAILED
 
 MOST_LOGS = 16
 
@@ -27,6 +31,7 @@ class LiveRuns:
         self.found: dict[str, Path] = {}
         self.with_tables: set[Path] = set()
         self.searched: dict[Path, EventFile] = {}  # those in which no table was found yet
+        self.outcomes: dict[str, tuple[str, Outcome]] = {}  # of the cells of a grid, with their versions
         self.logs: OrderedDict[Path, EventLog] = OrderedDict()  # the tables of a few runs, the newest last
         self.lock = threading.RLock()
 
@@ -57,13 +62,28 @@ class LiveRuns:
             OSError: it was deleted meanwhile.
         """
         with self.lock:
-            run = self.found[name]
-            log = self.logs.pop(run, None) or EventLog(run)
-            log.update()
-            self.logs[run] = log
-            if len(self.logs) > MOST_LOGS:
-                self.logs.popitem(last=False)
-            return json_text(run_data(name, log))
+            return json_text(run_data(name, self.log(self.found[name])))
+
+    def log(self, run: Path) -> EventLog:
+        """What the event files of a run say now."""
+        log = self.logs.pop(run, None) or EventLog(run)
+        log.update()
+        self.logs[run] = log
+        if len(self.logs) > MOST_LOGS:
+            self.logs.popitem(last=False)
+        return log
+
+    def comparison(self) -> dict[str, Any] | None:
+        """The comparison of the cells of a grid; None for another folder, whose runs may have nothing in common."""
+        if not (self.folder / GRID).is_file():
+            return None
+        with self.lock:
+            cells = find_runs([self.folder])
+            for name, run in cells.items():
+                now = version(run)
+                if name not in self.outcomes or self.outcomes[name][0] != now:
+                    self.outcomes[name] = now, outcome(name, self.log(run))
+            return comparison([self.outcomes[name][1] for name in cells])
 
     def has_tables(self, run: Path) -> bool:
         """Whether a run has tables, by what its files hold since the last time."""
@@ -91,7 +111,7 @@ def files_of(run: Path) -> list[Path]:
 def version(run: Path) -> str:
     """A checksum of sizes and times of what a run is read from."""
     facts = []
-    for path in (*files_of(run), run / VERDICTS_FILE, run / FINISHED):
+    for path in (*files_of(run), *(run / name for name in (VERDICTS_FILE, FINISHED, FAILED, DIVERGED))):
         try:
             status = path.stat()
         except OSError:

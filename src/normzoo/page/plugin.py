@@ -11,8 +11,9 @@ from typing import Any
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBContext, TBPlugin
 from werkzeug import Request, Response
 
-from normzoo.page.bundle import HOSTS, STATIC
+from normzoo.page.bundle import DIGITS, HOSTS, STATIC
 from normzoo.page.event_log import PLUGIN
+from normzoo.page.json_text import json_text
 from normzoo.page.live_runs import LiveRuns
 
 
@@ -46,6 +47,7 @@ class NormalizationPlugin(TBPlugin):  # type: ignore[misc] # tensorboard ships n
             "/static/*": serve_static,
             "/runs": self.serve_runs,
             "/run": self.serve_run,
+            "/comparison": self.serve_comparison,
         }
         return {route: Request.application(serve) for route, serve in routes.items()}
 
@@ -71,6 +73,11 @@ class NormalizationPlugin(TBPlugin):  # type: ignore[misc] # tensorboard ships n
             return answer(request, lambda: runs.text(name), "application/json", version)
         except (OSError, KeyError):
             return failure(f"The run {name!r} was deleted.")
+
+    def serve_comparison(self, request: Request) -> Response:
+        """The comparison of the runs, null if there is none."""
+        content = json_text(self.runs and self.runs.comparison(), DIGITS)
+        return answer(request, lambda: content, "application/json", f"{zlib.crc32(content.encode()):08x}")
 
 
 def serve_index(request: Request) -> Response:

@@ -27,6 +27,7 @@ export async function render() {
     const [{ mount }] = await Promise.all([import(at("static/page.js")), style(at("static/page.css")), get("runs")]);
     mount(page, {
       live: true,
+      comparison: () => get("comparison"),
       runs: () => get("runs"),
       run: (name) => get(`run?name=${encodeURIComponent(name)}`),
     });
