@@ -17,7 +17,7 @@ from left_behind import differences, records, saved
 from normzoo.cli.cell import run_cell
 from normzoo.cli.plan import plan
 from normzoo.compare import Grid
-from normzoo.compare.local import Local
+from normzoo.compare.local import Local, preload
 from normzoo.compare.on_ray import Ray
 from normzoo.compare.on_slurm import submit
 from normzoo.compare.settings import cells
@@ -37,6 +37,7 @@ def made(folder: Path, seeds: int, *flags: str) -> dict[str, Path]:
 def undisturbed(folder: Path, seeds: int) -> dict[str, Path]:
     """The same cells, trained on this machine."""
     found = made(folder, seeds)
+    preload(["normzoo.cli.cell"])
     with Local(2, threads=1) as executor:
         wait([executor.submit(run_cell, str(one)) for one in found.values()])
     return found

@@ -15,7 +15,8 @@ from normzoo.cli.resume import resume
 from normzoo.errors import Diverged, InputError
 from normzoo.runs.allowed import VARIABLE
 from normzoo.runs.atomic import written_whole
-from normzoo.runs.state import DIVERGED, ENDED, FAILED, State, is_held, state_of
+from normzoo.runs.folders import Held
+from normzoo.runs.state import DIVERGED, ENDED, FAILED, state_of
 from normzoo.runs.storage import WriteError
 
 LOG = "log.txt"
@@ -46,11 +47,8 @@ def run_cell(folder: str, allow: str = "") -> None:
     assert command is not None
     sys.argv = [str(command.origin), "resume", folder]
     with output_to(run / LOG):
-        wait_for(run)
-        if state_of(run) in (*ENDED, State.RUNNING):  # by another process
-            return
         try:
-            resume(run, [])
+            train(run)
         except WriteError:
             raise
         except Diverged as error:
@@ -69,11 +67,15 @@ def report(run: Path, state: str, message: str) -> None:
         file.write(f"{message}\n".encode())
 
 
-def wait_for(run: Path) -> None:
-    """Waits until no other process trains a run, for a minute at most."""
+def train(run: Path) -> None:
+    """Resumes a run that has not ended, once no other process trains it; if one still does after a minute, nothing."""
     end = time.monotonic() + PATIENCE
-    while is_held(run) and time.monotonic() < end:
-        time.sleep(0.2)
+    while state_of(run) not in ENDED and time.monotonic() < end:
+        try:
+            resume(run, [])
+            return
+        except Held:
+            time.sleep(0.2)
 
 
 @contextmanager

@@ -139,6 +139,10 @@ def require_within(run: Path) -> None:
                 )
 
 
+class Held(InputError):
+    """Another process trains a run."""
+
+
 def hold(run: Path) -> int:
     """Locks a run for this process; the system unlocks it when the process ends, whatever ends it.
 
@@ -146,7 +150,8 @@ def hold(run: Path) -> int:
         The open file, which keeps the lock.
 
     Raises:
-        InputError: another process trains there; the folder cannot be written.
+        Held: another process trains there.
+        InputError: the folder cannot be written.
     """
     try:
         file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -160,7 +165,7 @@ def hold(run: Path) -> int:
             return file  # a file system without locks
         holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
         os.close(file)
-        raise InputError(f"{run} is still being trained, by {holder}: wait for it to end, or stop it.") from error
+        raise Held(f"{run} is still being trained, by {holder}: wait for it to end, or stop it.") from error
     os.ftruncate(file, 0)
     os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
