@@ -20,7 +20,7 @@ from normzoo.compare import Grid
 from normzoo.errors import InputError
 from normzoo.page import compare, report
 from normzoo.page.comparison import comparison
-from normzoo.page.comparison_table import print_comparison
+from normzoo.page.comparison_table import print_comparison, table
 from normzoo.page.event_log import EventLog
 from normzoo.page.outcome import Outcome, step_time
 from normzoo.runs.folders import CONFIG, FINISHED
@@ -280,6 +280,18 @@ def test_the_terminal_shows_the_comparison(small_grid: Path, capsys: pytest.Capt
     assert lines[-1] == "--target=0.86 adds the steps to val/accuracy 0.86, about 95 % of the best."
     print_comparison([small_grid / "000-BatchNorm-0"])
     assert capsys.readouterr().out == ""
+
+
+def test_of_many_settings_the_terminal_shows_the_best() -> None:
+    runs = [
+        Outcome(f"{norm}{i}", norm, 0, {"lr": float(i)}, State.FINISHED, curves={"val/loss": {0: float(i)}})
+        for norm, i in product("AB", range(1, 14))
+    ]
+    found = comparison(runs)
+    assert found is not None
+    assert table(found).row_count == 2
+    assert str(table(found).caption) == "2 of 26 settings; the report has all"
+    assert table({**found, "arms": [{**arm, "best": False} for arm in found["arms"]]}).row_count == 24
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,21 @@ def test_steps_to_a_target() -> None:
         "To val/accuracy 44.0 %: BatchNorm 50 steps (2 of 2 runs); LayerNorm does not reach it (0 of 2 runs); NoNorm "
         "does not reach it (1 of 2 runs)."
     )
+
+
+def test_several_data_sets_have_no_best_norm() -> None:
+    """An accuracy on one says nothing of that on another."""
+    runs = runs_of({BN: [0.9, 0.91], LN: [0.8, 0.82]})
+    others = [replace(run, settings={**run.settings, "data": "Other"}) for run in runs]
+    found = comparison([replace(run, settings={**run.settings, "data": "One"}) for run in runs] + others)
+    assert found is not None
+    assert found["words"] == [
+        "The runs are of several data sets: norms are compared only where all other settings are the same."
+    ]
+    assert not any(arm["best"] for arm in found["arms"])
+    assert [arm["difference"]["against"] for arm in found["arms"] if arm["difference"]] == [
+        "BatchNorm, data=One", "BatchNorm, data=Other"
+    ]  # fmt: skip
 
 
 def test_many_intervals_miss_sometimes() -> None:

@@ -9,6 +9,7 @@ from normzoo.errors import InputError
 from normzoo.page.arms import Arm, arms_of, best_of
 from normzoo.page.metric import Metric, metric_of
 from normzoo.page.outcome import ENDED, Outcome
+from normzoo.page.settings import DATA
 from normzoo.page.statistics import difference, mean_of
 from normzoo.page.words import words
 from normzoo.runs.state import State
@@ -33,7 +34,9 @@ def comparison(runs: Sequence[Outcome], baseline: str | None = None, target: flo
     axes, arms, repeated = arms_of(runs, metric)
     norms = list(dict.fromkeys(arm.norm for arm in arms))
     base = baseline_of(norms, baseline)
-    best = {norm: best_of([arm for arm in arms if arm.norm == norm], metric) for norm in norms}
+    best = {
+        norm: None if DATA in axes else best_of([arm for arm in arms if arm.norm == norm], metric) for norm in norms
+    }
     found: Data = {
         "version": 1,
         "metric": metric and metric.tag,

@@ -53,10 +53,12 @@ def show_comparison(data: Data, console: Console | None = None) -> None:
 
 
 def table(data: Data) -> Table:
-    """A row for each arm; of many arms, for the best of each norm."""
-    arms = data["arms"] if len(data["arms"]) <= MOST_ROWS else [arm for arm in data["arms"] if arm["best"]]
+    """A row for each arm; of many arms, for the best of each norm, if there are best ones."""
+    every = data["arms"]
+    few = [arm for arm in every if arm["best"]] if len(every) > MOST_ROWS else every
+    arms = few or every[:MOST_ROWS]
     columns = dict(columns_of(data))
-    caption = None if len(arms) == len(data["arms"]) else f"the best of {len(data['arms'])} settings"
+    caption = None if len(arms) == len(every) else f"{len(arms)} of {len(every)} settings; the report has all"
     found = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     for name in columns:
         found.add_column(Text(printable(name)), overflow="fold")
@@ -115,7 +117,7 @@ def failures(arm: Data) -> str:
 
 def sensible_target(data: Data) -> float | None:
     """A target to propose: 95 % of the best value, in two digits; None if there is one, or less is better."""
-    best = [value for arm in data["arms"] for value in arm["chosen_values"] if value is not None]
+    best = [value for arm in data["arms"] if arm["best"] for value in arm["chosen_values"] if value is not None]
     if data["target"] is not None or data["mode"] != "max" or not best or max(best) <= 0:
         return None
     return float(f"{0.95 * max(best):.2g}")

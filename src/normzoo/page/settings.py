@@ -9,7 +9,7 @@ from typing import Any
 
 from normzoo.runs.contradictions import FREE, flatten
 
-SEED, NORM = "seed_everything", "norm"
+SEED, NORM, DATA = "seed_everything", "norm", "data"
 # What does not change the training, or is the same by another name.
 LEFT_OUT = (
     SEED, *FREE, "experiment", "runs", "ckpt_path", "change", "weights_only", "keep_pages", "monitors",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from normzoo.page.settings import NORM, short_names, shown
+from normzoo.page.settings import DATA, NORM, short_names, shown
 
 Data = Mapping[str, Any]
 
@@ -33,6 +33,8 @@ def selection(data: Data) -> Iterator[str]:
     """By what settings were chosen."""
     if data["metric"] is None:
         yield "No run has a validation metric that is known, such as val/accuracy or val/loss."
+    elif DATA in data["axes"]:
+        yield "The runs are of several data sets: norms are compared only where all other settings are the same."
     elif any(key != NORM for key in data["axes"]):
         if data["metric"] == data["chosen_by"]:
             yield f"Settings are chosen and compared by the same metric, {data['metric']}, which favours noise."
