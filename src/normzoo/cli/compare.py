@@ -1,33 +1,25 @@
 """The command `normzoo compare`: trains a grid of settings and seeds, each cell an ordinary run."""
 
-import argparse
 import os
-import shlex
-import signal
-import sys
-from collections import Counter
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from concurrent.futures import Future, as_completed, wait
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from normzoo.cli.commands import ArgumentParser
 from normzoo.compare.grid import FILE, Grid, other_settings
-from normzoo.compare.local import Local, preload
-from normzoo.compare.settings import EXAMPLE, Cell, Settings, cells, parse, values
-from normzoo.compare.table import GridTable
+from normzoo.compare.local import preload
+from normzoo.compare.settings import EXAMPLE, Settings, cells, parse, values
 from normzoo.errors import InputError
 from normzoo.runs import config_files
-from normzoo.runs.allowed import VARIABLE
-from normzoo.runs.allowed import again as allowed_again
 from normzoo.runs.folders import LOCK, hold
-from normzoo.runs.state import ENDED, FAILED, State
-from normzoo.runs.storage import WriteError
 
 ROOT = Path("lightning_logs/compare")
-CELL, FIT = "normzoo.cli.cell", "normzoo.cli.fit"  # the second is what the first runs
+IMPORTED = ("normzoo.cli.cell", "normzoo.cli.fit")
+"""What each cell needs; the second is what the first runs."""
 
 
 def options() -> ArgumentParser:
@@ -47,15 +39,38 @@ def options() -> ArgumentParser:
     add("--out", metavar="FOLDER", help=f"the folder of the grid (default: {ROOT}/NAME_OF_CONFIG)")
     add("--grid", metavar="FILE", help="a YAML file of settings: name: [values]")
     add("--jobs", type=positive, help="cells at a time (default: one per GPU; without, one per core, at most 8)")
+    add(
+        "--best_seeds",
+        metavar="SEEDS",
+        type=seeds,
+        help="then train the best setting of each norm with these seeds too, as 1..4",
+    )
     add("--retry", action="store_true", help="train failed cells again")
+    add("--on", choices=("local", "ray", "slurm"), default="local", help="this machine, a cluster of Ray, or Slurm")
+    add("--cpus", type=positive, default=1, metavar="N", help="of each cell, on a cluster (default: 1)")
+    add("--gpus", type=int, default=0, metavar="N", help="of each cell, on a cluster (default: 0)")
+    add("--address", help="of the Ray cluster: HOST:PORT or ray://HOST:10001 (default: RAY_ADDRESS, else this machine)")
+    add("--minutes", type=positive, default=60, help="of a Slurm job, which then waits and resumes (default: 60)")
+    add("--partition", metavar="NAME", help="of the Slurm cluster")
+    add(
+        "--slurm", action="append", default=[], metavar="KEY=VALUE", help="a further option of sbatch; several are fine"
+    )
     return parser
 
 
 def positive(text: str) -> int:
     """A number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{text!r} is no number of processes, which is 1 or more.")
+        raise ArgumentTypeError(f"{text!r} is no number of processes, which is 1 or more")
     return int(text)
+
+
+def seeds(text: str) -> list[Any]:
+    """Values of the setting `seed`."""
+    try:
+        return values("--best_seeds", text)
+    except InputError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,10 +79,13 @@ def main(arguments: Sequence[str]) -> int:
     words, command = separate(rest)
     settings = {**from_file(given.grid), **parse(words)}
     folder = Path(given.out) if given.out else ROOT / name_of(command)
-    preload([CELL, FIT])
+    if given.on == "local":
+        preload(IMPORTED)
     lock = held(folder)
     try:
         grid = opened(folder, command, settings)
+        from normzoo.cli.coordinator import compare  # and with it torch, after the processes have begun to import it
+
         return compare(grid, cells(settings) if settings else [*grid.cells.values()], given)
     finally:
         os.close(lock)
@@ -127,83 +145,3 @@ def opened(folder: Path, command: list[str], settings: Settings) -> Grid:
     if settings and set(settings) != set(grid.settings):
         raise other_settings(folder, [f"it varies {', '.join(grid.settings)}, and this command {', '.join(settings)}"])
     return replace(grid, command=command or grid.command, settings=settings or grid.settings)
-
-
-def compare(grid: Grid, wanted: Sequence[Cell], given: argparse.Namespace) -> int:
-    """Trains the cells of a grid that have not ended; returns the exit status.
-
-    Args:
-        grid: the grid.
-        wanted: the cells.
-        given: the options.
-    """
-    import torch
-
-    from normzoo.cli.cell import run_cell  # and with it torch, after the processes have begun to import it
-    from normzoo.cli.plan import plan
-
-    devices = range(torch.cuda.device_count())
-    jobs = given.jobs or len(devices) or min(os.cpu_count() or 1, 8)
-    grid.threads = grid.threads or max(1, (os.cpu_count() or 1) // jobs)
-    names = plan(grid, wanted)
-    for name in names if given.retry else ():
-        (grid.folder / name / FAILED).unlink(missing_ok=True)
-    table = GridTable(grid, names)
-    todo = [name for name in names if table.states[name] not in ENDED]
-    print(f"grid         {grid.folder}: {len(names)} cells, {len(names) - len(todo)} have ended")
-    for name in names:
-        if table.states[name] == State.FAILED:
-            table.print(name)
-    try:
-        with Local(jobs, grid.threads, devices) as executor, table:
-            run_all(
-                {
-                    executor.submit(run_cell, str(grid.folder / name), os.environ.get(VARIABLE, "")): name
-                    for name in todo
-                },
-                executor,
-                table,
-            )
-    except KeyboardInterrupt:
-        print(f"normzoo: interrupted; to continue: {again(grid)}", file=sys.stderr)
-        return 130
-    return conclude(grid, names, table)
-
-
-def run_all(futures: dict[Future[None], str], executor: Local, table: GridTable) -> None:
-    """Waits for all cells, and shows each that ends.
-
-    Raises:
-        WriteError: the disk is full.
-        KeyboardInterrupt: Ctrl-C, after the cells have written a checkpoint; a second one kills them.
-    """
-    try:
-        for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, WriteError):
-                raise error
-            table.end(futures[future], str(error or ""))
-    except BaseException:
-        executor.stop()
-        try:
-            wait(futures)
-        except KeyboardInterrupt:
-            executor.stop(signal.SIGKILL)
-        raise
-
-
-def conclude(grid: Grid, names: Sequence[str], table: GridTable) -> int:
-    """Prints what came of a grid, and what to do next; returns the exit status."""
-    counts = Counter(grid.states(names).values())
-    print(f"grid         {', '.join(f'{counts[state]} {state}' for state in State if counts[state])}")
-    if counts[State.FAILED]:
-        print(f"retry        {again(grid)} --retry")
-    if table.stopped:
-        print(f"continue     {again(grid)}")
-    print(f"report       normzoo report {shlex.quote(str(grid.folder))} --open")
-    return int(bool(counts[State.FAILED] or table.stopped))
-
-
-def again(grid: Grid) -> str:
-    """The command that continues a grid."""
-    return f"normzoo compare --out={shlex.quote(str(grid.folder))}{allowed_again()}"

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 from normzoo.errors import InputError
@@ -81,7 +82,8 @@ def in_range(key: str, text: str) -> list[Any]:
     Raises:
         InputError: the range is empty, has no end, or is too long.
     """
-    ends = re.fullmatch(r"([^.(]*|\d+\.\d+)\.\.([^.)]*|\d+\.\d+)", text)
+    number = r"(-?\d*(?:\.\d+)?)"
+    ends = re.fullmatch(rf"{number}\.\.{number}", text)
     if not ends:
         return [plain(text)]
     if not all(re.fullmatch(r"-?\d+", end) for end in ends.groups()):
@@ -109,12 +111,11 @@ def cells(settings: Settings) -> list[Cell]:
     Raises:
         InputError: there are too many.
     """
+    if (count := prod(map(len, settings.values()))) > MOST:
+        raise InputError(f"the grid has {count} cells; at most {MOST} are possible.")
     slow = sorted(settings, key=lambda key: key != "seed")
     every = product(*(settings[key] for key in slow))
-    found = [{**dict.fromkeys(settings), **dict(zip(slow, one, strict=True))} for one in every]
-    if len(found) > MOST:
-        raise InputError(f"the grid has {len(found)} cells; at most {MOST} are possible.")
-    return found
+    return [{**dict.fromkeys(settings), **dict(zip(slow, one, strict=True))} for one in every]
 
 
 def flags(cell: Mapping[str, Any]) -> list[str]:
@@ -134,15 +135,14 @@ def of_value(flag: str, value: Any) -> list[str]:
     """
     if not isinstance(value, str):
         return [f"{flag}={json.dumps(value)}"]
-    called = re.fullmatch(r"([A-Za-z_][\w.]*)\((.*)\)", value)
-    if not called:
+    if not (called := re.fullmatch(r"([A-Za-z_][\w.]*)\(.*\)", value)):
         return [f"{flag}={value}"]
     try:
-        keywords = ast.parse(value, mode="eval").body.keywords  # type: ignore[attr-defined] # a call, as it has brackets
-        given = {one.arg: ast.literal_eval(one.value) for one in keywords if one.arg}
-        if len(given) != len(keywords) or ast.parse(value, mode="eval").body.args:  # type: ignore[attr-defined]
-            raise ValueError
-    except (SyntaxError, ValueError, AttributeError) as error:
+        call: Any = ast.parse(value, mode="eval").body
+        given = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+        if call.args or None in given or ast.unparse(call.func) != called[1]:
+            raise ValueError(value)
+    except (SyntaxError, ValueError) as error:
         raise InputError(f"{value}: expected arguments by name, as in GroupNorm(num_groups=4).") from error
     return [f"{flag}={called[1]}", *(f"{flag}.{name}={text(one)}" for name, one in given.items())]
 

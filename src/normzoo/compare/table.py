@@ -63,7 +63,9 @@ class GridTable:
         """What became of a cell, with its message."""
         message = failure(self.grid.folder / name).partition("\n")[0] or problem
         colour = COLOURS.get(state, "yellow")
-        why = f": {escape(message)} ({self.grid.folder / name / 'log.txt'})" if message else ""
+        log = self.grid.folder / name / "log.txt"
+        where = f" ({log})" if log.exists() else ""  # a cell that was refused has none
+        why = f": {escape(message)}{where}" if message else ""
         return f"{name}  [{colour}]{state}[/]{why}"
 
     def render(self) -> Group:

@@ -100,9 +100,13 @@ def order(value: object) -> tuple[bool, float, str]:
 
 
 def best_of(arms: Sequence[Arm], metric: Metric | None) -> Arm | None:
-    """The best arm by the metric that chooses: first of all those with the fewest failures; None without a result."""
+    """The best arm by the metric that chooses, of those with the fewest failures, then the most seeds; else None."""
     known = [arm for arm in arms if arm.known and any(value is not None for value in arm.chosen_values)]
-    return min(known, key=lambda arm: (len(arm.failures), -score(arm, metric)), default=None) if metric else None
+    return (
+        min(known, key=lambda arm: (len(arm.failures), -len(arm.known), -score(arm, metric)), default=None)
+        if metric
+        else None
+    )
 
 
 def score(arm: Arm, metric: Metric | None) -> float:
