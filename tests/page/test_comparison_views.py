@@ -77,7 +77,7 @@ def test_a_comparison_comes_first_in_words_and_numbers(open_page: Open, grid: tu
     assert row(opened, "LayerNorm", 1).locator("td").all_inner_texts()[2:4] == ["0.9000", "1 of 3"]
     said = row(opened, "NoNorm", 1).inner_text()
     assert "0 of 3" in said
-    assert "seed 0: diverged at step 60; seed 1: diverged at step 90; seed 2: diverged at step 40" in said
+    assert "seed 0: diverged at step 60\nseed 1: diverged at step 90\nseed 2: diverged at step 40" in said
     assert opened.page.locator("#nz-arms .nz-mark").count() == 3
 
 

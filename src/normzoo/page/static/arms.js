@@ -69,7 +69,7 @@ function columnsOf(comparison) {
     arms.some((arm) => arm.failures.length) && {
       id: "failures",
       head: "failures",
-      text: (arm) => failureTexts(arm).join("; "),
+      text: (arm) => failureTexts(arm).join("\n"),
       key: (arm) => arm.failures.length,
       first: -1,
     },
