@@ -119,7 +119,7 @@ def test_the_page_is_built_without_torch() -> None:
 
 LIGHT = [
     ("--help",),
-    *((name, "--help") for name in ("new", "norms", "resume", "checkpoint", "convert", "export", "report")),
+    *((name, "--help") for name in ("new", "norms", "resume", "checkpoint", "convert", "export", "report", "claims")),
 ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pages import conformance, faults, monitors, pictures, training, zoo
+from pages import claims, conformance, faults, monitors, pictures, training, zoo
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,14 +18,16 @@ def main() -> None:
         nargs="*",
         metavar="PAGE",
         help="zoo: docs/zoo.md, docs/axes/ and the README's table; conformance: docs/conformance.md; "
-        "monitors: docs/monitors.md; training: docs/training.md; faults: docs/faults.md; pictures: docs/*.png",
+        "monitors: docs/monitors.md; training: docs/training.md; claims: docs/claims.md; "
+        "faults: docs/faults.md; pictures: docs/*.png",
     )
-    asked = parser.parse_args().pages or ["zoo", "conformance", "monitors", "training", "faults", "pictures"]
+    asked = parser.parse_args().pages or ["zoo", "conformance", "monitors", "training", "claims", "faults", "pictures"]
     writers = {
         "zoo": zoo.write,
         "conformance": conformance.write,
         "monitors": monitors.write,
         "training": training.write,
+        "claims": claims.write,
         "faults": faults.write,
         "pictures": pictures.write,
     }

@@ -38,6 +38,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fit --trainer.max_e", {"--trainer.max_epochs"}),
         ("test --ckpt", {"--ckpt_path"}),
         ("norms WeightN", {"WeightNorm"}),
+        ("claims bn", {"bn-sigmoid"}),
     ],
 )
 def test_a_shell_completes(words: str, proposed: set[str], script: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from references import reference
 
 from normzoo.norms import Facts, layers
-from pages import authors, axes, conformance, monitors, training, zoo
+from pages import authors, axes, claims, conformance, monitors, training, zoo
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -39,6 +39,11 @@ def test_the_page_of_the_monitors_is_up_to_date() -> None:
 def test_the_page_of_the_sweep_is_up_to_date() -> None:
     report = json.loads((DOCS / "training.json").read_text())
     assert (DOCS / "training.md").read_text() == training.the_page(report), "run scripts/docs training"
+
+
+def test_the_page_of_the_claims_is_up_to_date() -> None:
+    report = json.loads((DOCS / "claims.json").read_text())
+    assert (DOCS / "claims.md").read_text() == claims.the_page(report, ROOT), "run scripts/docs claims"
 
 
 def test_every_layer_is_in_the_sweep() -> None:

@@ -11,6 +11,7 @@ COMMANDS = {
     "fit": "train a network, then test the best checkpoint",
     "resume": "continue a run that was interrupted, to the end it would have had",
     "compare": "train a grid of settings and seeds, and compare its runs",
+    "claims": "check what papers say of normalization layers, on small networks",
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
     "predict": "write a checkpoint's predictions for the test images to a file",

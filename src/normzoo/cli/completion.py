@@ -9,6 +9,7 @@ from normzoo.cli.command import Command
 from normzoo.cli.commands import COMMANDS, EVALUATE, ArgumentParser
 from normzoo.cli.messages import CHOICES
 from normzoo.cli.parser import options
+from normzoo.compare.claims import CLAIMS
 from normzoo.errors import InputError
 
 
@@ -59,6 +60,7 @@ def completed(shell: str) -> str:
 
     parser = argparse.ArgumentParser(prog="normzoo")
     commands = parser.add_subparsers()
+    names: dict[str, Iterable[str]] = {"norms": norms.layers(), "claims": CLAIMS}
     for command, does in COMMANDS.items():
         one = commands.add_parser(command, help=does)
         if command in ("fit", *EVALUATE):
@@ -67,7 +69,7 @@ def completed(shell: str) -> str:
                     values = CHOICES.get(name.lstrip("-").rpartition(".")[2])
                     add(one, name, values and values())
         else:
-            add(one, "argument", norms.layers() if command == "norms" else None)
+            add(one, "argument", names.get(command))
             if command == "report":
                 add(one, "--output", None)
     return shtab.complete(parser, shell)
