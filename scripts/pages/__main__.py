@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pages import claims, conformance, faults, monitors, pictures, training, zoo
+from pages import benchmark, claims, conformance, faults, monitors, pictures, training, zoo
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,20 +17,20 @@ def main() -> None:
         "pages",
         nargs="*",
         metavar="PAGE",
-        help="zoo: docs/zoo.md, docs/axes/ and the README's table; conformance: docs/conformance.md; "
-        "monitors: docs/monitors.md; training: docs/training.md; claims: docs/claims.md; "
-        "faults: docs/faults.md; pictures: docs/*.png",
+        help="zoo: docs/zoo.md, docs/axes/ and the README's table; pictures: docs/*.png; conformance, monitors, training, "
+        "benchmark, claims, faults: that page in docs/",
     )
-    asked = parser.parse_args().pages or ["zoo", "conformance", "monitors", "training", "claims", "faults", "pictures"]
     writers = {
         "zoo": zoo.write,
         "conformance": conformance.write,
         "monitors": monitors.write,
         "training": training.write,
+        "benchmark": benchmark.write,
         "claims": claims.write,
         "faults": faults.write,
         "pictures": pictures.write,
     }
+    asked = parser.parse_args().pages or list(writers)
     for name in asked:
         if name not in writers:
             parser.error(f"no page is called {name}; there are {', '.join(writers)}")

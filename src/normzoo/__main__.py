@@ -32,6 +32,7 @@ examples:
   normzoo fit -c configs/digits_mlp.yaml --model.net.norm=LayerNorm
   normzoo fit --data=FashionMNIST --model.net=ResNet --model.net.norm=GroupNorm --model.net.norm.num_groups=4
   normzoo resume lightning_logs/digits_mlp/000           # after a kill
+  normzoo compare -c configs/digits_mlp.yaml norm=BatchNorm,LayerNorm seed=0..4
   normzoo test --ckpt_path=lightning_logs/digits_mlp/000
   normzoo report lightning_logs/digits_mlp -o report.html
   normzoo checkpoint lightning_logs/digits_mlp/000
