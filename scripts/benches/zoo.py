@@ -67,7 +67,7 @@ def main() -> None:
         prog="scripts/bench zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, default="docs/benchmark.json", metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default="lightning_logs/benchmark", help="of the grids (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default="lightning_logs/benchmark", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=11, help="of the timed steps (default: %(default)s)")
     given = parser.parse_args()
     report: dict[str, Any] = {"machine": describe(), "grids": {}}

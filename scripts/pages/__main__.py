@@ -17,8 +17,8 @@ def main() -> None:
         "pages",
         nargs="*",
         metavar="PAGE",
-        help="zoo: docs/zoo.md, docs/axes/ and the README's table; pictures: docs/*.png; conformance, monitors, training, "
-        "benchmark, claims, faults: that page in docs/",
+        help="zoo: docs/zoo.md, docs/axes/ and the README's table; pictures: docs/*.png; benchmark, claims, "
+        "conformance, faults, monitors, training: that page in docs/",
     )
     writers = {
         "zoo": zoo.write,

@@ -23,11 +23,14 @@ Written by `scripts/docs benchmark` from docs/benchmark.json, which `scripts/ben
 [`normzoo compare`](compare.md), and the cost of a training step of each layer in the same networks.
 
 The rate of each layer is tuned on the grid of rates that the command names, with seed 0, by the accuracy on the
-validation images. Its best rate is then trained with seeds 1 and 2. *accuracy* is that on the test images, the mean over
-the three seeds and Student's 95 % interval; *against {baseline}* is the mean of the differences at equal seeds, in points,
-with its interval, in bold where that leaves out 0. *step* is the time of a training step in one thread, divided by that
-with TorchBatchNorm, torch's own kernel, and *saved* what the step keeps for the backward pass, with the network's own
-tensors. *diverged* counts the runs, of all rates, whose loss or gradient was not finite.
+validation images. Its best rate is then trained with seeds 1 and 2, too.
+
+- *accuracy*: on the test images, the mean over the three seeds and Student's 95 % interval
+- *against {baseline}*: the mean of the differences at equal seeds, in points, with its interval; bold where that leaves
+  out 0
+- *step*: the time of a training step in one thread, divided by that with TorchBatchNorm, torch's own kernel
+- *saved*: what the network keeps for the backward pass
+- *diverged*: how many runs, at all rates, had a loss or a gradient that was not finite
 
 ```
 {machine}
@@ -78,9 +81,13 @@ def best_arms(grid: Data) -> list[Data]:
 def section(name: str, grid: Data) -> str:
     """The table of a grid."""
     command = shlex.join(["normzoo", "compare", *grid["command"]])
-    rows = ["| layer | accuracy | against BatchNorm | rate | step | saved | diverged |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        f"| layer | accuracy | against {BASELINE} | rate | step | saved | diverged |",
+        "|---|---|---|---|---|---|---|",
+    ]
     rows += [row(arm, grid) for arm in best_arms(grid)]
-    return "\n".join([f"## {TITLES[name]}", "", "```sh", wrapped(command), "```", "", *rows, "", *without_row(grid), ""])
+    head = [f"## {TITLES[name]}", "", "```sh", wrapped(command), "```", ""]
+    return "\n".join([*head, *rows, "", *without_row(grid), ""])
 
 
 def wrapped(command: str) -> str:
