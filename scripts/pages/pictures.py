@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,16 @@ RUN = (
 NORMS = ("BatchNorm", "LayerNorm", "NoNorm")
 WIDTH = 1280
 VIEWS = ("verdicts", "depth", "heatmap", "layer", "evaluation", "shift", "landscape")
+GRID = (
+    *("compare", "-c", "configs/digits_mlp.yaml", "--model.net.activation=ReLU", "norm=BatchNorm,LayerNorm,NoNorm"),
+    *("seed=0..4", "model.optimizer.lr=0.01,0.1,1.0,10.0"),
+)
+VIEWS_OF_GRID = ("comparison", "setting", "monitors")
 QUIET = ["--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
 
 
 def write(root: Path) -> list[Path]:
-    """Trains an MLP of nine layers with three norms, and writes docs/page-*.png and docs/tensorboard-*.png."""
+    """Trains an MLP of nine layers with three norms and a grid, and writes the pictures of page and TensorBoard."""
     from playwright.sync_api import sync_playwright
 
     docs = root / "docs"
@@ -40,20 +45,24 @@ def write(root: Path) -> list[Path]:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=QUIET, chromium_sandbox=False
         )
-        written = list(of_report(browser, report(folder, Path(folder) / "report.html"), docs))
+        written = list(of_report(browser, report(folder, Path(folder) / "report.html"), docs, "page", VIEWS))
         with tensorboard(Path(folder)) as address:
             written += of_tensorboard(browser, address, docs)
+        grid = Path(folder) / "grid"
+        subprocess.run([sys.executable, "-m", "normzoo", *GRID, f"--out={grid}"], cwd=root, check=True)
+        compared = report(grid, Path(folder) / "grid.html", target=0.95)
+        written += of_report(browser, compared, docs, "compare", VIEWS_OF_GRID)
         browser.close()
     return written
 
 
-def of_report(browser: Any, file: Path, docs: Path) -> Iterator[Path]:
-    """A picture of each view of a report."""
+def of_report(browser: Any, file: Path, docs: Path, name: str, views: Sequence[str]) -> Iterator[Path]:
+    """A picture of some views of a report."""
     page = browser.new_page(viewport={"width": WIDTH, "height": 6000})  # all of it: what floats hides nothing
     page.goto(file.as_uri())
     page.locator("main[aria-busy=false]").wait_for()
-    for view in VIEWS:
-        path = docs / f"page-{view}.png"
+    for view in views:
+        path = docs / f"{name}-{view}.png"
         box = page.locator(f"#nz-{view}").bounding_box()
         edge = {"x": box["x"] - 12, "y": box["y"], "width": box["width"] + 24, "height": box["height"] + 8}
         page.screenshot(path=path, clip=edge)
