@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUIET
+from alive import is_alive
+from commands import QUIET, normzoo
 from left_behind import differences, records, saved
 
 from normzoo.cli.cell import run_cell
@@ -67,12 +68,6 @@ def process_of(run: Path) -> int:
     """The process that trains a cell, 0 if it has no checkpoint yet."""
     begun = (run / "checkpoints" / "last.ckpt").is_file() and is_held(run)
     return int((run / ".lock").read_text().split()[1]) if begun else 0
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
-    return state.stdout.strip()[:1] not in ("", "Z")
 
 
 def tree(process: int) -> list[int]:
@@ -213,10 +208,13 @@ def programs(folder: Path, patch: pytest.MonkeyPatch, sbatch: str) -> None:
 def test_slurm_gets_one_array_with_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     programs(tmp_path, monkeypatch, SBATCH.format(folder=tmp_path))
-    more = {"account": "vision", "exclusive": True}
-    asked = {"jobs": 2, "cpus": 4, "gpus": 1, "threads": 3, "minutes": 90, "partition": "long", "more": more}
-    jobs = submit(tmp_path / "first", run_cell, [("a",), ("b",), ("c",)], **asked)
-    assert [job.job_id for job in jobs] == ["7_0", "7_1", "7_2"]
+    grid = ("norm=BatchNorm,LayerNorm,NoNorm", f"--out={tmp_path / 'first'}", *FLAGS)
+    resources = ("--jobs=2", "--cpus=4", "--gpus=1", "--minutes=90", "--partition=long")
+    result = normzoo("compare", *grid, "--on=slurm", *resources, "--slurm=account=vision", "--slurm", "exclusive")
+    assert result.status == 0, result.err
+    assert "3 cells, 0 have ended, 3 submitted" in result.out
+    assert "7_0 to 7_2" in result.out
+    assert set(Grid.load(tmp_path / "first").states().values()) == {State.NEW}
     script = (tmp_path / "submitted.sh").read_text().splitlines()
     options = {line.removeprefix("#SBATCH --") for line in script if line.startswith("#SBATCH")}
     assert options >= {
@@ -229,7 +227,7 @@ def test_slurm_gets_one_array_with_what_was_asked(tmp_path: Path, monkeypatch: p
         "exclusive",
         "job-name=first",
     }
-    assert "export OMP_NUM_THREADS=3" in script
+    assert "export OMP_NUM_THREADS=4" in script
     assert any(line.startswith("srun") and str(tmp_path / "first" / ".submitit") in line for line in script)
 
 

@@ -68,9 +68,9 @@ def positive(text: str) -> int:
 def seeds(text: str) -> list[Any]:
     """Values of the setting `seed`."""
     try:
-        return values("--best_seeds", text)
+        return values("seed", text)
     except InputError as error:
-        raise ArgumentTypeError(str(error)) from error
+        raise ArgumentTypeError(str(error).rstrip(".")) from error
 
 
 def main(arguments: Sequence[str]) -> int:
