@@ -69,6 +69,14 @@ def test_the_test_metric_is_reported_and_the_validation_metric_chooses(tmp_path:
     assert (first["runs"], first["finished"], first["planned"]) == (["0.1-0", "0.1-1"], 2, 2)
 
 
+def test_settings_are_chosen_by_the_seeds_that_all_have(tmp_path: Path) -> None:
+    """Further seeds of one setting neither make it the best one nor, where they are worse, another one."""
+    for rate, values in {0.1: [0.8, 0.9, 0.9, 0.9], 1.0: [0.81], 10.0: [0.9, 0.5, 0.5]}.items():
+        for seed, value in enumerate(values):
+            a_run(tmp_path / f"{rate}-{seed}", "BatchNorm", seed, [value], 0.5, lr=rate)
+    assert [name for name, arm in arms(compare(tmp_path)).items() if arm["best"]] == ["BatchNorm, lr=10"]
+
+
 def test_what_is_not_finished_has_no_value(tmp_path: Path) -> None:
     """A run that is interrupted, one that diverged, one whose last losses are NaN, and one that failed."""
     a_run(tmp_path / "done", "BatchNorm", 0, [0.5, 0.9], 0.8)
@@ -114,6 +122,17 @@ def test_runs_of_any_other_trainer_are_finished(tmp_path: Path) -> None:
         "against": "BatchNorm",
     }  # fmt: skip
     assert found["lead"]["best"] == "BatchNorm"
+
+
+def test_settings_of_any_other_trainer_are_its_hyperparameters(tmp_path: Path) -> None:
+    for rate in (0.1, 1.0):
+        events = Events(tmp_path / str(rate))
+        events.about(norm="BatchNorm", seed=0, steps=None, network=[])
+        events.scalar(3, "val_loss", rate)
+        (tmp_path / str(rate) / "hparams.yaml").write_text(yaml.safe_dump({"lr": rate, "width": 32}))
+    found = compare(tmp_path)
+    assert (found["axes"], found["repeated"]) == (["lr"], [])
+    assert [name for name, arm in arms(found).items() if arm["best"]] == ["BatchNorm, lr=0.1"]
 
 
 def test_the_metric_is_that_of_the_task(tmp_path: Path) -> None:
@@ -290,7 +309,7 @@ def test_of_many_settings_the_terminal_shows_the_best() -> None:
     found = comparison(runs)
     assert found is not None
     assert table(found).row_count == 2
-    assert str(table(found).caption) == "2 of 26 settings; the report has all"
+    assert str(table(found).caption) == "2 of 26 settings, the best of each norm against that of A; the report has all"
     assert table({**found, "arms": [{**arm, "best": False} for arm in found["arms"]]}).row_count == 24
 
 

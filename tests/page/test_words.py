@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from normzoo.errors import InputError
 from normzoo.page.comparison import comparison
 from normzoo.page.outcome import Outcome
 from normzoo.runs.state import State
@@ -91,7 +92,6 @@ CASES: list[tuple[dict[tuple[str, float], Values], list[str]]] = [
         {BN: [None, None], LN: [None, "running"]},
         [
             "0 of 4 runs are finished; 1 running, 3 waiting.",
-            "No run has a validation metric that is known, such as val/accuracy or val/loss.",
         ],
     ),
     (
@@ -143,7 +143,7 @@ def test_words(table: dict[tuple[str, float], Values], words: list[str]) -> None
 def test_of_a_loss_less_is_better() -> None:
     assert said({BN: [0.5, 0.52], LN: [1.5, 1.51]}, tag="loss") == [
         "BatchNorm has the lowest mean: test/loss 0.51 (2 seeds).",
-        "BatchNorm is better than LayerNorm by 0.995 (95 % interval 0.931 to 1.06, 2 pairs).",
+        "BatchNorm is better than LayerNorm by 0.995 (95 % interval 0.93 to 1.06, 2 pairs).",
     ]
 
 
@@ -178,13 +178,50 @@ def test_several_data_sets_have_no_best_norm() -> None:
 def test_many_intervals_miss_sometimes() -> None:
     table = {(f"Norm{i}", 0.1): [0.9 + 0.001 * i, 0.9 + 0.0015 * i] for i in range(21)}
     assert "Of 20 intervals of 95 %, 1 miss the true difference on average." in said(table)
+    one_seed = {arm: values[:1] for arm, values in table.items()}
+    assert not any("intervals" in sentence for sentence in said(one_seed))
+
+
+def test_many_norms_share_sentences() -> None:
+    """A sentence for each of 50 would be a page of text."""
+    better = {(f"Up{i}", 0.1): [0.94 + 0.01 * i, 0.95 + 0.01 * i, 0.97 + 0.01 * i] for i in range(3)}
+    worse = {(f"Down{i}", 0.1): [0.84, 0.85 + 0.01 * i, 0.87] for i in range(4)}
+    others: dict[tuple[str, float], Values] = {("Near", 0.1): [0.91, 0.90, 0.92], ("Same", 0.1): [0.9, 0.91, 0.92]}
+    found = said({BN: [0.90, 0.91, 0.92], **better, **worse, **others, ("One", 0.1): [0.89, None, None]})
+    assert found[1:-1] == [
+        "Up2 has the highest mean: test/accuracy 97.3 % (3 seeds).",
+        "Up2 is better than Up1 by 1.0 points in each of 3 pairs.",
+        "Better than BatchNorm: Up2 by 6.3 points (4.9 to 7.8), Up1 by 5.3 points (3.9 to 6.8), Up0 by 4.3 points (2.9 "
+        "to 5.8).",
+        "Worse than BatchNorm: Down0 by 5.7 points (4.2 to 7.1), Down1 by 5.3 points (3.9 to 6.8), Down2 by 5.0 "
+        "points (2.5 to 7.5), Down3 by 4.7 points (0.9 to 8.5).",
+        "Worse than BatchNorm in the only pair: One by 1.0 points.",
+        "Not told apart from BatchNorm: Near (-2.5 to 2.5).",
+        "Equal to BatchNorm: Same.",
+    ]
+
+
+def test_accuracies_in_percent_are_no_shares_of_one() -> None:
+    found = comparison(runs_of({BN: [90.0, 91.0, 92.0], LN: [80.0, 81.1, 82.2]}))
+    assert found is not None
+    assert not found["share"]
+    assert found["arms"][0]["high"] == pytest.approx(93.48, abs=0.01)
+    assert found["words"][0] == "BatchNorm has the highest mean: test/accuracy 91 (3 seeds)."
+
+
+def test_a_target_in_percent_is_refused() -> None:
+    with pytest.raises(InputError, match="target=95: val/accuracy lies between 0 and 1; give a target such as 0.95"):
+        said({BN: [0.9], LN: [0.8]}, target=95)
 
 
 def test_runs_that_count_twice_are_said() -> None:
     runs = runs_of({BN: [0.9], LN: [0.8]})
     found = comparison([*runs, *runs_of({BN: [0.91]})])
     assert found is not None
-    assert found["words"][-1] == "1 run not counted: another one has the same settings and seed."
+    assert found["words"][-1] == (
+        "1 run not counted: another one has the same seed, and neither config.yaml nor hparams.yaml shows another "
+        "difference."
+    )
     assert found["arms"][0]["values"] == [0.91]
 
 

@@ -50,6 +50,12 @@ class Arm:
         return {run.seed: value for run, value in pairs if run.seed is not None and value is not None}
 
     @property
+    def chosen(self) -> dict[object, float]:
+        """Seed, or name of a run without one -> value of the metric that chooses settings."""
+        pairs = zip(self.runs, self.chosen_values, strict=True)
+        return {seed_of(run): value for run, value in pairs if value is not None}
+
+    @property
     def failures(self) -> list[Outcome]:
         """The runs that ended without a result."""
         return [run for run in self.runs if run.has_failed]
@@ -83,11 +89,16 @@ def name_of(settings: Settings) -> str:
     return ", ".join([str(settings[NORM]), *others])
 
 
+def seed_of(run: Outcome) -> int | str:
+    """The seed of a run; its name if that is not known."""
+    return run.name if run.seed is None else run.seed
+
+
 def one_per_seed(runs: Iterable[Outcome]) -> list[Outcome]:
     """Of the runs with the same seed the last that is finished, else the last; all that have no seed."""
     kept: dict[object, Outcome] = {}
     for run in runs:
-        key = run.name if run.seed is None else run.seed
+        key = seed_of(run)
         if key not in kept or run.state is State.FINISHED or kept[key].state is not State.FINISHED:
             kept[key] = run
     return sorted(kept.values(), key=lambda run: (run.seed is None, run.seed or 0))
@@ -99,17 +110,18 @@ def order(value: object) -> tuple[bool, float, str]:
     return not is_number, float(value) if is_number else 0.0, "" if is_number else shown(value)  # type: ignore[arg-type]
 
 
-def best_of(arms: Sequence[Arm], metric: Metric | None) -> Arm | None:
-    """The best arm by the metric that chooses, of those with the fewest failures, then the most seeds; else None."""
-    known = [arm for arm in arms if arm.known and any(value is not None for value in arm.chosen_values)]
-    return (
-        min(known, key=lambda arm: (len(arm.failures), -len(arm.known), -score(arm, metric)), default=None)
-        if metric
-        else None
-    )
+def best_of(arms: Sequence[Arm], metric: Metric) -> Arm | None:
+    """The best arm by the metric that chooses, of those with the fewest failures; None if there is no value.
 
+    Means are taken over the seeds that these arms share: further seeds of one arm are no reason to choose it.
+    """
+    known = [arm for arm in arms if arm.known and arm.chosen]
+    fewest = min((len(arm.failures) for arm in known), default=0)
+    several = [arm for arm in known if len(arm.failures) == fewest]
+    shared = {*several[0].chosen}.intersection(*(arm.chosen for arm in several)) if several else set()
 
-def score(arm: Arm, metric: Metric | None) -> float:
-    """The mean by the metric that chooses, more of which is better."""
-    sign = metric.sign if metric else 1
-    return sign * fmean(value for value in arm.chosen_values if value is not None)
+    def score(arm: Arm) -> tuple[int, float]:
+        values = [arm.chosen[seed] for seed in shared or arm.chosen]
+        return len(values), metric.sign * fmean(values)
+
+    return max(several, key=score, default=None)

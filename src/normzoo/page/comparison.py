@@ -8,11 +8,11 @@ from typing import Any
 from normzoo.errors import InputError
 from normzoo.page.arms import Arm, arms_of, best_of
 from normzoo.page.metric import Metric, metric_of
-from normzoo.page.outcome import ENDED, Outcome
+from normzoo.page.outcome import Outcome
 from normzoo.page.settings import DATA
 from normzoo.page.statistics import difference, mean_of
 from normzoo.page.words import words
-from normzoo.runs.state import State
+from normzoo.runs.state import ENDED, State
 
 Data = dict[str, Any]
 
@@ -26,17 +26,17 @@ def comparison(runs: Sequence[Outcome], baseline: str | None = None, target: flo
         target: a value of the metric that chooses settings, to which the steps are counted.
 
     Raises:
-        InputError: the baseline is no norm of the runs.
+        InputError: the baseline is no norm of the runs; the target is no part of 1, as the metric is.
     """
     if len(runs) < 2:
         return None
     metric = metric_of(runs)
+    if target is not None and metric and metric.is_share and not 0 <= target <= 1:
+        raise InputError(f"target={target:g}: {metric.chosen_by} lies between 0 and 1; give a target such as 0.95.")
     axes, arms, repeated = arms_of(runs, metric)
     norms = list(dict.fromkeys(arm.norm for arm in arms))
     base = baseline_of(norms, baseline)
-    best = {
-        norm: None if DATA in axes else best_of([arm for arm in arms if arm.norm == norm], metric) for norm in norms
-    }
+    best = best_arms(arms, metric) if metric and DATA not in axes else {}
     found: Data = {
         "version": 1,
         "metric": metric and metric.tag,
@@ -50,11 +50,18 @@ def comparison(runs: Sequence[Outcome], baseline: str | None = None, target: flo
         "share": metric is not None and metric.is_share,
         "seeds": sorted({run.seed for run in runs if run.seed is not None}),
         "arms": [described(arm, arms, best, base, metric, target) for arm in arms],
-        "lead": lead([arm for arm in best.values() if arm], metric),
+        "lead": lead([*best.values()], metric),
         "repeated": [run.name for run in repeated],
         "cells": counts([run for arm in arms for run in arm.runs]),
     }
     return {**found, "words": words(found)}
+
+
+def best_arms(arms: Sequence[Arm], metric: Metric) -> dict[str, Arm]:
+    """Norm -> its best arm."""
+    norms = dict.fromkeys(arm.norm for arm in arms)
+    found = {norm: best_of([arm for arm in arms if arm.norm == norm], metric) for norm in norms}
+    return {norm: arm for norm, arm in found.items() if arm}
 
 
 def baseline_of(norms: Sequence[str], asked: str | None) -> str:
@@ -75,14 +82,14 @@ def baseline_of(norms: Sequence[str], asked: str | None) -> str:
 def described(
     arm: Arm,
     arms: Sequence[Arm],
-    best: Mapping[str, Arm | None],
+    best: Mapping[str, Arm],
     baseline: str,
     metric: Metric | None,
     target: float | None,
 ) -> Data:
     """An arm as plain data."""
     twin = next((one for one in arms if one.norm == baseline and one.others == arm.others), None)
-    is_best = best[arm.norm] is arm
+    is_best = best.get(arm.norm) is arm
     found = mean_of(arm.known, within=(0, 1) if metric and metric.is_share else None)
     step_times = [run.step_ms for run in arm.runs if run.step_ms is not None]
     return {
@@ -96,7 +103,7 @@ def described(
         **(asdict(found) if found else dict.fromkeys(("mean", "low", "high"))),
         "difference": against(arm, twin),
         "best": is_best,
-        "best_difference": against(arm, best[baseline]) if is_best else None,
+        "best_difference": against(arm, best.get(baseline)) if is_best else None,
         "steps_to_target": steps_to(arm, metric, target),
         "step_ms": median(step_times) if step_times else None,
         "failures": [failure(run) for run in arm.failures],

@@ -29,7 +29,7 @@ def print_comparison(folders: Sequence[AnyPath], baseline: str | None = None, ta
     Raises:
         InputError: as `normzoo.page.report` does.
     """
-    if data := Source.of(folders, baseline, target).comparison():
+    if data := Source.of(folders, baseline, target).comparison:
         show_comparison(data)
 
 
@@ -55,10 +55,11 @@ def show_comparison(data: Data, console: Console | None = None) -> None:
 def table(data: Data) -> Table:
     """A row for each arm; of many arms, for the best of each norm, if there are best ones."""
     every = data["arms"]
-    few = [arm for arm in every if arm["best"]] if len(every) > MOST_ROWS else every
-    arms = few or every[:MOST_ROWS]
-    columns = dict(columns_of(data))
-    caption = None if len(arms) == len(every) else f"{len(arms)} of {len(every)} settings; the report has all"
+    best = [arm for arm in every if arm["best"]] if len(every) > MOST_ROWS else []
+    arms = best or every[:MOST_ROWS]
+    columns = dict(columns_of(data, "best_difference" if best else "difference"))
+    which = f", the best of each norm against that of {data['baseline']}" if best else ""
+    caption = None if len(arms) == len(every) else f"{len(arms)} of {len(every)} settings{which}; the report has all"
     found = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     for name in columns:
         found.add_column(Text(printable(name)), overflow="fold")
@@ -68,8 +69,8 @@ def table(data: Data) -> Table:
     return found
 
 
-def columns_of(data: Data) -> Iterator[tuple[str, Any]]:
-    """The columns: head, and the text of an arm."""
+def columns_of(data: Data, compared: str) -> Iterator[tuple[str, Any]]:
+    """The columns: head, and the text of an arm. `compared` is the key of its difference to the baseline."""
     yield NORM, lambda arm: arm["norm"]
     for key, short in short_names([NORM, *data["axes"]]).items():
         if key != NORM:
@@ -77,7 +78,7 @@ def columns_of(data: Data) -> Iterator[tuple[str, Any]]:
     yield data["metric"] or "result", lambda arm: "-" if arm["mean"] is None else quantity(data, arm["mean"])
     yield "95 % interval", lambda arm: interval(data, arm)
     yield "seeds", lambda arm: f"{sum(value is not None for value in arm['values'])} of {arm['planned']}"
-    yield f"against {data['baseline']}", lambda arm: against(data, arm)
+    yield f"against {data['baseline']}", lambda arm: against(data, arm[compared])
     if data["target"] is not None:
         yield f"steps to {data['target']:g}", steps
     if any(arm["failures"] for arm in data["arms"]):
@@ -89,9 +90,8 @@ def interval(data: Data, arm: Data) -> str:
     return "" if arm["low"] is None else " to ".join(numbers(data, arm["low"], arm["high"]))
 
 
-def against(data: Data, arm: Data) -> str:
-    """The difference to the baseline with the same settings."""
-    found = arm["difference"]
+def against(data: Data, found: Data | None) -> str:
+    """A difference to the baseline."""
     if found is None:
         return ""
     mean, *ends = numbers(data, *(found[key] for key in ("mean", "low", "high") if found[key] is not None))

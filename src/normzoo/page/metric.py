@@ -21,21 +21,18 @@ class Metric:
         tag: of the values that are reported.
         chosen_by: the tag by which settings are chosen.
         mode: "max" or "min", which is better.
+        is_share: whether values are parts of 1, which people write in percent.
     """
 
     tag: str
     chosen_by: str
     mode: str
+    is_share: bool
 
     @property
     def sign(self) -> int:
         """1 if more is better, -1 if less is."""
         return 1 if self.mode == "max" else -1
-
-    @property
-    def is_share(self) -> bool:
-        """Whether values are parts of 1, which people write in percent."""
-        return last_word(self.tag) in SHARES
 
     def chosen_value(self, run: Outcome) -> float | None:
         """The best value of a finished run by the metric that chooses."""
@@ -76,7 +73,13 @@ def metric_of(runs: Sequence[Outcome]) -> Metric | None:
     test = chosen_by.replace("val", "test", 1)
     finished = [run for run in runs if run.state is State.FINISHED]
     tested = bool(finished) and all(test in run.curves for run in finished)
-    return Metric(test if tested else chosen_by, chosen_by, mode)
+    return Metric(test if tested else chosen_by, chosen_by, mode, are_shares(chosen_by, runs))
+
+
+def are_shares(tag: str, runs: Sequence[Outcome]) -> bool:
+    """Whether a metric is an accuracy as a part of 1: some tasks log percent."""
+    values = (value for run in runs for value in run.curves.get(tag, {}).values())
+    return last_word(tag) in SHARES and all(0 <= value <= 1 for value in values if math.isfinite(value))
 
 
 def last_word(tag: str) -> str:

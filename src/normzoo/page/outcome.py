@@ -12,11 +12,11 @@ from normzoo.page.event_log import EventLog
 from normzoo.page.run_data import norm_of, read_config, whole_number
 from normzoo.page.settings import SEED, Settings, settings_of
 from normzoo.runs.folders import CONFIG
-from normzoo.runs.state import State, diverged_at, failure, state_of
+from normzoo.runs.state import ENDED, State, diverged_at, failure, state_of
 
 LOSSES = ("train/loss", "train_loss", "loss", "train/loss_step", "train_loss_step")
+HPARAMS = "hparams.yaml"  # of a Trainer without config.yaml, where the module calls save_hyperparameters()
 FEW = 5
-ENDED = (State.FINISHED, State.FAILED, State.DIVERGED)
 
 Curve = Mapping[int, float]
 
@@ -72,7 +72,7 @@ def outcome(name: str, log: EventLog) -> Outcome:
         name=name,
         norm=str(about["norm"]),
         seed=whole_number(about["seed"]),
-        settings=settings_of(config),
+        settings=settings_of(config or read_config(log.folder / HPARAMS)),
         state=state,
         step=step,
         text=failure(log.folder),

@@ -72,7 +72,7 @@ def compare(
         InputError: as for `report`; there are less than two runs.
     """
     source = Source.of(folders_in(runs), baseline, target)
-    if (compared := source.comparison()) is None:
+    if (compared := source.comparison) is None:
         raise InputError(f"{next(iter(source.found.values()))}: one run cannot be compared; give two or more.")
     return compared
 
@@ -121,7 +121,7 @@ def write_report(
     files = list(dict.fromkeys((output, *map(output.with_suffix, beside))))
     for file in files:
         write(file, FORMATS[file.suffix](source, title), source)
-    return Written(files, source.names, list(source.notes), source.comparison())
+    return Written(files, source.names, list(source.notes), source.comparison)
 
 
 def write(path: Path, parts: Iterable[str], source: Source) -> None:
@@ -147,7 +147,7 @@ def html_file(source: Source, title: str) -> Iterator[str]:
     data = ((name, run_data(name, log, MOST_STEPS_OF_CHANNELS)) for name, log in source.logs())
     many = len(source.found) > MANY
     runs = ((name, packed(without_details(run) if many else run)) for name, run in data)
-    return html_page(title, runs, comparison=source.comparison)
+    return html_page(title, runs, comparison=lambda: source.comparison)
 
 
 def json_file(source: Source, title: str) -> Iterator[str]:
@@ -155,7 +155,7 @@ def json_file(source: Source, title: str) -> Iterator[str]:
     yield f'{{"version":{VERSION},"runs":['
     for i, (name, log) in enumerate(source.logs()):
         yield f"{',' if i else ''}\n{json_text(run_data(name, log))}"
-    yield f'\n],"comparison":{json_text(source.comparison(), DIGITS)}}}\n'
+    yield f'\n],"comparison":{json_text(source.comparison, DIGITS)}}}\n'
 
 
 def csv_file(source: Source, title: str) -> Iterator[str]:

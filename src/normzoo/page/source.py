@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Source:
 
     def shows_something(self) -> bool:
         """Whether there are tables, a metric to compare by, or runs that may still have one."""
-        compared = self.comparison()
+        compared = self.comparison
         return self.has_tables or bool(compared and (compared["metric"] or compared["cells"]["waiting"]))
 
     def all_outcomes(self) -> list[Outcome]:
@@ -80,6 +81,7 @@ class Source:
                 pass
         return list(self.outcomes.values())
 
+    @cached_property
     def comparison(self) -> dict[str, Any] | None:
         """The comparison of all runs; None if there is only one."""
         return comparison(self.all_outcomes(), self.baseline, self.target)

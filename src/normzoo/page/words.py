@@ -1,5 +1,6 @@
 """A comparison in sentences: no word that the numbers do not carry."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from normzoo.page.settings import DATA, NORM, short_names, shown
 
 Data = Mapping[str, Any]
 
-MANY_INTERVALS = 8
+MANY = 8
 EQUAL = 1e-6
 
 
@@ -31,6 +32,8 @@ def progress(data: Data) -> Iterator[str]:
 
 def selection(data: Data) -> Iterator[str]:
     """By what settings were chosen."""
+    if data["metric"] is None and not data["cells"]["finished"]:
+        return
     if data["metric"] is None:
         yield "No run has a validation metric that is known, such as val/accuracy or val/loss."
     elif DATA in data["axes"]:
@@ -51,13 +54,42 @@ def ranking(data: Data) -> Iterator[str]:
     first = arms[lead["best"]] if lead else next(iter(arms.values()))
     place = f"has the {'highest' if data['mode'] == 'max' else 'lowest'} mean" if lead else "is the best"
     yield f"{called(first)} {place}: {data['metric']} {quantity(data, first['mean'])} ({seeds(first)})."
-    pairs = [(lead["best"], lead["difference"])] if lead else []
-    pairs += [(name, arm["best_difference"]) for name, arm in arms.items()]
+    of_lead = [(lead["best"], lead["difference"])] if lead and lead["difference"] else []
+    of_baseline = [(name, arm["best_difference"]) for name, arm in arms.items() if arm["best_difference"]]
+    few = of_baseline if len(of_baseline) <= MANY else []
     told: set[frozenset[str]] = set()
-    for name, found in pairs:
-        if found and frozenset((name, found["against"])) not in told:
+    for name, found in of_lead + few:
+        if frozenset((name, found["against"])) not in told:
             told.add(frozenset((name, found["against"])))
             yield versus(data, called(arms[name]), called(arms[found["against"]]), found)
+    if not few:
+        yield from groups(data, arms, of_baseline)
+
+
+def groups(data: Data, arms: Data, several: Iterable[tuple[str, Data]]) -> Iterator[str]:
+    """Many differences to the best arm of the baseline: one sentence for those that are better, one for the worse."""
+    kinds: dict[str, list[str]] = {}
+    for name, found in sorted(several, key=lambda one: -abs(one[1]["mean"])):
+        mean, low, high = (found[key] for key in ("mean", "low", "high"))
+        other = called(arms[found["against"]])
+        kind = f"{'Better' if is_better(data, mean) else 'Worse'} than {other}"
+        by = f" by {difference(data, abs(mean))}"
+        if low is None and abs(mean) < EQUAL:
+            kind, by = f"Equal to {other}", ""
+        elif low is None:
+            kind += " in the only pair" if found["pairs"] == 1 else " in all pairs"
+        elif low <= 0 <= high:
+            kind, by = f"Not told apart from {other}", ""
+        else:
+            low, high = sorted((abs(low), abs(high)))
+        interval = "" if low is None else f" ({' to '.join(numbers(data, low, high))})"
+        kinds.setdefault(kind, []).append(f"{called(arms[name])}{by}{interval}")
+    yield from (f"{kind}: {', '.join(texts)}." for kind, texts in kinds.items())
+
+
+def is_better(data: Data, mean: float) -> bool:
+    """Whether a difference is one for the better."""
+    return bool(mean > 0 if data["mode"] == "max" else mean < 0)
 
 
 def versus(data: Data, name: str, other: str, found: Data) -> str:
@@ -65,8 +97,7 @@ def versus(data: Data, name: str, other: str, found: Data) -> str:
     mean, low, high, pairs = (found[key] for key in ("mean", "low", "high", "pairs"))
     if low is None and abs(mean) < EQUAL and pairs > 1:
         return f"{name} equals {other} in all {pairs} pairs."
-    better = mean > 0 if data["mode"] == "max" else mean < 0
-    start = f"{name} is {'better' if better else 'worse'} than {other} by {difference(data, abs(mean))}"
+    start = f"{name} is {'better' if is_better(data, mean) else 'worse'} than {other} by {difference(data, abs(mean))}"
     if low is None:
         where = "in the only pair: an interval takes more seeds" if pairs == 1 else f"in each of {pairs} pairs"
         return f"{start} {where}."
@@ -135,15 +166,19 @@ def failures(data: Data) -> Iterator[str]:
 
 def caution(data: Data) -> Iterator[str]:
     """How many of many intervals miss."""
-    shown_here = sum(1 for arm in data["arms"] if arm["best_difference"])
-    if shown_here >= MANY_INTERVALS:
+    found = [arm["best_difference"] for arm in data["arms"] if arm["best_difference"]]
+    shown_here = sum(one["low"] is not None for one in found)
+    if shown_here >= MANY:
         yield f"Of {shown_here} intervals of 95 %, {shown_here / 20:.1g} miss the true difference on average."
 
 
 def repeats(data: Data) -> Iterator[str]:
     """Runs that do not count."""
     if count := len(data["repeated"]):
-        yield f"{count} run{'s' * (count > 1)} not counted: another one has the same settings and seed."
+        yield (
+            f"{count} run{'s' * (count > 1)} not counted: another one has the same seed, and neither config.yaml nor "
+            f"hparams.yaml shows another difference."
+        )
 
 
 # Names and numbers.
@@ -167,9 +202,11 @@ def difference(data: Data, value: float) -> str:
 
 def numbers(data: Data, *values: float) -> list[str]:
     """Differences without their unit, all with as many decimals."""
+    largest = max(map(abs, values))
     if not data["share"]:
-        return [f"{value:.3g}" for value in values]
-    decimals = 1 if max(map(abs, values)) >= 0.01 else 2
+        decimals = 2 - math.floor(math.log10(largest or 1))
+        return [f"{value:.{decimals}f}" if 0 <= decimals <= 5 else f"{value:.3g}" for value in values]
+    decimals = 1 if largest >= 0.01 else 2
     return [f"{100 * value:.{decimals}f}" for value in values]
 
 
