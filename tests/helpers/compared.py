@@ -48,7 +48,7 @@ def compared(
         if arm["norm"] != baseline:
             arm["difference"] = difference(arm, next(one for one in arms if one["settings"] == of_baseline(arm, arms)))
     return runs, {
-        "version": 1, "metric": "test/accuracy", "mode": "max", "unit": "", "chosen_by": "val/accuracy",
+        "version": 1, "metric": "test/accuracy", "mode": "max", "share": True, "chosen_by": "val/accuracy",
         "baseline": baseline, "target": 0.9, "target_metric": "val/accuracy",
         "axes": [axis for axis, values in (("norm", norms), ("model.optimizer.lr", rates)) if len(values) > 1],
         "seeds": list(seeds), "arms": arms,

@@ -50,6 +50,16 @@ def chosen(opened: Opened) -> list[str]:
     return sorted(re.sub(r"\s*\d+ seeds$", "", name) for name in names)
 
 
+def percent(value: float, sign: str = "") -> str:
+    """A share as the page writes it."""
+    return f"{100 * value:{sign}.2f}"
+
+
+def ends(interval: dict[str, Any], sign: str = "") -> str:
+    """An interval as the page writes it."""
+    return f"{percent(interval['low'], sign)} to {percent(interval['high'], sign)}"
+
+
 BEST = ["BatchNorm, lr=1", "LayerNorm, lr=0.1", "NoNorm, lr=0.01"]
 
 
@@ -60,21 +70,19 @@ def test_a_comparison_comes_first_in_words_and_numbers(open_page: Open, grid: tu
     assert opened.page.locator(".nz-words li").all_inner_texts() == comparison["words"]
     text = opened.page.locator("#nz-comparison svg.nz-figure").text_content()
     for one in comparison["arms"]:
-        written = f"{one['mean']:.4f} ({one['low']:.4f} to {one['high']:.4f})" if one["low"] else "never"
+        written = f"{percent(one['mean'])} ({ends(one)})" if one["low"] else "never"
         assert (written in text) == (one["best"] and one["low"] is not None)
     best = sorted((one for one in comparison["arms"] if one["best"]), key=lambda one: text.index(one["name"]))
     assert best == sorted(best, key=lambda one: -one["mean"])
     assert chosen(opened) == BEST
     layer = arm(comparison, "LayerNorm", 0.01)
     cells = row(opened, "LayerNorm", 0.01).locator("td, th").all_inner_texts()[1:]
-    change = (
-        f"{layer['difference']['mean']:+.4f}\n{layer['difference']['low']:+.4f} to {layer['difference']['high']:+.4f}"
-    )
+    change = f"{percent(layer['difference']['mean'], '+')}\n{ends(layer['difference'], '+')}"
     assert cells == [
-        "LayerNorm", "0.01", f"{layer['mean']:.4f}\n{layer['low']:.4f} to {layer['high']:.4f}", "3 of 3",
+        "LayerNorm", "0.01", f"{percent(layer['mean'])}\n{ends(layer)}", "3 of 3",
         change.replace("-", "−"), "40", "2.15", "",
     ]  # fmt: skip
-    assert row(opened, "LayerNorm", 1).locator("td").all_inner_texts()[2:4] == ["0.9000", "1 of 3"]
+    assert row(opened, "LayerNorm", 1).locator("td").all_inner_texts()[2:4] == ["90.00", "1 of 3"]
     said = row(opened, "NoNorm", 1).inner_text()
     assert "0 of 3" in said
     assert "seed 0: diverged at step 60\nseed 1: diverged at step 90\nseed 2: diverged at step 40" in said
@@ -107,7 +115,7 @@ def test_the_table_sorts_and_the_url_keeps_it(open_page: Open, grid: tuple[list[
         opened.page.keyboard.press("Enter")
         assert head.get_attribute("aria-sort") == order
         shown = opened.page.locator("#nz-arms tbody tr td:nth-child(4)").all_inner_texts()
-        expected = [f"{value:.4f}" for value in sorted(known, reverse=order == "descending")]
+        expected = [percent(value) for value in sorted(known, reverse=order == "descending")]
         assert [text.split("\n")[0] for text in shown] == [*expected, "none"]  # the diverged arm is last in both
     opened.page.reload()
     opened.settle()
@@ -119,7 +127,7 @@ def test_accuracy_against_the_learning_rate(open_page: Open, grid: tuple[list[Ru
     runs, comparison = grid
     opened = open_page(runs, comparison=comparison)
     chart = opened.page.locator("#nz-setting svg.nz-figure")
-    assert "test/accuracy against learning rate" in chart.text_content()
+    assert "test/accuracy, % against learning rate" in chart.text_content()
     counts = [chart.locator(f".{name}").count() for name in ("nz-best", "nz-cross", "nz-whisker")]
     assert counts == [3, 2, 7]  # an arm of one value has no whisker
     chart.focus()
@@ -127,15 +135,38 @@ def test_accuracy_against_the_learning_rate(open_page: Open, grid: tuple[list[Ru
     assert opened.tip().startswith("learning rate 1\n")
     assert "NoNorm\n3 of 3 diverged" in opened.tip().replace("0 of 3 seeds, ", "")
     batch = arm(comparison, "BatchNorm", 1.0)
-    written = f"{batch['mean']:.4g} ({min(batch['values']):.4g} to {max(batch['values']):.4g})"
+    written = f"{100 * batch['mean']:.4g} ({100 * min(batch['values']):.4g} to {100 * max(batch['values']):.4g})"
     assert f"BatchNorm: 3 of 3 seeds, best\n{written}" in opened.tip()
-    assert "LayerNorm: 1 of 3 seeds\n0.9\n" in opened.tip()
+    assert "LayerNorm: 1 of 3 seeds\n90\n" in opened.tip()
     opened.page.keyboard.press("Enter")
     assert chosen(opened) == ["BatchNorm, lr=1", "LayerNorm, lr=1", "NoNorm, lr=1"]
     rows = opened.csv("setting")
     assert [float(one["result"]) for one in rows if one["norm"] == "BatchNorm" and one["value"] == "1"] == batch[
         "values"
     ]
+
+
+@pytest.mark.slow
+def test_of_many_norms_those_that_are_chosen_have_a_colour(open_page: Open) -> None:
+    names = [f"Norm{i:02d}" for i in range(12)]
+    runs, comparison = compared(norms=names, seeds=(0, 1))
+    opened = open_page(runs, comparison=comparison)
+    legend = opened.page.locator("#nz-setting .nz-legend > span")
+    assert "Norm00" in legend.all_inner_texts()  # the baseline
+    assert legend.count() == 7
+    colours = legend.locator("line").evaluate_all("(all) => all.map((line) => line.getAttribute('stroke'))")
+    assert len(set(colours)) == 7
+    row(opened, "Norm11", 0.1).locator("th").click()
+    opened.settle()
+    assert legend.all_inner_texts() == ["Norm11"]
+    assert opened.page.locator("#nz-setting svg.nz-figure path[stroke-width='1.2']").count() == 11
+
+
+@pytest.mark.slow
+def test_runs_without_monitors_have_views_of_the_comparison_only(open_page: Open) -> None:
+    runs, comparison = compared(seeds=(0,))
+    opened = open_page([{**run, "tables": {}, "histograms": {}} for run in runs], comparison=comparison)
+    assert opened.page.locator("section h2").all_inner_texts() == OF_COMPARISON[:4]
 
 
 @pytest.mark.slow
@@ -160,9 +191,9 @@ def test_curves_have_bands_and_end_with_a_cross(open_page: Open, grid: tuple[lis
     opened = open_page(runs, comparison=comparison)
     row(opened, "NoNorm", 0.1).locator("th").click()
     opened.settle()
-    for title in ("val/accuracy", "train/loss"):
+    for title in ("val/accuracy, %", "train/loss"):
         assert opened.chart(title, "curves").locator(".nz-cross").count() == 1
-    chart = opened.chart("val/accuracy", "curves")
+    chart = opened.chart("val/accuracy, %", "curves")
     chart.focus()
     values = sorted(
         run["scalars"]["val/accuracy"]["values"][6] for run in runs if run["name"] in names(comparison, "NoNorm", 0.1)
@@ -172,8 +203,8 @@ def test_curves_have_bands_and_end_with_a_cross(open_page: Open, grid: tuple[lis
     step, label, numbers = opened.tip().split("\n")[:3]
     assert (step, label) == ("step 60", "NoNorm, lr=0.1")
     median, low, high = map(float, re.findall(r"[\d.]+", numbers))
-    assert [low, median, high] == pytest.approx(values, rel=1e-3)
-    assert "target\n0.9" in opened.tip()
+    assert [low, median, high] == pytest.approx([100 * value for value in values], rel=1e-3)
+    assert "target\n90" in opened.tip()
     opened.page.keyboard.press("ArrowRight")
     assert "NoNorm, lr=0.1: 2 of 3 seeds" in opened.tip()
     rows = [one for one in opened.csv("curves") if (one["metric"], one["step"]) == ("val/accuracy", "60")]
@@ -181,7 +212,7 @@ def test_curves_have_bands_and_end_with_a_cross(open_page: Open, grid: tuple[lis
     opened.page.get_by_role("button", name="Show all").click()
     opened.settle()
     titles = opened.page.locator("#nz-curves svg.nz-figure title").all_text_contents()
-    assert {f"{tag}, {norm}" for tag in ("val/accuracy", "train/loss") for norm in ("BatchNorm", "NoNorm")} < set(
+    assert {f"{tag}, {norm}" for tag in ("val/accuracy, %", "train/loss") for norm in ("BatchNorm", "NoNorm")} < set(
         titles
     )
 

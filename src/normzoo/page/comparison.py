@@ -41,7 +41,6 @@ def comparison(runs: Sequence[Outcome], baseline: str | None = None, target: flo
         "version": 1,
         "metric": metric and metric.tag,
         "mode": metric and metric.mode,
-        "unit": "",
         "chosen_by": metric and metric.chosen_by,
         "baseline": base,
         "target": target,

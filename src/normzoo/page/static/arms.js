@@ -1,5 +1,5 @@
 // All arms of a comparison as a table that sorts, and chooses the runs of the views below.
-import { axisName, bestArms, failureTexts, interval, metricName, writer } from "./compared.js";
+import { axisName, bestArms, failureTexts, interval, metricName, settingText, timesOf, writer } from "./compared.js";
 import { div, el } from "./dom.js";
 import { format } from "./scale.js";
 
@@ -25,7 +25,7 @@ function columnsOf(comparison) {
   const settings = axes.map((axis) => ({
     id: axis,
     head: axisName(axis, axes),
-    text: (arm) => String(arm.settings[axis] ?? ""),
+    text: (arm) => settingText(arm.settings[axis]),
     key: (arm) => arm.settings[axis] ?? null,
     number: arms.every((arm) => typeof arm.settings[axis] === "number"),
   }));
@@ -51,7 +51,7 @@ function columnsOf(comparison) {
     },
     {
       id: "difference",
-      head: `difference to ${baseline}`,
+      head: `difference to ${baseline}${comparison.share ? ", points" : ""}`,
       text: (arm) => differenceText(arm, baseline, write),
       below: (arm) => interval(arm.difference, signed(write)),
       key: (arm) => arm.difference?.mean ?? null,
@@ -60,7 +60,7 @@ function columnsOf(comparison) {
     },
     target !== null && {
       id: "target",
-      head: `steps to ${target}`,
+      head: `steps to ${format(target * timesOf(comparison))}${comparison.share ? " %" : ""}`,
       text: targetText,
       key: (arm) => arm.steps_to_target?.median ?? null,
       number: true,

@@ -26,12 +26,23 @@ export function bestArms({ arms, mode }) {
   return arms.filter((arm) => arm.best).sort((a, b) => place(a) - place(b) || 0);
 }
 
+/** The best arm of each norm, that of the baseline first. */
+export function leadingArms(comparison) {
+  const isBase = (arm) => arm.norm === comparison.baseline;
+  return bestArms(comparison).sort((a, b) => isBase(b) - isBase(a));
+}
+
+/** What values of the metric are multiplied with to be shown: accuracies are shown in percent. */
+export const timesOf = ({ share }) => (share ? 100 : 1);
+
 /** A function that writes values of the metric, and differences between them: the largest mean has four digits, the others as many decimals. */
-export function writer({ arms }) {
-  const largest = Math.max(...arms.map((arm) => Math.abs(arm.mean ?? 0)));
+export function writer(comparison) {
+  const times = timesOf(comparison);
+  const largest = times * Math.max(...comparison.arms.map((arm) => Math.abs(arm.mean ?? 0)));
   const decimals = Math.max(0, Math.min(8, 3 - Math.floor(Math.log10(largest || 1))));
-  return (value) => {
-    if (value === null || value === undefined) return "none";
+  return (known) => {
+    if (known === null || known === undefined) return "none";
+    const value = times * known;
     const text = value.toFixed(decimals);
     const useless = (Number(text) === 0 && value !== 0) || Math.abs(value) >= 1e6;
     return (useless ? format(value) : text).replace(/^-/, "−");
@@ -44,8 +55,14 @@ export function interval(range, write) {
 }
 
 /** The metric in words. */
-export function metricName({ metric, unit }) {
-  return `${metric ?? "no metric yet"}${unit ? `, ${unit}` : ""}`;
+export function metricName({ metric, share }) {
+  return `${metric ?? "no metric yet"}${share ? ", %" : ""}`;
+}
+
+/** A value of a setting: a class without its module. */
+export function settingText(value) {
+  if (typeof value === "string") return /^[A-Za-z_][\w.]*$/.test(value) ? value.split(".").pop() : value;
+  return value === null || value === undefined ? "" : JSON.stringify(value).replaceAll(",", ", ");
 }
 
 /** What did not end well, by seed: ["seed 2: diverged at step 120"]. */

@@ -1,5 +1,5 @@
 // The comparison in words, and the best arm of each norm with its interval.
-import { bestArms, metricName, writer } from "./compared.js";
+import { bestArms, metricName, timesOf, writer } from "./compared.js";
 import { el } from "./dom.js";
 import { whiskerChart } from "./whiskers.js";
 
@@ -30,6 +30,7 @@ function bestChart(page, width) {
         .join("; "),
       xTitle: metricName(page.comparison),
       write: writer(page.comparison),
+      times: timesOf(page.comparison),
       width,
       arms: rows,
       mode,

@@ -1,5 +1,5 @@
 // Curves over steps: a line per arm, a band over its seeds.
-import { BIG } from "./compared.js";
+import { BIG, timesOf } from "./compared.js";
 import { band, before, median, panelsOf } from "./data.js";
 import { columns, grid } from "./dom.js";
 import { lineChart } from "./lines.js";
@@ -69,14 +69,15 @@ function targetLine(page, target, x) {
 }
 
 /** The chart of a metric for some groups, or the reason why there is none. The axes are those of all groups. */
-function curveChart(page, { tag, target }, { title, groups }, width) {
+function curveChart(page, { tag, target, times }, { title, groups }, width) {
   const lines = page.groups.map((group) => groupCurve(page, group, tag));
   const marks = new Map(page.groups.map((group) => [group, endMarks(page, group, tag)]));
   const { x, y, cut } = curveExtents(lines, target);
   [...marks.values()].flat().forEach((mark) => x.add(mark.x));
   const mine = lines.filter((_, i) => groups.includes(page.groups[i]));
   const spec = {
-    title: title ? `${tag}, ${title}` : tag,
+    title: [tag, times > 1 ? "%" : "", title].filter(Boolean).join(", "),
+    times,
     unit: `median, least to greatest seed${cut === null ? "" : `; cut at ${format(cut)}`}`,
     width,
     height: 340,
@@ -96,11 +97,11 @@ function curveChart(page, { tag, target }, { title, groups }, width) {
 }
 
 /** The metric that validation measures, with its target, and the training loss. */
-function metricsOf({ chosen_by: chosenBy, target_metric: targetMetric, metric, target }) {
-  const tag = [chosenBy, targetMetric, metric].find((name) => name?.startsWith("val")) ?? "val/loss";
+function metricsOf(comparison) {
+  const { chosen_by: chosenBy, target } = comparison;
   return [
-    { tag, target: targetMetric === tag ? target : null },
-    { tag: "train/loss", target: null },
+    { tag: chosenBy ?? "val/loss", target, times: timesOf(comparison) },
+    { tag: "train/loss", target: null, times: 1 },
   ];
 }
 

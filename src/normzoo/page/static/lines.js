@@ -173,12 +173,13 @@ function drawLine(node, one, wide, y, theme) {
 }
 
 function tipLines(spec, place) {
+  const write = (value) => format(value * (spec.times ?? 1));
   return spec.series.flatMap((one) => {
-    if (!one.points.length) return [];
+    if (!one.points.length || one.quiet) return [];
     const point = one.points.reduce((best, other) => (Math.abs(other.x - place) < Math.abs(best.x - place) ? other : best));
     if (point.y === null) return [{ color: one.color, name: one.label, text: point.name }];
-    const spread = point.low !== point.high ? ` (${format(point.low)} to ${format(point.high)})` : "";
-    return [{ color: one.color, name: [one.label, point.name].filter(Boolean).join(": "), text: format(point.y) + spread }];
+    const spread = point.low !== point.high ? ` (${write(point.low)} to ${write(point.high)})` : "";
+    return [{ color: one.color, name: [one.label, point.name].filter(Boolean).join(": "), text: write(point.y) + spread }];
   });
 }
 
@@ -218,9 +219,10 @@ function addHover(node, spec, x, y, theme) {
 
 /**
  * A line chart. `spec`: title, unit, width, height, xTitle, xRange [from, to], whole (x has whole numbers only), xLabels (names of the places
- * 0, 1, ... of x), xKind ("log"), xTicks (places with a text), extent (of y), tight (a linear axis need not reach to 0), overSteps (x is the step),
+ * 0, 1, ... of x), xKind ("log"), xTicks (places with a text), extent (of y), times (as large
+ * as the values are those that are shown), tight (a linear axis need not reach to 0), overSteps (x is the step),
  * series, marks (crosses), markTitle (what those without y are) and below (whether there is room for these), font (11 px if not given), empty (why
- * there is nothing), tipTitle(x), pick(x). A series: {label, color, dash, thin, plain (no dots), edges (of the band are drawn), whiskers (instead
+ * there is nothing), tipTitle(x), pick(x). A series: {label, color, dash, thin, plain (no dots), quiet (no tooltip), edges (of the band are drawn), whiskers (instead
  * of a band), dodge, points [{x, y, low, high, name, ring, hollow}]}.
  */
 export function lineChart(spec, theme) {
@@ -229,7 +231,7 @@ export function lineChart(spec, theme) {
   if (!marks.length && !spec.series.some((one) => one.points.some((point) => point.y !== null))) return sayWhy(node, spec, theme);
   const f = (spec.font ?? SIZE) / SIZE;
   const gutter = (spec.below ?? marks.some((mark) => mark.y === null)) ? GUTTER : 0;
-  const y = Object.assign(Scale.around(spec.extent, spec.height - 40 * f - gutter, 42 * f, spec.tight), { gutter });
+  const y = Object.assign(Scale.around(spec.extent, spec.height - 40 * f - gutter, 42 * f, spec.tight), { gutter, times: spec.times ?? 1 });
   const widest = Math.max(...y.ticks(5).map((tick) => y.label(tick).length), gutter && spec.markTitle.length);
   const [from, to] = spec.xRange;
   const x = new Scale(

@@ -14,7 +14,7 @@ export const monitorsView = {
   title: "Monitors side by side",
   about: "A panel per norm, a line per setting, a band over its seeds, at the step of the slider. All panels of a row share their axis.",
   byStep: true,
-  shows: (page) => Boolean(page.comparison),
+  shows: (page) => Boolean(page.comparison) && page.hasTables,
   draw(page) {
     const each = panelsOf(page.groups);
     if (!each.length) return [el("p", { class: "nz-empty" }, why(page))];

@@ -1,6 +1,7 @@
 // The page: takes choices, and draws the views.
 import { armsView } from "./arms.js";
 import { Bar } from "./bar.js";
+import { leadingArms } from "./compared.js";
 import { comparisonView } from "./comparison.js";
 import { curvesView } from "./curves.js";
 import { groupsOf, stepsOf } from "./data.js";
@@ -27,7 +28,7 @@ const POLL = 5000; // ms between two looks at a live source
  * What views read: runs and groups (those chosen), steps (all of them), step (that of the slider), layer (the pinned one), state, theme, width
  * (of the view, in pixels), more (how many runs a view shows at least), comparison (or null), waits (whether runs are chosen that have not
  * started). A view has id, title, about, byStep (whether it depends on the step), early (whether it needs no run), shows(page) (whether there is
- * something of its kind at all), names(page) (the legend of a saved picture), draw(page) -> elements, csv(page) -> rows.
+ * something of its kind at all; if it is left out, whether there are tables), names(page) (the legend of a saved picture), draw(page) -> elements, csv(page) -> rows.
  */
 class Page {
   constructor(element, source) {
@@ -86,7 +87,8 @@ class Page {
     this.chosen = this.store.chosen();
     this.all = this.store.all();
     const norms = [...this.all, ...(this.comparison?.arms ?? [])].map(({ norm }) => norm);
-    this.colours = colourNumbers([...new Set(norms)].sort());
+    const leading = this.comparison ? leadingArms(this.comparison).map(({ norm }) => norm) : [];
+    this.colours = colourNumbers([...new Set(norms)].sort(), leading);
     this.sections.show();
   }
 
@@ -99,6 +101,12 @@ class Page {
     this.waits = this.chosen.size === 0 && this.store.known.length === 0 && Boolean(this.comparison);
     this.steps = stepsOf(this.runs);
     this.draw();
+  }
+
+  /** Whether a run has tables of monitors, as far as runs are loaded. */
+  get hasTables() {
+    const ready = this.store.ready();
+    return !ready.length || ready.some((run) => Object.keys(run.tables).length > 0);
   }
 
   /** Whether there are runs at all. */

@@ -1,9 +1,9 @@
 // Which runs there are, which are chosen, and their data.
-import { bestArms } from "./compared.js";
+import { leadingArms } from "./compared.js";
 import { guess } from "./picker.js";
 
 const AT_FIRST = 12; // runs shown until the user chooses: 200 would take long to load
-const MOST_ARMS = 8; // of a comparison, at first
+const MOST_ARMS = 7; // of a comparison, at first: as many as there are colours
 
 /** Run -> its norm, seed and the name of its arm. */
 function armsByRun(comparison) {
@@ -36,7 +36,7 @@ export class Runs {
     if (hidden.length || names.length <= AT_FIRST) return new Set(names.filter((name) => !hidden.includes(name)));
     if (this.comparison) {
       const best = new Set(
-        bestArms(this.comparison)
+        leadingArms(this.comparison)
           .slice(0, MOST_ARMS)
           .flatMap((arm) => arm.runs),
       );

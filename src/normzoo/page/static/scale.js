@@ -75,7 +75,7 @@ function logTicks(min, max, count) {
 /** Maps values to pixels. `kind` is linear, log or symlog (linear within one unit, then logarithmic on both sides). */
 export class Scale {
   constructor(kind, min, max, from, to, unit = 1) {
-    Object.assign(this, { kind, min, max, from, to, unit });
+    Object.assign(this, { kind, min, max, from, to, unit, times: 1 });
     [this.low, this.high] = [this.warp(min), this.warp(max)];
   }
 
@@ -108,7 +108,9 @@ export class Scale {
     return [...side(-this.min).map((tick) => -tick), 0, ...side(this.max)];
   }
 
-  label(tick) {
+  /** The text of a value, `times` as large. */
+  label(value) {
+    const tick = value * this.times;
     const exponent = Math.log10(Math.abs(tick));
     const whole = tick !== 0 && Math.abs(exponent - Math.round(exponent)) < 1e-9;
     if (this.kind !== "linear" && whole) return (tick < 0 ? "−" : "") + power(Math.round(exponent));

@@ -13,7 +13,7 @@ export class Sections {
 
   /** Shows the views that have something of their kind, and their links. */
   show() {
-    const shown = this.all.filter(({ view }) => view.shows?.(this.page) ?? true);
+    const shown = this.all.filter(({ view }) => view.shows?.(this.page) ?? this.page.hasTables);
     if (shown.length === this.shown.length && shown.every((section, i) => section === this.shown[i])) return;
     this.shown = shown;
     this.node.replaceChildren(...shown.map((section) => section.node));

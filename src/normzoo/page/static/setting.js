@@ -1,10 +1,11 @@
 // The result against a setting that is a number, such as the learning rate: a line per norm.
-import { BIG, axisName, failureCount, metricName, numericAxes, seedCount } from "./compared.js";
+import { BIG, axisName, failureCount, metricName, numericAxes, seedCount, settingText, timesOf } from "./compared.js";
 import { div, el } from "./dom.js";
 import { lineChart } from "./lines.js";
 import { Extent, format } from "./scale.js";
 import { lineRound } from "./theme.js";
 
+const MOST_COLOURED = 8; // in colour; of more, those with a chosen run
 const DODGE = 15; // pixels between the points of two norms at one place
 
 function chosenAxis(page) {
@@ -12,18 +13,22 @@ function chosenAxis(page) {
   return axes.includes(page.state.axis) ? page.state.axis : (axes.find((axis) => axis.endsWith(".lr")) ?? axes[0]);
 }
 
-/** Arms that differ in the axis only, as [{norm, label, arms}]. */
-function linesOf({ arms, axes }, axis) {
+/** Arms that differ in the axis only, as [{norm, label, arms, quiet: whether the line is grey}]; the grey ones first. */
+function linesOf({ comparison: { arms, axes }, chosen }, axis) {
   const lines = new Map();
   for (const arm of arms.filter((one) => Number.isFinite(one.settings[axis]))) {
     const others = axes
       .filter((other) => other !== axis && other !== "norm")
-      .map((other) => `${axisName(other, axes)} ${arm.settings[other]}`);
+      .map((other) => `${axisName(other, axes)} ${settingText(arm.settings[other])}`);
     const label = [arm.norm, ...others].join(", ");
     if (!lines.has(label)) lines.set(label, { norm: arm.norm, label, arms: [] });
     lines.get(label).arms.push(arm);
   }
-  return [...lines.values()].map((line) => ({ ...line, arms: line.arms.sort((a, b) => a.settings[axis] - b.settings[axis]) }));
+  const isChosen = (line) => line.arms.some((arm) => arm.runs.some((name) => chosen.has(name)));
+  const sorted = (line) => line.arms.sort((a, b) => a.settings[axis] - b.settings[axis]);
+  return [...lines.values()]
+    .map((line) => ({ ...line, quiet: lines.size > MOST_COLOURED && !isChosen(line), arms: sorted(line) }))
+    .sort((a, b) => b.quiet - a.quiet);
 }
 
 function point(arm, axis) {
@@ -39,8 +44,14 @@ function dashOf(page, others, { norm, label }) {
   return lineRound(page.colours.get(norm)) + others.findIndex((one) => one.label === label);
 }
 
-function lineOf(page, line, axis, i, count) {
-  const others = linesOf(page.comparison, axis).filter((one) => one.norm === line.norm);
+function greyLine(page, { label, arms }, axis) {
+  const points = arms.map(({ mean, settings }) => ({ x: settings[axis], y: mean, low: mean, high: mean }));
+  return { label, color: page.theme.none, dash: 0, thin: true, quiet: true, points };
+}
+
+function colouredLine(page, line, lines, axis) {
+  const [i, count] = [lines.indexOf(line), lines.length];
+  const others = lines.filter((one) => one.norm === line.norm);
   return {
     label: line.label,
     color: page.normColor(line.norm),
@@ -53,15 +64,18 @@ function lineOf(page, line, axis, i, count) {
 
 function settingChart(page, axis) {
   const { comparison } = page;
-  const lines = linesOf(comparison, axis);
-  const series = lines.map((line, i) => lineOf(page, line, axis, i, lines.length));
+  const all = linesOf(page, axis);
+  const lines = all.filter((line) => !line.quiet);
+  const grey = all.filter((line) => line.quiet).map((line) => greyLine(page, line, axis));
+  const coloured = lines.map((line) => colouredLine(page, line, lines, axis));
+  const series = [...grey, ...coloured];
   const extent = new Extent();
   for (const { points } of series) for (const { low, high } of points) [low, high].forEach((value) => extent.add(value));
   const marks = lines.flatMap((line, i) =>
     line.arms
       .filter((arm) => arm.failures.length)
       .map((arm) => {
-        const [count, { color, dodge }] = [arm.failures.length, series[i]];
+        const [count, { color, dodge }] = [arm.failures.length, coloured[i]];
         return { x: arm.settings[axis], y: null, color, dodge, text: count < arm.planned ? String(count) : "" };
       }),
   );
@@ -71,7 +85,8 @@ function settingChart(page, axis) {
   return lineChart(
     {
       title: `${metricName(comparison)} against ${name}`,
-      unit: "mean, least to greatest seed; ring: best of its norm; hollow: some seeds missing",
+      unit: `mean, least to greatest seed; ring: best of its norm; hollow: some seeds missing${grey.length ? "; grey: not chosen" : ""}`,
+      times: timesOf(comparison),
       width: page.width,
       height: 420,
       font: BIG,
@@ -113,7 +128,7 @@ export const settingView = {
   early: true,
   shows: (page) => Boolean(page.comparison) && numericAxes(page.comparison).length > 0,
   names(page) {
-    const lines = linesOf(page.comparison, chosenAxis(page));
+    const lines = linesOf(page, chosenAxis(page)).filter((line) => !line.quiet);
     const alike = ({ norm }) => lines.filter((line) => line.norm === norm);
     return lines.map((line) => ({ label: line.label, norm: line.norm, dash: dashOf(page, alike(line), line) }));
   },
@@ -124,7 +139,7 @@ export const settingView = {
   },
   csv(page) {
     const axis = chosenAxis(page);
-    const rows = linesOf(page.comparison, axis).flatMap(({ label, norm, arms }) =>
+    const rows = linesOf(page, axis).flatMap(({ label, norm, arms }) =>
       arms.flatMap((arm) =>
         arm.seeds.map((seed, i) => [label, norm, axis, arm.settings[axis], seed, page.comparison.metric, arm.values[i], String(arm.best)]),
       ),

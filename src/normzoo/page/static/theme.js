@@ -25,8 +25,12 @@ function ramp(stops) {
 export const SEQUENTIAL = ramp(VIRIDIS);
 export const BOTH_SIDES = ramp(DIVERGING);
 
-/** One number per norm, the same in every view and for every choice of runs: usual norms first, others in order. */
-export function colourNumbers(norms) {
+/**
+ * One number per norm, the same in every view and for every choice of runs: usual norms first, others in order. Of more norms than colours, those of
+ * `leading` are first.
+ */
+export function colourNumbers(norms, leading = []) {
+  if (norms.length > PALETTE.length && leading.length) return new Map([...new Set([...leading, ...norms])].map((norm, i) => [norm, i]));
   const numbers = new Map();
   const others = [...new Set(norms)].filter((norm) => !USUAL.includes(norm)).sort();
   const free = [6, ...USUAL.map((norm, i) => (norms.includes(norm) ? -1 : i)).filter((i) => i >= 0)];

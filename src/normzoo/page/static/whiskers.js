@@ -71,7 +71,7 @@ function armRow(node, arm, x, y, { color, theme, room, width, write }) {
   );
 }
 
-/** The chart. `spec`: title, unit, width, arms, mode, baseline (an arm or undefined), color(arm), write(value), xTitle, empty. */
+/** The chart. `spec`: title, unit, width, arms, mode, baseline (an arm or undefined), color(arm), write(value), times (of the axis), xTitle, empty. */
 export function whiskerChart(spec, theme) {
   const { arms, width } = spec;
   const top = 58;
@@ -83,7 +83,7 @@ export function whiskerChart(spec, theme) {
   const room = Math.min(longest * LETTER + 28, width * (width > 800 ? 0.42 : 0.34));
   const right = arms.some((arm) => arm.low !== null) ? 210 : 150;
   const [from, to] = arms.some((arm) => arm.mean !== null) ? axisRange(arms, spec.mode) : [0, 1];
-  const x = new Scale("linear", from, to, room, width - right);
+  const x = Object.assign(new Scale("linear", from, to, room, width - right), { times: spec.times });
   const bottom = top + arms.length * ROW;
   for (const tick of x.ticks(Math.max(2, Math.floor((x.to - x.from) / 90)))) {
     const at = x.pixel(tick);
