@@ -54,6 +54,12 @@ CASES: list[tuple[list[dict[str, Any]], list[str], list[str]]] = [
         [OPTIMIZER, LR],
         ["BatchNorm, optimizer=SGD, lr=0.1", "BatchNorm, optimizer=SGD, lr=1", "BatchNorm, optimizer=AdamW, lr=0.001"],
     ),
+    # Lists: the widths of the layers.
+    (
+        [config(hidden=[8]), config(hidden=[8, 8])],
+        ["model.optimizer.hidden"],
+        ["BatchNorm, hidden=[8]", "BatchNorm, hidden=[8, 8]"],
+    ),
     # An older run lacks an argument.
     ([config(lr=0.1), config(lr=0.1, nesterov=False)], [], ["BatchNorm"] * 2),
     # What does not change the training.

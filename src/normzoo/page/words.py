@@ -83,7 +83,7 @@ def groups(data: Data, arms: Data, several: Iterable[tuple[str, Data]]) -> Itera
         else:
             low, high = sorted((abs(low), abs(high)))
         interval = "" if low is None else f" ({' to '.join(numbers(data, low, high))})"
-        kinds.setdefault(kind, []).append(f"{called(arms[name])}{by}{interval}")
+        kinds.setdefault(kind, []).append(f"{arms[name]['norm']}{by}{interval}")
     yield from (f"{kind}: {', '.join(texts)}." for kind, texts in kinds.items())
 
 
