@@ -7,6 +7,7 @@ import { why } from "./profile.js";
 import { Extent, format } from "./scale.js";
 
 const BEYOND = [100, 10]; // times the median value, and times the median of the first ones: larger values are cut
+const LOSSES = ["train/loss", "train_loss", "loss", "train_loss_step", "train/loss_step"];
 const MOST_LINES = 6; // in one chart; more get a panel for each norm that has several
 
 /** The finite part of a scalar, up to its first value that is none: {steps, values, ended: whether there was one}. */
@@ -97,11 +98,12 @@ function curveChart(page, { tag, target, times }, { title, groups }, width) {
 }
 
 /** The metric that validation measures, with its target, and the training loss. */
-function metricsOf(comparison) {
+function metricsOf({ comparison, runs }) {
   const { chosen_by: chosenBy, target } = comparison;
+  const loss = LOSSES.find((tag) => runs.some((run) => run.scalars[tag])) ?? LOSSES[0];
   return [
     { tag: chosenBy ?? "val/loss", target, times: timesOf(comparison) },
-    { tag: "train/loss", target: null, times: 1 },
+    { tag: loss, target: null, times: 1 },
   ];
 }
 
@@ -118,11 +120,11 @@ export const curvesView = {
     const least = panels.length > 1 ? 300 : 420;
     const fit = columns(page.width, least, panels.length > 1 ? Math.min(3, panels.length) : 2);
     const draw = (metric) => panels.map((panel) => curveChart(page, metric, panel, fit.width));
-    const charts = metricsOf(page.comparison).map(draw);
+    const charts = metricsOf(page).map(draw);
     return panels.length > 1 ? charts.map((row) => grid(fit, ...row)) : [grid(fit, ...charts.flat())];
   },
   csv(page) {
-    const tags = metricsOf(page.comparison).map(({ tag }) => tag);
+    const tags = metricsOf(page).map(({ tag }) => tag);
     const rows = page.groups.flatMap((group) =>
       tags.flatMap((tag) =>
         groupCurve(page, group, tag).points.map(({ x, y, low, high }) => [group.label, group.norm, tag, x, y, low, high]),

@@ -103,10 +103,10 @@ class Page {
     this.draw();
   }
 
-  /** Whether a run has tables of monitors, as far as runs are loaded. */
+  /** Whether views of monitors have something to show: a comparison may be of runs without tables. */
   get hasTables() {
     const ready = this.store.ready();
-    return !ready.length || ready.some((run) => Object.keys(run.tables).length > 0);
+    return !this.comparison || !ready.length || ready.some((run) => Object.keys(run.tables).length > 0);
   }
 
   /** Whether there are runs at all. */
