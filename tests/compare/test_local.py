@@ -13,6 +13,8 @@ from alive import is_alive
 
 from normzoo.compare.local import Local, ProcessEnded
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import time
 from normzoo.compare.local import Local
