@@ -39,11 +39,11 @@ DENSE = [name for name, layer in layers().items() if layer.facts.dense]
 COMMON = ["seed=0", "--best_seeds=1..2", "--monitors=false", "--trainer.accelerator=cpu"]
 GRIDS = {
     "digits_mlp": [
-        *("-c", "configs/digits_mlp.yaml", f"norm={','.join(DENSE)}", "model.optimizer.lr=0.03,0.1,0.3,1.0"),
+        *("-c", "configs/digits_mlp.yaml", f"norm={','.join(DENSE)}", "model.optimizer.lr=0.01,0.03,0.1,0.3,1.0,3.0"),
         *COMMON,
     ],
     "fashion_resnet": [
-        *("-c", "configs/fashion_resnet.yaml", f"norm={','.join(layers())}", "model.optimizer.lr=0.03,0.1,0.3"),
+        *("-c", "configs/fashion_resnet.yaml", f"norm={','.join(layers())}", "model.optimizer.lr=0.01,0.03,0.1,0.3"),
         *("--model.net.width=8", "--data.batch_size=64", "--data.val_size=2000"),
         *("--trainer.max_epochs=1", "--trainer.limit_train_batches=300"),
         *COMMON,
@@ -74,14 +74,22 @@ def main() -> None:
     for name, command in GRIDS.items():
         arguments = [*command, f"--out={given.out / name}"]
         subprocess.run([sys.executable, "-m", "normzoo", "compare", *arguments], check=False)
+        measured = costs(name, given.rounds)
         report["grids"][name] = {
             "command": command,
-            "comparison": page.compare(given.out / name),
-            "costs": costs(name, given.rounds),
+            "arms": [plain(arm) for arm in page.compare(given.out / name)["arms"]],
+            "costs": measured,
+            "refused": [layer for layer in layers() if layer not in measured],
         }
     with written_whole(given.json) as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
+        file.write(f"{json.dumps(report)}\n".encode())
     print(given.json)
+
+
+def plain(arm: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a setting."""
+    kept = ("norm", "settings", "seeds", "values", "mean", "low", "high", "best", "best_difference", "planned")
+    return {key: arm[key] for key in kept} | {"failures": len(arm["failures"])}
 
 
 def costs(grid: str, rounds: int) -> dict[str, dict[str, float]]:

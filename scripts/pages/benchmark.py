@@ -4,9 +4,8 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
-
-from normzoo.norms import layers
 
 BASELINE = "BatchNorm"
 Data = Mapping[str, Any]
@@ -51,7 +50,7 @@ END = """\
   those of the configs, which were chosen with BatchNorm.
 - Nothing about a layer's other arguments: each has its defaults, and only the rate is tuned. A best rate at an end of
   its grid (†) may be better beyond it.
-- A rate that was tuned with one seed favours layers for which seeds matter little.
+- A rate that was tuned with one seed may fail with others; an interval from 0 to 100 % says so, and no more.
 - The cost is that of these small tensors on one core of a CPU; [speed.md](speed.md) has larger ones.
 """
 
@@ -68,14 +67,15 @@ def the_page(report: Data) -> str:
     grids = report["grids"]
     count = sum(1 for grid in grids.values() for arm in best_arms(grid) if arm["norm"] != BASELINE)
     head = HEAD.format(machine=report["machine"], baseline=BASELINE)
-    lessons = "\n".join(f"- {line}" for name, grid in grids.items() for line in lessons_of(name, grid))
+    said = (" ".join(lessons_of(name, grid)) for name, grid in grids.items())
+    lessons = "\n".join(fill(f"- {text}", 120, subsequent_indent="  ", break_on_hyphens=False) for text in said)
     end = END.format(lessons=lessons, count=count, baseline=BASELINE, chance=round(0.05 * count) or 1)
     return "\n".join([head, *(section(name, grid) for name, grid in grids.items()), end])
 
 
 def best_arms(grid: Data) -> list[Data]:
     """The best setting of each layer, the best layer first."""
-    return sorted((arm for arm in grid["comparison"]["arms"] if arm["best"]), key=lambda arm: -arm["mean"])
+    return sorted((arm for arm in grid["arms"] if arm["best"]), key=lambda arm: -arm["mean"])
 
 
 def section(name: str, grid: Data) -> str:
@@ -87,7 +87,7 @@ def section(name: str, grid: Data) -> str:
     ]
     rows += [row(arm, grid) for arm in best_arms(grid)]
     head = [f"## {TITLES[name]}", "", "```sh", wrapped(command), "```", ""]
-    return "\n".join([*head, *rows, "", *without_row(grid), ""])
+    return "\n".join([*head, *rows, "", *(f"{line}\n" for line in without_row(grid))])
 
 
 def wrapped(command: str) -> str:
@@ -104,11 +104,11 @@ def wrapped(command: str) -> str:
 def row(arm: Data, grid: Data) -> str:
     """The row of a layer."""
     cost = grid["costs"][arm["norm"]]
-    every = [one for one in grid["comparison"]["arms"] if one["norm"] == arm["norm"]]
+    every = [one for one in grid["arms"] if one["norm"] == arm["norm"]]
     rates = sorted(one["settings"]["model.optimizer.lr"] for one in every)
     rate = arm["settings"]["model.optimizer.lr"]
     planned = sum(one["planned"] for one in every)
-    diverged = sum(len(one["failures"]) for one in every)
+    diverged = sum(one["failures"] for one in every)
     cells = (
         f"[{arm['norm']}](zoo.md#{arm['norm'].lower()})",
         percent(arm["mean"], arm["low"], arm["high"]),
@@ -140,12 +140,11 @@ def without_row(grid: Data) -> list[str]:
     """A sentence on the layers that the table lacks."""
     shown = {arm["norm"] for arm in best_arms(grid)}
     failed = [name for name in grid["costs"] if name not in shown]
-    unfit = [name for name in layers() if name not in grid["costs"]]
     lines = []
     if failed:
         lines.append(f"No rate trains with {listed(failed)}.")
-    if unfit:
-        lines.append(f"{listed(unfit)}: the network refuses them, as they need positions.")
+    if grid["refused"]:
+        lines.append(f"The network refuses {listed(grid['refused'])}, which need positions.")
     return lines
 
 

@@ -11,7 +11,7 @@ import torch
 from references import reference
 
 from normzoo.norms import Facts, layers
-from pages import authors, axes, claims, conformance, monitors, training, zoo
+from pages import authors, axes, benchmark, claims, conformance, monitors, training, zoo
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -44,6 +44,11 @@ def test_the_page_of_the_sweep_is_up_to_date() -> None:
 def test_the_page_of_the_claims_is_up_to_date() -> None:
     report = json.loads((DOCS / "claims.json").read_text())
     assert (DOCS / "claims.md").read_text() == claims.the_page(report, ROOT), "run scripts/docs claims"
+
+
+def test_the_page_of_the_benchmark_is_up_to_date() -> None:
+    report = json.loads((DOCS / "benchmark.json").read_text())
+    assert (DOCS / "benchmark.md").read_text() == benchmark.the_page(report), "run scripts/docs benchmark"
 
 
 def test_every_layer_is_in_the_sweep() -> None:
