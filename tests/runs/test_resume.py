@@ -826,3 +826,33 @@ def test_a_run_that_receives_a_signal_says_how_to_resume(
     assert "Traceback" not in run.err
     assert not (tmp_path / "lightning_logs/default/000-BatchNorm-0/finished").exists()
     assert trials.forks.run("resume", "lightning_logs/default", cwd=tmp_path).poll() == 0
+
+
+SIGNALLED = (
+    *COMMON, HIDDEN, "--checkpoint_steps=null", "--trainer.max_epochs=2", "--trainer.limit_val_batches=3",
+    "--data.eval_batch_size=32", "--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=6",
+    "--model.net.activation=Dropout", "--model.lr_scheduler=WarmupCosine", "--model.optimizer=SGD",
+    "--model.optimizer.lr=0.1", "--model.optimizer.momentum=0.9",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_what_can_be_resumed(trials: Trials, tmp_path: Path) -> None:
+    """It writes a checkpoint within the epoch; but none amid a validation, whose end a resumed run would not repeat."""
+    for name in ("whole", "step", "validation"):
+        cwd = tmp_path / name
+        cwd.mkdir()
+        point, number = ("step", 9) if name == "step" else ("validation", 4)
+        once = f"import kills; kills.watch({point!r}, lambda n, over: n == {number} and not over and kills.send(15))"
+        fork = trials.forks.run("fit", *SIGNALLED, cwd=cwd, before=FEW_POINTS + ("" if name == "whole" else once))
+        assert fork.poll() == (0 if name == "whole" else 128 + signal.SIGTERM), fork.err
+        assert (cwd / "lightning_logs/default/000-BatchNorm-0/checkpoints/last.ckpt").is_file() is (
+            name != "validation"
+        )
+        if name != "whole":
+            resumed = trials.forks.run("resume", "lightning_logs/default", cwd=cwd, before=FEW_POINTS)
+            assert resumed.poll() == 0, resumed.err
+    whole, *others = (
+        left(tmp_path / name / "lightning_logs/default/000-BatchNorm-0") for name in ("whole", "step", "validation")
+    )
+    assert [differences(whole, other) for other in others] == [[], []]

@@ -95,7 +95,7 @@ class ExactResume(Checkpoint):
         self.started = False
         self.others: list[Checkpoint] = []
         self.validated = False
-        """Whether validation has run since the last batch."""
+        """Whether validation has begun since the last batch."""
         self.restore_loops: list[Callable[[], None]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -150,9 +150,9 @@ class ExactResume(Checkpoint):
     # When to save.
 
     def validate(self, trainer: Trainer, run: Callable[[], Any]) -> None:
-        """Runs the validation."""
-        run()
+        """Runs the validation, which SIGTERM may end."""
         self.validated = True
+        run()
 
     def end_batch(self, trainer: Trainer, end: Callable[[], Any]) -> None:
         """Writes a checkpoint if one is due; the last batch of an epoch waits for the end of the epoch."""
