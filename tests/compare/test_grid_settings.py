@@ -48,6 +48,18 @@ def test_wrong_values_are_named(text: str) -> None:
     assert f"key={text}" in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["0,a", "1.5", "true", "-1..1", "4294967296", "../0"])
+def test_a_seed_is_a_whole_number(text: str) -> None:
+    with pytest.raises(InputError, match="is no seed, which is a whole number from 0"):
+        values("seed", text)
+
+
+def test_long_names_are_short_ones() -> None:
+    assert parse(["model.net.norm=A", "seed_everything=0..1"]) == parse(["norm=A", "seed=0..1"])
+    with pytest.raises(InputError, match="seed is given twice"):
+        parse(["seed=0", "seed_everything=1"])
+
+
 @pytest.mark.parametrize("arguments", [["norm"], ["=3"], ["a b=3"], ["norm=A", "norm=B"]])
 def test_what_is_no_setting_is_refused(arguments: list[str]) -> None:
     with pytest.raises(InputError):

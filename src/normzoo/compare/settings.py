@@ -31,22 +31,30 @@ def parse(arguments: Sequence[str]) -> Settings:
         key, equals, text = argument.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
             raise InputError(f"{argument!r}: expected a setting and its values, as in {EXAMPLE}.")
+        key = short(key)
         if key in found:
             raise InputError(f"{key} is given twice: give all its values at once, {key}=A,B.")
         found[key] = values(key, text)
     return found
 
 
+def short(key: str) -> str:
+    """The short name of a setting that has one."""
+    return next((name for name, long in SHORT.items() if key == long), key)
+
+
 def values(key: str, given: Any) -> list[Any]:
     """The values of a setting: a text with commas and ranges, or a list, as YAML has it.
 
     Raises:
-        InputError: there is none, or one twice; a range is empty or has no end.
+        InputError: there is none, or one twice; a range is empty or has no end; a seed is no whole number.
     """
     parts = split(key, given) if isinstance(given, str) else given if isinstance(given, list) else [given]
     several = [one for part in parts for one in (in_range(key, part) if isinstance(part, str) else [part])]
     if not several or any(one is None or one == "" for one in several):
         raise InputError(f"{key}={given}: a value is empty; give one or more, separated by commas.")
+    if key == "seed" and (wrong := [one for one in several if type(one) is not int or not 0 <= one < 2**32]):
+        raise InputError(f"seed={given}: {shown(wrong[0])} is no seed, which is a whole number from 0 to {2**32 - 1}.")
     twice = [one for place, one in enumerate(several) if one in several[:place]]
     if twice:
         raise InputError(f"{key}={given}: {shown(twice[0])} is there twice; each value makes cells of its own.")
