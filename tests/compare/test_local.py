@@ -27,7 +27,7 @@ with Local(2, threads=1) as executor:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Local]:
-    with Local(2, threads=3, devices=[0, 1]) as executor:
+    with Local(2, threads=3, devices=["0", "1"]) as executor:
         yield executor
 
 
@@ -75,6 +75,14 @@ def test_stop_ends_all_processes(tmp_path: Path) -> None:
     assert all(future.cancelled() or isinstance(future.exception(20), ProcessEnded) for future in futures)
     assert len(list(tmp_path.iterdir())) == 2
     wait_until_gone(pids)
+
+
+def test_stop_ends_a_process_that_is_about_to_start(tmp_path: Path) -> None:
+    """It leads no group of its own yet, or has no number."""
+    with Local(2, threads=1) as executor:
+        futures = [executor.submit(note_and_sleep, str(tmp_path), number) for number in range(2)]
+        executor.stop()
+        assert all(future.cancelled() or isinstance(future.exception(30), ProcessEnded) for future in futures)
 
 
 def test_processes_die_with_their_parent(tmp_path: Path) -> None:
