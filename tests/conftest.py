@@ -1,7 +1,11 @@
 """Settings shared by every test: one thread, seeded random numbers, and slow tests only when asked for."""
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -41,3 +45,20 @@ def seeded() -> Iterator[None]:
     torch.manual_seed(SEED)
     with patch.dict(os.environ):
         yield
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if not sys.platform.startswith("linux") or mount is None or os.geteuid() != 0:
+        pytest.skip("only root on Linux may mount a file system to fill")
+    made = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -15,6 +15,7 @@ import yaml
 from alive import is_alive
 from commands import QUIET, normzoo, process
 
+from normzoo.cli.coordinator import gpus
 from normzoo.compare import Grid
 from normzoo.runs import load_checkpoint
 from normzoo.runs.state import State, failure
@@ -192,3 +193,56 @@ def test_a_grid_is_extended(tmp_path: Path) -> None:
     assert "4 cells, 1 have ended" in done.stdout
     assert list(states(folder)) == ["000-BatchNorm-0", "001-NoNorm-0", "002-BatchNorm-1", "003-NoNorm-1"]
     assert "4 cells, 4 have ended" in compare(folder).stdout
+
+
+OWN = "from normzoo.norms import BatchNorm\n\n\nclass MyNorm(BatchNorm):\n    pass\n"
+
+
+def test_a_norm_of_ones_own(tmp_path: Path) -> None:
+    """Whoever types its path allows it, for new cells and for those that are there; `grid.yaml` alone does not."""
+    (tmp_path / "my_norms.py").write_text(OWN)
+    folder = tmp_path / "grid"
+    command = ("norm=NoNorm,my_norms.MyNorm", *DEEP, "--trainer.max_epochs=1", "--monitors=false")
+    assert compare(folder, *command).returncode == 0
+    (folder / "001-MyNorm-0" / "finished").unlink()
+    alone = compare(folder)
+    assert alone.returncode == 1
+    assert f"{folder}/grid.yaml names classes of my_norms" in alone.stderr
+    assert "--allow=my_norms" in alone.stderr
+    assert states(folder)["001-MyNorm-0"] == State.INTERRUPTED
+    assert compare(folder, *command).returncode == 0
+    (folder / "001-MyNorm-0" / "finished").unlink()
+    allowed = compare(folder, "--allow=my_norms")
+    assert allowed.returncode == 0, allowed.stderr
+    assert set(states(folder).values()) == {State.FINISHED}
+
+
+def test_a_disk_that_fills_up(small_disk: Path) -> None:
+    """While the grid is planned, and while it trains: one message, and the same command continues."""
+    folder = small_disk / "grid"
+    command = ("norm=NoNorm,BatchNorm", *DEEP, "--trainer.max_epochs=2", "--monitors=false")
+    for room in (0, 96 * 1024):
+        filled = 2 * 2**20 - room - sum(file.stat().st_size for file in small_disk.rglob("*") if file.is_file())
+        with (small_disk / "filler").open("wb", buffering=0) as file:
+            file.write(bytes(filled))
+        done = compare(folder, *command)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stdout + done.stderr
+        assert done.stderr.count("normzoo: error: ") == 1, done.stderr
+        message = done.stderr.partition("normzoo: error: ")[2]
+        assert f"{small_disk}" in message
+        assert "could not be written: No space left on device" in message
+        assert "run the same command again" in message
+        (small_disk / "filler").unlink()
+    assert State.FAILED not in states(folder).values()
+    done = compare(folder, *command)
+    assert done.returncode == 0, done.stderr
+    assert set(states(folder).values()) == {State.FINISHED}
+
+
+def test_hidden_gpus_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert gpus() == ["2", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpus() == ["0", "1"]

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -126,23 +124,6 @@ def test_a_run_whose_files_fail_ends_with_a_message(case: str, forks: Forks, tmp
     if stays and case != "file for a folder":
         assert "The last checkpoint is complete: lightning_logs/default/000-BatchNorm-0/checkpoints/" in message
         require_whole(tmp_path / RUN)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if not sys.platform.startswith("linux") or mount is None or os.geteuid() != 0:
-        pytest.skip("only root on Linux may mount a file system to fill")
-    made = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.slow

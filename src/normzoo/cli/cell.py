@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from normzoo.runs.allowed import VARIABLE
 from normzoo.runs.atomic import written_whole
 from normzoo.runs.folders import Held
 from normzoo.runs.state import DIVERGED, ENDED, FAILED, state_of
-from normzoo.runs.storage import WriteError
+from normzoo.runs.storage import WriteError, describe_write_error
 
 LOG = "log.txt"
 PATIENCE = 60.0
@@ -46,16 +46,25 @@ def run_cell(folder: str, allow: str = "") -> None:
     command = find_spec("normzoo.__main__")
     assert command is not None
     sys.argv = [str(command.origin), "resume", folder]
-    with output_to(run / LOG):
-        try:
-            train(run)
-        except WriteError:
+    try:
+        with output_to(run / LOG):
+            attempt(run)
+    except OSError as error:
+        raise describe_write_error(error, run) or error from error
+
+
+def attempt(run: Path) -> None:
+    """Trains a cell; if that fails, writes why."""
+    try:
+        train(run)
+    except Diverged as error:
+        report(run, DIVERGED, str(error))
+    except Exception as error:
+        if isinstance(error, WriteError) or describe_write_error(error, run):
             raise
-        except Diverged as error:
-            report(run, DIVERGED, str(error))
-        except InputError as error:
+        if isinstance(error, InputError):
             report(run, FAILED, str(error))
-        except Exception as error:
+        else:
             traceback.print_exc()
             report(run, FAILED, f"{type(error).__name__}: {error}")
 
@@ -92,7 +101,8 @@ def output_to(file: Path) -> Iterator[None]:
         yield
     finally:
         for stream in streams:
-            stream.flush()
+            with suppress(OSError):  # as where the disk is full: what has raised it says so
+                stream.flush()
         for number, before in zip((1, 2), kept, strict=True):
             os.dup2(before, number)
             os.close(before)

@@ -1,7 +1,7 @@
 """The command `normzoo compare`: trains a grid of settings and seeds, each cell an ordinary run."""
 
 import os
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,10 +12,11 @@ from typing import Any
 from normzoo.cli.commands import ArgumentParser
 from normzoo.compare.grid import FILE, Grid, other_settings
 from normzoo.compare.local import preload
-from normzoo.compare.settings import EXAMPLE, Settings, cells, parse, values
+from normzoo.compare.settings import EXAMPLE, Settings, cells, flags, parse, short, values
 from normzoo.errors import InputError
-from normzoo.runs import config_files
+from normzoo.runs import allowed, config_files
 from normzoo.runs.folders import LOCK, hold
+from normzoo.runs.storage import WriteError, describe_write_error
 
 ROOT = Path("lightning_logs/compare")
 IMPORTED = ("normzoo.cli.cell", "normzoo.cli.fit")
@@ -59,9 +60,9 @@ def options() -> ArgumentParser:
 
 
 def positive(text: str) -> int:
-    """A number from 1 on."""
+    """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no number of processes, which is 1 or more")
+        raise ArgumentTypeError(f"expected a whole number from 1 on, not {text!r}")
     return int(text)
 
 
@@ -76,23 +77,44 @@ def seeds(text: str) -> list[Any]:
 def main(arguments: Sequence[str]) -> int:
     """Runs `normzoo compare`."""
     given, rest = options().parse_known_args(arguments)
-    words, command = separate(rest)
-    settings = {**from_file(given.grid), **parse(words)}
+    words, command = separate(allowed.take_flags(rest))
+    typed = parse(words)
+    allowed.allow(
+        allowed.typed([flag for key, several in typed.items() for one in several for flag in flags({key: one})])
+    )
+    settings = {**from_file(given.grid), **typed}
     folder = Path(given.out) if given.out else ROOT / name_of(command)
     if given.on == "local":
         preload(IMPORTED)
+    try:
+        return compare(folder, command, settings, given)
+    except (OSError, WriteError) as error:
+        unwritten = error if isinstance(error, WriteError) else describe_write_error(error, None, [folder])
+        if unwritten is None:
+            raise
+        what = str(unwritten).partition("\n")[0]
+        raise WriteError(f"{what}\nFix the cause, then run the same command again: it continues the grid.") from error
+
+
+def compare(folder: Path, command: list[str], settings: Settings, given: Namespace) -> int:
+    """Makes or continues the grid in a folder, which this process locks meanwhile; returns the exit status."""
     lock = held(folder)
     try:
         grid = opened(folder, command, settings)
-        from normzoo.cli.coordinator import compare  # and with it torch, after the processes have begun to import it
+        wanted = cells(grid.settings)
+        wanted += [] if settings else [cell for cell in grid.cells.values() if cell not in wanted]  # of --best_seeds
+        require_allowed(
+            given.grid or folder / FILE, [*grid.command, *(flag for cell in wanted for flag in flags(cell))]
+        )
+        from normzoo.cli.coordinator import run  # and with it torch, after the processes have begun to import it
 
-        return compare(grid, cells(settings) if settings else [*grid.cells.values()], given)
+        return run(grid, wanted, given, is_new=bool(settings or command))
     finally:
-        os.close(lock)
         if not (folder / FILE).exists():  # wrong input: nothing was planned
             (folder / LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
+        os.close(lock)
 
 
 def separate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -105,10 +127,25 @@ def separate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return words, command
 
 
+def require_allowed(file: str | Path, arguments: Sequence[str]) -> None:
+    """Raises `InputError` if a file names packages of the user's that no flag of this command allows or names.
+
+    Args:
+        file: that has the settings.
+        arguments: of `normzoo fit`, from the file.
+    """
+    for package in allowed.typed(arguments):
+        if package not in allowed.allowed():
+            raise InputError(
+                f"{file} names classes of {package}, and importing them runs its code. If you trust it, allow it: "
+                f"{allowed.FLAG}={package}."
+            )
+
+
 def from_file(path: str | None) -> Settings:
     """The settings in a YAML file."""
     found = config_files.read_settings(Path(path)) if path else {}
-    return {key: values(key, value) for key, value in found.items()}
+    return {short(key): values(short(key), value) for key, value in found.items()}
 
 
 def name_of(command: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from normzoo import page
 from normzoo.cli.cell import run_cell
-from normzoo.cli.plan import plan
+from normzoo.cli.plan import plan, require_same
 from normzoo.compare import on_slurm
 from normzoo.compare.grid import Grid
 from normzoo.compare.local import Local
@@ -28,17 +28,20 @@ from normzoo.runs.state import ENDED, FAILED, State
 from normzoo.runs.storage import WriteError
 
 
-def compare(grid: Grid, wanted: Sequence[Cell], given: argparse.Namespace) -> int:
+def run(grid: Grid, wanted: Sequence[Cell], given: argparse.Namespace, *, is_new: bool) -> int:
     """Trains the cells of a grid that have not ended; returns the exit status.
 
     Args:
         grid: the grid.
         wanted: the cells.
         given: the options.
+        is_new: whether settings or options of the runs were given, which must be those of the grid.
     """
-    devices = range(torch.cuda.device_count())
+    devices = gpus()
     jobs = given.jobs or len(devices) or min(os.cpu_count() or 1, 8)
     grid.threads = grid.threads or (max(1, (os.cpu_count() or 1) // jobs) if given.on == "local" else given.cpus)
+    if is_new:
+        require_same(grid, wanted)
     names = plan(grid, wanted)
     for name in names if given.retry else ():
         (grid.folder / name / FAILED).unlink(missing_ok=True)
@@ -58,6 +61,13 @@ def compare(grid: Grid, wanted: Sequence[Cell], given: argparse.Namespace) -> in
         print(f"normzoo: interrupted; to continue: {again(grid)}", file=sys.stderr)
         return 130
     return conclude(grid, names, stopped)
+
+
+def gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES has them."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
 def submit(grid: Grid, names: Sequence[str], given: argparse.Namespace) -> int:
@@ -98,9 +108,11 @@ def train(grid: Grid, names: Sequence[str], executor: Local | Ray) -> bool:
     for name in names:
         if table.states[name] == State.FAILED:
             table.print(name)
-    futures = {executor.submit(run_cell, *call): name for name, call in zip(todo, calls(grid, todo), strict=True)}
+    futures: dict[Future[None], str] = {}
     with table:
         try:
+            for name, call in zip(todo, calls(grid, todo), strict=True):
+                futures[executor.submit(run_cell, *call)] = name
             for future in as_completed(futures):
                 error = future.exception()
                 if isinstance(error, WriteError):
@@ -115,6 +127,7 @@ def train(grid: Grid, names: Sequence[str], executor: Local | Ray) -> bool:
 def stop(executor: Local | Ray, futures: Iterable[Future[None]]) -> None:
     """Ends all cells, which write a checkpoint; Ctrl-C kills them."""
     executor.stop()
+    print("normzoo: the cells write a checkpoint and end; Ctrl-C kills them", file=sys.stderr)
     try:
         wait(futures)
     except KeyboardInterrupt:

@@ -69,12 +69,9 @@ def plan(grid: Grid, wanted: Sequence[Cell]) -> list[str]:
     """Makes the folders of the cells that a grid lacks; returns those of all that are wanted, in order.
 
     Raises:
-        InputError: a setting is no flag; the grid was made with other settings. Then nothing is written.
+        InputError: a setting is no flag. Then nothing is written.
     """
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    known = next((cell for cell in wanted if grid.name_of(cell)), None)
-    if known is not None:
-        require_same(grid, known)
     missing = [cell for cell in wanted if grid.name_of(cell) is None]
     arms: dict[str, Arm] = {}
     for cell in shown_progress(missing):
@@ -123,8 +120,11 @@ def shown_progress(missing: Sequence[Cell]) -> Iterable[Cell]:
     return track(missing, "planning", console=console, transient=True, disable=len(missing) < 10) if missing else ()
 
 
-def require_same(grid: Grid, cell: Cell) -> None:
-    """Raises `InputError` if the run of a cell has another configuration than the arguments give it now."""
+def require_same(grid: Grid, wanted: Sequence[Cell]) -> None:
+    """Raises `InputError` if a run of the grid has another configuration than the arguments give it now."""
+    cell = next((cell for cell in wanted if grid.name_of(cell)), None)
+    if cell is None:
+        return
     folder = grid.folder / str(grid.name_of(cell))
     saved: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     asked = Plan([*grid.command, *flags(cell)]).plain
