@@ -210,6 +210,11 @@ def test_a_norm_of_ones_own(tmp_path: Path) -> None:
     assert f"{folder}/grid.yaml names classes of my_norms" in alone.stderr
     assert "--allow=my_norms" in alone.stderr
     assert states(folder)["001-MyNorm-0"] == State.INTERRUPTED
+    file = folder / "grid.yaml"
+    whole = file.read_text()
+    file.write_text(whole.replace("command: [", "command: [--allow=my_norms, "))
+    assert compare(folder).returncode == 1
+    file.write_text(whole)
     assert compare(folder, *command).returncode == 0
     (folder / "001-MyNorm-0" / "finished").unlink()
     allowed = compare(folder, "--allow=my_norms")

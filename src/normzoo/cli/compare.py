@@ -181,4 +181,5 @@ def opened(folder: Path, command: list[str], settings: Settings) -> Grid:
     grid = Grid.load(folder)
     if settings and set(settings) != set(grid.settings):
         raise other_settings(folder, [f"it varies {', '.join(grid.settings)}, and this command {', '.join(settings)}"])
-    return replace(grid, command=command or grid.command, settings=settings or grid.settings)
+    saved = [one for one in grid.command if not one.startswith(allowed.FLAG)]  # a file cannot allow what it names
+    return replace(grid, command=command or saved, settings=settings or grid.settings)

@@ -103,7 +103,7 @@ def take_flags(arguments: Sequence[str]) -> list[str]:
 
 def typed(arguments: Sequence[str]) -> Iterator[str]:
     """The packages of the user's own classes that flags name; a file of that name is read as settings."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, equals, value = argument.partition("=")
         path = value if equals else following
         if flag.startswith("--") and flag not in NOT_CLASSES and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
