@@ -8,11 +8,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from normzoo.compare.grid import Grid
 from normzoo.compare.settings import shown
 from normzoo.page.event_log import EventLog
+from normzoo.page.settings import short_names
 from normzoo.runs.state import ENDED, State, failure, state_of
 
 COLOURS = {State.FAILED: "red", State.DIVERGED: "yellow", State.FINISHED: "green"}
@@ -81,11 +82,13 @@ class GridTable:
 
     def rows(self, names: Sequence[str]) -> Table:
         """The running cells, each with its settings, its step and its newest values."""
-        settings = [key for key in self.grid.settings if key not in ("norm", "seed")]
-        table = Table("cell", *settings, "step", "loss", "validation", box=None, pad_edge=False)
+        several = [key for key, given in self.grid.settings.items() if len(given) > 1 and key not in ("norm", "seed")]
+        short = short_names(several)
+        first, last = Column("cell", min_width=max(map(len, names))), Column("validation", no_wrap=True)
+        table = Table(first, *(short[key] for key in several), "step", "loss", last, box=None, pad_edge=False)
         for name in names:
             cell = self.grid.cells[name]
-            table.add_row(name, *(escape(shown(cell[key])) for key in settings), *self.progress_of(name))
+            table.add_row(name, *(escape(shown(cell[key])) for key in several), *self.progress_of(name))
         return table
 
     def progress_of(self, name: str) -> tuple[str, str, str]:
