@@ -18,7 +18,7 @@ set before these runs. A claim shows if all its rules hold on every seed; one se
 missing run leaves it undecided. The numbers here are those of networks that train in seconds, and not the papers'.
 
 ```sh
-normzoo claims                  # all of them, in ten minutes on two cores; again: skips what is trained
+normzoo claims                  # all of them, in five minutes on two cores; again: skips what is trained
 normzoo claims bn-sigmoid       # one
 normzoo claims --list           # statements, rules and commands
 ```

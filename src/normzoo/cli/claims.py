@@ -62,7 +62,7 @@ def options() -> ArgumentParser:
     parser = ArgumentParser(
         prog="normzoo claims",
         description="Check what papers say of normalization layers, on small networks: each claim has a recipe, which "
-        "is a grid of normzoo compare, and rules, which must hold on every seed. All take ten minutes on two cores. "
+        "is a grid of normzoo compare, and rules, which must hold on every seed. All take five minutes on two cores. "
         "The same command again skips what is trained.",
         allow_abbrev=False,
     )
