@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 DEEP = ("--model.net.hidden=[16,16]", "--data.batch_size=32", *QUIET)
 SETTINGS = ("norm=BatchNorm,GroupNorm(num_groups=4),NoNorm", "seed=3..4", "model.optimizer.lr=0.1")
-LONG = (*DEEP, "--trainer.max_epochs=12", "--checkpoint_steps=7")
+LONG = (*DEEP, "--trainer.max_epochs=20", "--checkpoint_steps=7")
 
 
 def compare(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -86,7 +87,7 @@ def test_the_same_command_does_nothing_more(undisturbed: Path) -> None:
 def test_other_settings_are_listed_and_refused(undisturbed: Path) -> None:
     done = compare(undisturbed, *SETTINGS, *LONG, "--trainer.max_epochs=3", "--model.net.hidden=[8]")
     assert done.returncode == 1
-    assert "trainer.max_epochs is 12 there, 3 now" in done.stderr
+    assert "trainer.max_epochs is 20 there, 3 now" in done.stderr
     assert "model.net.hidden is [16, 16] there, [8] now" in done.stderr
     fewer = compare(undisturbed, "norm=NoNorm", *LONG)
     assert "it varies norm, seed, model.optimizer.lr, and this command norm" in fewer.stderr
@@ -106,12 +107,16 @@ def test_kills_change_nothing(undisturbed: Path, tmp_path: Path, trial: int) -> 
         running = cells_of(folder, coordinator)
         time.sleep(draw.uniform(0, 1))
         if draw.random() < 0.5 and running:
-            os.kill(draw.choice(running), signal.SIGKILL)
-            kills["cell"] += 1
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(draw.choice(running), signal.SIGKILL)
+                kills["cell"] += 1
             time.sleep(draw.uniform(0, 1))
+        if coordinator.poll() is not None:  # the grid has ended
+            break
         coordinator.kill()
         coordinator.wait()
         kills["coordinator"] += 1
+    assert min(kills["cell"], kills["coordinator"]) >= 2, kills
     done = compare(folder, *SETTINGS, *LONG)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(states(folder).values()) == {State.FINISHED}
