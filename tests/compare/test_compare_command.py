@@ -80,6 +80,7 @@ def test_the_same_command_does_nothing_more(undisturbed: Path) -> None:
     done = compare(undisturbed, *SETTINGS, *LONG)
     assert done.returncode == 0
     assert "6 cells, 6 have ended" in done.stdout
+    assert not done.stderr
     after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
     assert {path.name for path in after if after[path] != before.get(path)} <= {"grid.yaml", ".lock"}
 

@@ -44,6 +44,7 @@ class Plan(CLI):
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # a line for each cell
         self.refusal: InputError | None = None
         self.parsed = False
         try:
@@ -71,7 +72,6 @@ def plan(grid: Grid, wanted: Sequence[Cell]) -> list[str]:
     Raises:
         InputError: a setting is no flag. Then nothing is written.
     """
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     missing = [cell for cell in wanted if grid.name_of(cell) is None]
     arms: dict[str, Arm] = {}
     for cell in shown_progress(missing):
