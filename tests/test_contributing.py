@@ -31,7 +31,7 @@ class Block:
     @property
     def path(self) -> str:
         """The last file that the text names."""
-        return re.findall(r"`([\w/]+\.\w+)`", self.before)[-1]  # type: ignore[no-any-return]
+        return re.findall(r"`([\w/]+\.\w+)`", self.before)[-1]
 
 
 def blocks(heading: str) -> list[Block]:

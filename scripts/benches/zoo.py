@@ -5,7 +5,7 @@ validation images; then its best rate is trained with two more. Beside them, one
 same network: its time, in turns with TorchBatchNorm, and the bytes that it saves for the backward pass.
 
 Killed and started again, it continues. Fashion-MNIST's files must be where configs/fashion_resnet.yaml finds them. Two
-idle cores take three quarters of an hour. It judges nothing: the exit status is 0.
+idle cores take about 40 minutes. It judges nothing: the exit status is 0.
 """
 
 import argparse

@@ -260,7 +260,7 @@ def test_pictures_are_fit_for_a_slide(open_page: Open, grid: tuple[list[Run], di
         picture = opened.saved(view, "SVG").decode()
         assert re.search(r"<rect [^>]*fill=\"#ffffff\"", picture)
         assert "#1d2025" not in picture
-        width = float(re.search(r'<svg [^>]*?width="(\d+)"', picture)[1])  # type: ignore[index]
+        width = float(re.search(r'<svg [^>]*?width="(\d+)"', picture)[1])
         sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)', picture)]
         assert min(sizes) * 1280 / width >= 14
         assert "BatchNorm" in picture

@@ -57,7 +57,7 @@ class Tab:
 
 
 def steps(run: Any) -> list[int]:
-    return run["tables"]["GradientFlow"]["steps"]  # type: ignore[no-any-return]
+    return run["tables"]["GradientFlow"]["steps"]
 
 
 def test_runs_are_listed_and_served_by_name(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def tensorboard(tmp_path: Path) -> Iterator[str]:
     small_run(tmp_path / "logs/digits/BatchNorm-0/000")
     command = [sys.executable, "-c", START, f"--logdir={tmp_path / 'logs'}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, **pipes) as server:  # type: ignore[call-overload]
+    with subprocess.Popen(command, text=True, **pipes) as server:
         yield server.stdout.readline().strip()
         server.stdin.close()
 

@@ -31,7 +31,7 @@ def runs_of(
                     state=State(value) if isinstance(value, str) else State.FINISHED if known else State.NEW,
                     step=7 + seed if isinstance(value, str) else 100,
                     text="a message\nof two lines" if isinstance(value, str) else "",
-                    curves={f"{stage}/{tag}": {50: value / 2, 100: value} for stage in stages} if known else {},  # type: ignore[operator]
+                    curves={f"{stage}/{tag}": {50: value / 2, 100: value} for stage in stages} if known else {},
                 )
             )
     return runs
@@ -40,7 +40,7 @@ def runs_of(
 def said(table: dict[tuple[str, float], Values], target: float | None = None, **options: Any) -> list[str]:
     found = comparison(runs_of(table, **options), target=target)
     assert found is not None
-    return found["words"]  # type: ignore[no-any-return]
+    return found["words"]
 
 
 BN, LN, NO = ("BatchNorm", 0.1), ("LayerNorm", 0.1), ("NoNorm", 0.1)

@@ -749,7 +749,7 @@ def test_every_norm_is_resumed_exactly_within_an_epoch(name: str, tmp_path: Path
     settings = {"max_steps": 7, "every_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
     train(tmp_path / "whole", task(), Digits(), **settings)
     killed = task()
-    killed.training_step = dies(killed.training_step, 5)  # type: ignore[method-assign]
+    killed.training_step = dies(killed.training_step, 5)
     with pytest.raises(Killed):
         train(tmp_path / "killed", killed, Digits(), **settings)
     train(tmp_path / "killed", task(), Digits(), **settings)

@@ -106,8 +106,9 @@ def one_per_seed(runs: Iterable[Outcome]) -> list[Outcome]:
 
 def order(value: object) -> tuple[bool, float, str]:
     """A key that sorts numbers before texts."""
-    is_number = isinstance(value, int | float)
-    return not is_number, float(value) if is_number else 0.0, "" if is_number else shown(value)  # type: ignore[arg-type]
+    if isinstance(value, int | float):
+        return False, float(value), ""
+    return True, 0.0, shown(value)
 
 
 def best_of(arms: Sequence[Arm], metric: Metric) -> Arm | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
+from itertools import pairwise
 from typing import Any
 
 from normzoo.errors import InputError
@@ -103,7 +104,7 @@ def take_flags(arguments: Sequence[str]) -> list[str]:
 
 def typed(arguments: Sequence[str]) -> Iterator[str]:
     """The packages of the user's own classes that flags name; a file of that name is read as settings."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+    for argument, following in pairwise([*arguments, ""]):
         flag, equals, value = argument.partition("=")
         path = value if equals else following
         if flag.startswith("--") and flag not in NOT_CLASSES and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):

@@ -77,7 +77,7 @@ class Page {
     this.width = this.room();
     this.root.dataset.theme = this.theme.name;
     this.sections.drawNow(({ view }) => view.early);
-    performance.mark("nz-first-picture"); // for whoever measures how long a reader waits
+    performance.mark("nz-first-picture"); // what a test measures the wait by
     await new Promise((painted) => setTimeout(painted, 0));
   }
 
